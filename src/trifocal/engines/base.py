@@ -1,0 +1,88 @@
+"""What a language engine is: a tokenizer, two facts and a stream of token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from trifocal.messages import Sampling
+from trifocal.prompt import Prompt
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Engine", "Language", "Tokenizer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """The language half of a checkpoint, as an engine's loader takes it.
+
+    ``folder`` holds the tokenizer's files (and the weights, for engines that read them by
+    themselves), ``config`` is the language model's own configuration with its ``model_type``, and
+    ``weights`` maps canonical names (``model.embed_tokens.weight``, ``lm_head.weight``) to tensors
+    that are read from disk when they are asked for.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    weights: Mapping[str, torch.Tensor]
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Text to ids and back, as the language model's own tokenizer does it."""
+
+    def encode(self, text: str, *, start: bool) -> list[int]:
+        """Ids of plain text. Nothing in ``text`` ever becomes a control token.
+
+        ``start`` says that this is the beginning of a prompt: the tokenizer's own beginning token,
+        if it has one, goes in front.
+        """
+        ...
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ``ids``, without control tokens and without cleaning up spaces."""
+        ...
+
+    def token(self, name: str) -> int | None:
+        """The id of the control token called ``name`` (``</s>``, ``<im_start>``), or None."""
+        ...
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A language model that continues a prompt of spans. Many threads may call it at once."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The language model's tokenizer."""
+        ...
+
+    @property
+    def hidden(self) -> int:
+        """The width of its embedding rows."""
+        ...
+
+    @property
+    def context(self) -> int:
+        """How many positions prompt and answer may take together."""
+        ...
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[int, None, None]:
+        """Yields the answer's ids one by one, never the end token, at most ``max_tokens``.
+
+        Closing the generator cancels the work within one token. Stop strings are not the engine's
+        affair (`trifocal.decoding` watches the text).
+
+        Raises:
+            PromptTooLong: the prompt and one token don't fit.
+            EngineError: the engine failed; `OutOfMemory` where it had no room.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees what it holds. A closed engine raises `EngineError` when asked again."""
+        ...

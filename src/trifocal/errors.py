@@ -1,0 +1,121 @@
+"""The errors Trifocal raises, and nothing else.
+
+TrifocalError
+├── UsageError            what the caller gave can't be done as asked
+│   ├── UnknownName         an engine, option, template or model nobody has heard of
+│   ├── BadImage            a picture that is refused: says which picture and which rule
+│   ├── BadMarkup           an ``<img ...>`` tag in a raw prompt that is no picture
+│   ├── BadSampling         a sampling option out of its range
+│   ├── BadMessages         a conversation that no template can render
+│   └── PromptTooLong       the prompt can't fit: carries the counts
+├── CheckpointError       files of a model are missing, damaged or not what they say
+├── MissingExtra          an optional dependency that is not installed
+├── OutOfMemory           a device had no room: says which part and where
+└── EngineError           a language engine failed in the middle of its work
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BadImage",
+    "BadMarkup",
+    "BadMessages",
+    "BadSampling",
+    "CheckpointError",
+    "EngineError",
+    "MissingExtra",
+    "OutOfMemory",
+    "PromptTooLong",
+    "TrifocalError",
+    "UnknownName",
+    "UsageError",
+]
+
+
+class TrifocalError(Exception):
+    """The root: everything that Trifocal raises on purpose."""
+
+
+class UsageError(TrifocalError):
+    """The caller's request can't be done as asked; asking differently may work."""
+
+
+class UnknownName(UsageError):
+    """A name that is in none of our tables; the message lists those that are."""
+
+    def __init__(self, kind: str, given: str, known: list[str]) -> None:
+        self.kind, self.given, self.known = kind, given, sorted(known)
+        super().__init__(f"unknown {kind} {given!r}; known: {', '.join(self.known) or 'none'}")
+
+
+class BadImage(UsageError):
+    """A picture that is refused.
+
+    ``name`` says which picture (a path, or a place such as ``messages[0].content[1]``), ``rule``
+    is a short stable code (``not_an_image``, ``too_many_pixels``, ...), ``detail`` says what was
+    found and what is allowed.
+    """
+
+    def __init__(self, rule: str, detail: str, name: str = "image") -> None:
+        self.rule, self.detail, self.name = rule, detail, name
+        super().__init__(f"{name}: {detail}")
+
+    def named(self, name: str) -> BadImage:
+        """The same refusal, told of the picture by another name."""
+        return BadImage(self.rule, self.detail, name)
+
+
+class BadMarkup(UsageError):
+    """An ``<img`` tag that can't be read as a picture. ``at`` is its offset in characters."""
+
+    def __init__(self, detail: str, at: int) -> None:
+        self.detail, self.at = detail, at
+        super().__init__(f"<img> tag at character {at}: {detail}")
+
+
+class BadSampling(UsageError):
+    """A sampling option out of its range. ``option`` is its name."""
+
+    def __init__(self, option: str, detail: str) -> None:
+        self.option = option
+        super().__init__(f"{option}: {detail}")
+
+
+class BadMessages(UsageError):
+    """A conversation that can't be rendered: wrong roles, order or number of picture marks."""
+
+
+class PromptTooLong(UsageError):
+    """The prompt can't fit the engine's context; nothing was generated.
+
+    All counts are in positions: rows of the language model's input.
+    """
+
+    def __init__(self, positions: int, images: int, max_tokens: int, context: int) -> None:
+        self.positions, self.images = positions, images
+        self.max_tokens, self.context = max_tokens, context
+        super().__init__(
+            f"the prompt takes {positions} positions ({images} of them pictures) and {max_tokens} are "
+            f"asked for the answer, but the model's context is {context}: "
+            "shorten the text, send fewer pictures or ask for a shorter answer"
+        )
+
+
+class CheckpointError(TrifocalError):
+    """A model's files are missing, damaged, unsafe or not of the shape that they say."""
+
+
+class MissingExtra(TrifocalError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        self.extra = extra
+        super().__init__(f"{what} needs an optional dependency: pip install 'trifocal[{extra}]'")
+
+
+class OutOfMemory(TrifocalError):
+    """A device had no room for a part or for a prompt."""
+
+
+class EngineError(TrifocalError):
+    """A language engine failed while it worked; the request is lost, the process is not."""

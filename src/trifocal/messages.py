@@ -1,0 +1,147 @@
+"""What goes into Llava and what comes out: messages, sampling options, chunks and replies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trifocal.errors import BadMessages, BadSampling
+from trifocal.images import Image
+
+__all__ = ["DEFAULT_MAX_TOKENS", "ROLES", "Chunk", "End", "Message", "Part", "Reply", "Role", "Sampling"]
+
+Part = str | Image
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+DEFAULT_MAX_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn: a role and its parts, in the order in which they were written.
+
+    A ``str`` given for ``parts`` is taken as one part. The literal ``<image>`` inside a text part
+    says where the message's pictures go; see `trifocal.templates.place`.
+
+    Raises:
+        BadMessages: an unknown role, a part that is neither text nor `Image`, or a picture in a
+            turn that is not the user's.
+    """
+
+    role: Role
+    parts: tuple[Part, ...]
+
+    def __init__(self, role: Role, parts: Part | Sequence[Part]) -> None:
+        if role not in ROLES:
+            raise BadMessages(f"unknown role {role!r}; known: {', '.join(ROLES)}")
+        whole = (parts,) if isinstance(parts, (str, Image)) else tuple(parts)
+        for part in whole:
+            if not isinstance(part, (str, Image)):
+                raise BadMessages(f"a part is text or an Image, not {type(part).__name__}")
+        if role != "user" and any(isinstance(part, Image) for part in whole):
+            raise BadMessages(f"a picture stands in a {role} turn; only the user's turns hold pictures")
+        object.__setattr__(self, "role", role)
+        object.__setattr__(self, "parts", whole)
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined."""
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """The pictures, in order."""
+        return tuple(part for part in self.parts if isinstance(part, Image))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How an answer is drawn. ``temperature=0`` is greedy decoding.
+
+    The defaults are greedy, as in the reference's evaluation. ``top_k=0``, ``top_p=1`` and
+    ``min_p=0`` switch the filter off. ``repetition_penalty`` divides positive and multiplies
+    negative logits of tokens already in prompt text or answer (CTRL, arXiv 1909.05858);
+    ``presence_penalty`` and ``frequency_penalty`` are OpenAI's, over the answer alone.
+    ``ignore_end`` goes on past the end token. ``top_logprobs`` asks engines that can for the most
+    likely tokens. ``max_tokens=None`` is as many as fit, at most `DEFAULT_MAX_TOKENS`; an engine
+    that is asked directly goes on until its context is full.
+
+    Raises:
+        BadSampling: an option out of its range.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_end: bool = False
+    top_logprobs: int | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        def check(option: str, ok: bool, allowed: str) -> None:
+            value = getattr(self, option)
+            if isinstance(value, float) and not math.isfinite(value) or not ok:
+                raise BadSampling(option, f"{value!r} is out of range; allowed: {allowed}")
+
+        check("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "1 or more")
+        check("temperature", 0 <= self.temperature <= 100, "0 (greedy) to 100")
+        check("top_p", 0 < self.top_p <= 1, "above 0, at most 1")
+        check("top_k", self.top_k >= 0, "0 (off) or more")
+        check("min_p", 0 <= self.min_p <= 1, "0 to 1")
+        check("repetition_penalty", 0 < self.repetition_penalty <= 10, "above 0, at most 10")
+        check("presence_penalty", -2 <= self.presence_penalty <= 2, "-2 to 2")
+        check("frequency_penalty", -2 <= self.frequency_penalty <= 2, "-2 to 2")
+        check("stop", all(self.stop), "strings that are not empty")
+        if self.seed is not None:
+            check("seed", -(2**63) <= self.seed < 2**63, "a 64-bit integer")
+        if self.top_logprobs is not None:
+            check("top_logprobs", 0 <= self.top_logprobs <= 20, "0 to 20")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature == 0
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How an answer ended, and what it cost in positions.
+
+    ``prompt_tokens`` counts every position of the prompt, ``image_tokens`` those of them that are
+    pictures. ``left_out`` tells, in words, what of the conversation did not fit or was not kept.
+    ``cached_images`` counts pictures whose features were already known. ``timings`` are seconds per
+    step: decode (of image files), preprocess, tower, projector, prefill, generate.
+    """
+
+    finish: Literal["stop", "length"]
+    prompt_tokens: int
+    image_tokens: int
+    completion_tokens: int
+    images: int = 0
+    cached_images: int = 0
+    left_out: tuple[str, ...] = ()
+    timings: dict[str, float] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of an answer's text as soon as it is sure; the last one carries `End`."""
+
+    text: str
+    end: End | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer."""
+
+    text: str
+    end: End
