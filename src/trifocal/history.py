@@ -1,0 +1,75 @@
+"""Which of a conversation stays: pictures by choice, turns by room."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from trifocal.errors import UsageError
+from trifocal.images import Image
+from trifocal.messages import Message, Part
+from trifocal.templates import IMAGE_MARK
+
+__all__ = ["Keep", "keep_images", "parse_keep", "without_oldest_turn"]
+
+Keep = Literal["all", "last"] | int
+
+
+def parse_keep(text: str | int) -> Keep:
+    """``all``, ``last`` or how many of the newest pictures stay.
+
+    Raises:
+        UsageError: none of these.
+    """
+    if text == "all" or text == "last":
+        return text
+    if isinstance(text, bool) or not str(text).isdecimal():
+        raise UsageError(f"images: {text!r} is not 'all', 'last' or a number of pictures to keep")
+    return int(text)
+
+
+def keep_images(messages: Sequence[Message], keep: Keep) -> tuple[list[Message], int]:
+    """The conversation with only the newest pictures, and how many were left out.
+
+    A picture that is left out takes its ``<image>`` mark with it and costs no position; pictures
+    are chosen before any is looked at. ``last`` keeps the newest one, as the seed does by default.
+    """
+    total = sum(len(message.images) for message in messages)
+    drop = 0 if keep == "all" else max(0, total - (1 if keep == "last" else keep))
+    kept, left = [], drop
+    for message in messages:
+        mine = min(left, len(message.images))
+        kept.append(_without_images(message, mine) if mine else message)
+        left -= mine
+    return kept, drop
+
+
+def without_oldest_turn(messages: Sequence[Message]) -> list[Message] | None:
+    """The conversation without its oldest exchange: a user's turn and what answered it.
+
+    The system text and the last question always stay; None where nothing else is left.
+    """
+    start = next((at for at, message in enumerate(messages) if message.role != "system"), len(messages))
+    users = [at for at in range(start, len(messages)) if messages[at].role == "user"]
+    later = [at for at in users if at > start]
+    if not later:
+        return None
+    return [*messages[:start], *messages[later[0] :]]
+
+
+def _without_images(message: Message, count: int) -> Message:
+    """The message without its first ``count`` pictures (marks take pictures in order)."""
+    marks, images = 0, 0
+    parts: list[Part] = []
+    for part in message.parts:
+        if isinstance(part, Image):
+            images += 1
+            if images > count:
+                parts.append(part)
+            continue
+        head, *rest = part.split(IMAGE_MARK)
+        for text in rest:
+            marks += 1
+            head += (IMAGE_MARK if marks > count else "") + text
+        parts.append(head)
+    return Message(message.role, parts)
