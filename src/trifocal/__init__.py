@@ -1,0 +1,93 @@
+"""Trifocal: LLaVA in three parts, each placed where you want it.
+
+    >>> import trifocal
+    >>> llava = trifocal.load()
+    >>> print(llava.complete([llava.question("What is this?", [trifocal.open_image("cat.png")])]).text)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trifocal.errors import (
+        BadImage,
+        BadMarkup,
+        BadMessages,
+        BadSampling,
+        CheckpointError,
+        EngineError,
+        MissingExtra,
+        OutOfMemory,
+        PromptTooLong,
+        TrifocalError,
+        UnknownName,
+        UsageError,
+    )
+    from trifocal.images import Image
+    from trifocal.images import load as open_image
+    from trifocal.llava import Llava, load
+    from trifocal.messages import Chunk, End, Message, Reply, Sampling
+    from trifocal.placement import Placement
+    from trifocal.settings import Settings
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "errors": (
+        "BadImage",
+        "BadMarkup",
+        "BadMessages",
+        "BadSampling",
+        "CheckpointError",
+        "EngineError",
+        "MissingExtra",
+        "OutOfMemory",
+        "PromptTooLong",
+        "TrifocalError",
+        "UnknownName",
+        "UsageError",
+    ),
+    "images": ("Image", "open_image"),
+    "llava": ("Llava", "load"),
+    "messages": ("Chunk", "End", "Message", "Reply", "Sampling"),
+    "placement": ("Placement",),
+    "settings": ("Settings",),
+}
+_RENAMED = {"open_image": "load"}
+
+__all__ = [
+    "BadImage",
+    "BadMarkup",
+    "BadMessages",
+    "BadSampling",
+    "CheckpointError",
+    "Chunk",
+    "End",
+    "EngineError",
+    "Image",
+    "Llava",
+    "Message",
+    "MissingExtra",
+    "OutOfMemory",
+    "Placement",
+    "PromptTooLong",
+    "Reply",
+    "Sampling",
+    "Settings",
+    "TrifocalError",
+    "UnknownName",
+    "UsageError",
+    "__version__",
+    "load",
+    "open_image",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name when it is first asked for, so that ``import trifocal`` costs nothing."""
+    for home, names in _HOME.items():
+        if name in names:
+            return getattr(importlib.import_module(f"trifocal.{home}"), _RENAMED.get(name, name))
+    raise AttributeError(f"module 'trifocal' has no attribute {name!r}")

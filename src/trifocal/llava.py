@@ -1,0 +1,209 @@
+"""The one use case: a conversation with pictures goes in, an answer comes out as it grows."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+from trifocal.checkpoints import Checkpoint, find_checkpoint
+from trifocal.composer import Composer
+from trifocal.decoding import collect, stream_text
+from trifocal.engines import load_engine
+from trifocal.engines.base import Engine
+from trifocal.errors import CheckpointError, PromptTooLong
+from trifocal.history import Keep, keep_images, without_oldest_turn
+from trifocal.images import Image
+from trifocal.messages import DEFAULT_MAX_TOKENS, Chunk, End, Message, Reply, Sampling
+from trifocal.prompt import Prompt
+from trifocal.settings import Settings
+from trifocal.templates import Piece, Template, get_template
+from trifocal.timing import Timings
+from trifocal.vision import load_vision
+from trifocal.weights import load_language
+
+__all__ = ["Llava", "load"]
+
+log = logging.getLogger("trifocal")
+
+
+class Llava:
+    """A checkpoint that sees: template, composer and engine put together.
+
+    Three doors, each using the next: `stream` (or `complete`) takes a conversation, `generate`
+    takes parts in prompt order, and `composer` and `engine` can be called by themselves. All may be
+    called from many threads at once.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, composer: Composer, engine: Engine, template: Template, images: Keep = "all"
+    ) -> None:
+        self.checkpoint, self.composer, self.engine = checkpoint, composer, engine
+        self.template, self.images = template, images
+
+    def question(self, text: str, images: Sequence[Image] = ()) -> Message:
+        """A user's turn from a text and pictures beside it; see `Template.question`."""
+        return self.template.question(text, images)
+
+    def stream(
+        self, messages: Sequence[Message], sampling: Sampling = Sampling(), *, images: Keep | None = None
+    ) -> Generator[Chunk, None, None]:
+        """The answer to a conversation, piece by piece; the last chunk carries `End`.
+
+        ``images`` says which past pictures stay (``all``, ``last`` or a number). Whole oldest
+        exchanges are left out when the context is full, never the system text, never the last
+        question; `End.left_out` tells. Everything that can be refused is refused here, before the
+        generator is returned; closing the generator cancels the work.
+
+        Raises:
+            BadMessages: the conversation can't be rendered.
+            PromptTooLong: even the last question alone does not fit.
+        """
+        timings = Timings()
+        parts, left_out = self._fitting(messages, sampling, self.images if images is None else images)
+        stops = replace(sampling, stop=tuple(dict.fromkeys((*sampling.stop, *self.template.stop))))
+        return self.generate(parts, stops, left_out=left_out, timings=timings)
+
+    def complete(
+        self, messages: Sequence[Message], sampling: Sampling = Sampling(), *, images: Keep | None = None
+    ) -> Reply:
+        """`stream`, collected."""
+        return collect(self.stream(messages, sampling, images=images))
+
+    def generate(
+        self,
+        parts: Sequence[Piece],
+        sampling: Sampling = Sampling(),
+        *,
+        left_out: tuple[str, ...] = (),
+        timings: Timings | None = None,
+    ) -> Generator[Chunk, None, None]:
+        """The continuation of parts in prompt order: no template, no stop strings but the caller's.
+
+        Raises:
+            PromptTooLong: prompt and answer don't fit the engine's context.
+        """
+        timings = Timings() if timings is None else timings
+        images = [part for part in parts if isinstance(part, Image)]
+        timings.add("decode", sum(image.seconds for image in images))
+        self._check_room(self.composer.count(parts), parts, sampling)
+        cached = sum(self.composer.vision.cached(image) for image in images)
+        prompt = self.composer.prompt(parts, timings)
+        limit = sampling.max_tokens or min(DEFAULT_MAX_TOKENS, self.engine.context - len(prompt))
+        facts = End(
+            finish="stop",
+            prompt_tokens=len(prompt),
+            image_tokens=prompt.image_positions,
+            completion_tokens=0,
+            images=len(images),
+            cached_images=cached,
+            left_out=left_out,
+        )
+        return self._answer(prompt, replace(sampling, max_tokens=limit), facts, timings)
+
+    def count(self, messages: Sequence[Message], *, images: Keep | None = None) -> int:
+        """How many positions the whole conversation would take; no picture is looked at."""
+        kept, _ = keep_images(messages, self.images if images is None else images)
+        return self.composer.count(self.template.render(kept))
+
+    def close(self) -> None:
+        """Frees the engine."""
+        self.engine.close()
+
+    def __enter__(self) -> Llava:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _answer(
+        self, prompt: Prompt, sampling: Sampling, facts: End, timings: Timings
+    ) -> Generator[Chunk, None, None]:
+        started, first = time.perf_counter(), None
+        with closing(stream_text(self.engine.stream(prompt, sampling), self.engine.tokenizer, sampling)) as pieces:
+            for piece in pieces:
+                if first is None:
+                    first = time.perf_counter()
+                    timings.add("prefill", first - started)
+                if piece.finish is None:
+                    yield Chunk(piece.text)
+                else:
+                    timings.add("generate", time.perf_counter() - first)
+                    end = replace(facts, finish=piece.finish, completion_tokens=piece.tokens, timings=dict(timings))
+                    yield Chunk(piece.text, end)
+
+    def _fitting(
+        self, messages: Sequence[Message], sampling: Sampling, keep: Keep
+    ) -> tuple[tuple[Piece, ...], tuple[str, ...]]:
+        """The rendered conversation, shortened by whole exchanges until it fits, and what was left out."""
+        kept, dropped = keep_images(messages, keep)
+        notes = [f"{dropped} earlier picture{'s' * (dropped > 1)} (images={keep})"] if dropped else []
+        wanted = sampling.max_tokens or min(DEFAULT_MAX_TOKENS, self.engine.context // 4)
+        before, shorter = len(kept), kept
+        while True:
+            parts = self.template.render(shorter)
+            if self.composer.count(parts) + wanted <= self.engine.context:
+                break
+            rest = without_oldest_turn(shorter)
+            if rest is None:
+                break
+            shorter = rest
+        if len(shorter) < before:
+            pictures = sum(len(m.images) for m in kept) - sum(len(m.images) for m in shorter)
+            notes.append(f"{before - len(shorter)} oldest messages with {pictures} pictures (context is full)")
+        return parts, tuple(notes)
+
+    def _check_room(self, positions: int, parts: Sequence[Piece], sampling: Sampling) -> None:
+        """Refuses what can't fit before any picture is looked at."""
+        wanted = sampling.max_tokens or 1
+        if positions + wanted > self.engine.context:
+            vision = self.composer.vision
+            pictures = sum(vision.positions(part) for part in parts if isinstance(part, Image))
+            raise PromptTooLong(positions, pictures, wanted, self.engine.context)
+
+
+def load(settings: Settings | None = None, **values: Any) -> Llava:
+    """Loads a checkpoint's three parts, each onto its own placement.
+
+    ``load()`` is the bundled model; ``load("thimble")`` is not needed, ``load(checkpoint=FOLDER)``
+    names another, and every field of `Settings` may be given by name.
+
+    Raises:
+        CheckpointError: files missing, damaged, unsafe, or parts that don't belong together.
+        UnknownName: a setting, engine, template or checkpoint that is not known.
+        MissingExtra: an engine whose optional dependency is not installed.
+        OutOfMemory: a device had no room for its part.
+    """
+    settings = (settings or Settings()).with_values(values)
+    checkpoint = find_checkpoint(
+        settings.checkpoint,
+        tower=settings.tower_from,
+        projector=settings.projector_from,
+        language=settings.language_from,
+    )
+    template = get_template(settings.template or checkpoint.template)
+    language = load_language(checkpoint, allow_pickle=settings.allow_pickle)
+    engine = load_engine(settings.engine, language, settings.language, **settings.engine_options)
+    vision = load_vision(
+        checkpoint,
+        settings.tower,
+        settings.projector,
+        allow_pickle=settings.allow_pickle,
+        cache_bytes=settings.cache_bytes,
+    )
+    if vision.hidden != engine.hidden:
+        raise CheckpointError(
+            f"the projector makes rows of {vision.hidden}, the language model takes rows of {engine.hidden}: "
+            "they belong to different models"
+        )
+    composer = Composer(
+        engine.tokenizer,
+        vision,
+        image_start=checkpoint.image_start,
+        image_end=checkpoint.image_end,
+        strip_around_images=checkpoint.strip_around_images,
+    )
+    return Llava(checkpoint, composer, engine, template, settings.images)
