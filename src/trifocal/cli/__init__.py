@@ -1,0 +1,85 @@
+"""The command line: a group of commands, each imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+
+import click
+
+from trifocal import __version__
+from trifocal.errors import TrifocalError, UsageError
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "ask": "trifocal.cli.ask:ask",
+    "chat": "trifocal.cli.chat:chat",
+    "caption": "trifocal.cli.caption:caption",
+    "inspect": "trifocal.cli.inspect:inspect",
+}
+
+
+class _Late(click.Group):
+    """A group whose commands live in modules that are imported when one of them is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[name].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(
+    cls=_Late,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="""\b
+Examples:
+  trifocal ask cat.png "What is in the picture?"       ask the bundled model, offline
+  trifocal ask a.png b.png "What differs?"             several pictures
+  trifocal ask cat.png "Is this <image> a cat?"        say where the picture goes
+  trifocal ask cat.png "Describe it." -m llava-hf/llava-1.5-7b-hf --tower cpu --language cuda:0/float16
+  trifocal chat cat.png                                 a conversation; /help inside
+  trifocal inspect llava-hf/llava-1.5-7b-hf             what a checkpoint is and what it needs
+
+Every option can also stand in trifocal.toml or in the environment (TRIFOCAL_CHECKPOINT, TRIFOCAL_TOWER, ...).""",
+)
+@click.version_option(__version__, prog_name="trifocal")
+@click.option("-v", "--verbose", count=True, help="Say what is loaded where, with times and memory (-vv: more).")
+def cli(verbose: int) -> None:
+    """Give a language model sight: ask pictures questions, chat about them, serve them.
+
+    Without a checkpoint named, the tiny bundled model answers: it knows drawn shapes, things, colours, counts,
+    places and short words, and says so when asked for more.
+    """
+    level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("trifocal").setLevel(level)
+
+
+def main() -> None:
+    """Runs the command line; errors become one line on standard error and an exit code.
+
+    0 done, 1 failed, 2 asked for something that can't be done as asked, 130 interrupted.
+    """
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except TrifocalError as error:
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)

@@ -1,0 +1,107 @@
+"""The options that several commands share, gathered into `Settings` and `Sampling`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trifocal.messages import Sampling
+from trifocal.settings import Settings
+
+__all__ = ["model_options", "parse_engine_options", "sampling_options"]
+
+Command = Callable[..., Any]
+
+_MODEL = [
+    click.option("-m", "--checkpoint", metavar="NAME", help="Folder, hub id or known name.  [default: thimble]"),
+    click.option("--tower-from", metavar="WHERE", help="Take the vision tower from this folder or hub id."),
+    click.option("--projector-from", metavar="WHERE", help="Take the projector from this file, folder or hub id."),
+    click.option("--language-from", metavar="WHERE", help="Take the language model from this folder or hub id."),
+    click.option("--tower", metavar="PLACE", help="Where the tower lives: cpu, cuda:0, mps, cuda:0/float16, ..."),
+    click.option("--projector", metavar="PLACE", help="Where the projector lives."),
+    click.option("--language", metavar="PLACE", help="Where the language model lives."),
+    click.option("--engine", metavar="NAME", help="What runs the language model.  [default: transformers]"),
+    click.option("-e", "--engine-option", "engine_option", metavar="KEY=VALUE", multiple=True, help="Engine's own."),
+    click.option("--template", metavar="NAME", help="Conversation template.  [default: the checkpoint's]"),
+    click.option("--images", metavar="WHICH", help="Past pictures that stay: all, last or a number.  [default: all]"),
+    click.option("--allow-pickle", is_flag=True, default=None, help="Read .bin weights (without running code)."),
+    click.option("--config", type=click.Path(path_type=Path), help="Settings file.  [default: ./trifocal.toml]"),
+]
+_SAMPLING = [
+    click.option("--max-tokens", type=int, help="At most this many tokens.  [default: as many as fit, up to 1024]"),
+    click.option("--temperature", type=float, help="0 is greedy.  [default: 0]"),
+    click.option("--top-p", type=float, help="Likeliest tokens that make up this much.  [default: 1]"),
+    click.option("--top-k", type=int, help="This many likeliest tokens; 0 is off.  [default: 0]"),
+    click.option("--min-p", type=float, help="Tokens at least this likely, against the likeliest.  [default: 0]"),
+    click.option("--repetition-penalty", type=float, help="Above 1 repeats less.  [default: 1]"),
+    click.option("--seed", type=int, help="Draw the same answer again."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer where this text would come."),
+]
+
+
+def model_options(command: Command) -> Command:
+    """Adds the options that choose and place a model; the command gets ``settings``."""
+
+    @functools.wraps(command)
+    def gathered(config: Path | None, engine_option: tuple[str, ...], **values: Any) -> Any:
+        flags = {name: values.pop(name) for name in _names(_MODEL) if name in values}
+        options = parse_engine_options(engine_option) if engine_option else None
+        settings = Settings.read(config, engine_options=options, **flags)
+        return command(settings=settings, **values)
+
+    return _with(_MODEL, gathered)
+
+
+def sampling_options(command: Command) -> Command:
+    """Adds the options of an answer; the command gets ``sampling``."""
+
+    @functools.wraps(command)
+    def gathered(**values: Any) -> Any:
+        flags = {name: values.pop(name) for name in _names(_SAMPLING)}
+        given = {name: value for name, value in flags.items() if value is not None}
+        return command(sampling=Sampling(**given), **values)
+
+    return _with(_SAMPLING, gathered)
+
+
+def parse_engine_options(words: tuple[str, ...]) -> dict[str, Any]:
+    """``KEY=VALUE`` words as a mapping; numbers, true and false are read as such.
+
+    Raises:
+        click.BadParameter: a word without ``=``.
+    """
+    options: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"{word!r} is not KEY=VALUE", param_hint="--engine-option")
+        options[key] = _literal(text)
+    return options
+
+
+def _literal(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _with(options: list[Callable[[Command], Command]], command: Command) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _names(options: list[Callable[[Command], Command]]) -> list[str]:
+    """The parameter names that these options make, but for those that are gathered by hand."""
+    probe = _with(options, lambda: None)
+    names = [str(param.name) for param in probe.__click_params__]  # type: ignore[attr-defined]
+    return [name for name in names if name not in ("config", "engine_option")]
