@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from trifocal.cli.options import model_options, sampling_options
-from trifocal.errors import BadImage
+from trifocal.errors import BadImage, UsageError
 from trifocal.images import from_path
 from trifocal.messages import Sampling
 from trifocal.settings import Settings
@@ -48,18 +48,19 @@ def caption(
     A file that is no picture is told at the end and makes the exit code 1; the others are captioned. Stopped and
     started again, it goes on where it was.
     """
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from trifocal.llava import load
 
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
     pictures = found if recursive else [path for path in found if path.parent == folder]
+    if out is None:
+        _check_names(pictures)
     done = set() if again else _done(pictures, folder, out)
     todo = [path for path in pictures if path not in done]
     refused: list[BadImage] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    from rich.console import Console
-
     with load(settings) as llava, Progress(*columns, console=Console(stderr=True)) as progress:
         for path in progress.track(todo, description="captions"):
             try:
@@ -74,6 +75,15 @@ def caption(
         click.echo(f"{click.style('refused:', fg='red')} {error}", err=True)
     if refused:
         raise click.exceptions.Exit(1)
+
+
+def _check_names(pictures: list[Path]) -> None:
+    """Refuses pictures that would share one text file."""
+    seen: dict[Path, Path] = {}
+    for path in pictures:
+        other = seen.setdefault(path.with_suffix(".txt"), path)
+        if other != path:
+            raise UsageError(f"{other} and {path} would both be captioned in {path.stem}.txt; use --out FILE.jsonl")
 
 
 def _done(pictures: list[Path], folder: Path, out: Path | None) -> set[Path]:

@@ -1,0 +1,61 @@
+# The chores. `make run` and `make test` do all the set-up they need; CI calls the same ones.
+#
+#   make run             install, and answer a question about a picture with the bundled model
+#   make test            install, and run every check and test
+#   make run TORCH=cu130 the same with a CUDA build of torch (any folder of download.pytorch.org/whl)
+
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= cpu
+BIN     = $(VENV)/bin
+PICTURE ?= docs/example.png
+QUESTION ?= What is in this picture?
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: run test check unit lock format clean install install-test
+.DEFAULT_GOAL := run
+
+run: install
+	@echo; echo '$$ trifocal ask $(PICTURE) "$(QUESTION)"'
+	@$(BIN)/trifocal ask $(PICTURE) "$(QUESTION)"
+
+test: install-test check unit
+
+check:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit:
+	$(BIN)/pytest -n 2 --dist loadfile
+
+# torch comes first and from its own index, since the plain registry has only the CUDA build for Linux.
+# The CPU build is held to the lock's hash; another build is the reader's own choice.
+$(VENV)/torch-$(TORCH):
+	$(PYTHON) -m venv $(VENV)
+ifeq ($(TORCH),cpu)
+	$(BIN)/pip install -q --retries 1 --no-deps --require-hashes --extra-index-url https://download.pytorch.org/whl/cpu -r requirements/torch.lock
+else
+	$(BIN)/pip install -q --extra-index-url https://download.pytorch.org/whl/$(TORCH) "torch==2.13.0+$(TORCH)"
+endif
+	touch $@
+
+install: $(VENV)/torch-$(TORCH)
+	$(BIN)/pip install -q --no-deps --require-hashes -r requirements/run.lock
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+
+install-test: install
+	$(BIN)/pip install -q --no-deps --require-hashes -r requirements/test.lock
+
+lock: $(VENV)/torch-$(TORCH)
+	$(BIN)/pip install -q uv
+	$(BIN)/python requirements/lock.py
+
+format:
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
