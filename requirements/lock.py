@@ -1,0 +1,35 @@
+"""Writes the lock anew: every version and hash that `make run` and `make test` install.
+
+Torch is resolved apart, since its CPU build has an index of its own and its CUDA build brings many packages that the
+CPU build does not need. Run it with `make lock`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+TORCH = "torch==2.13.0"
+BUILD = ["hatchling", "editables"]  # what an editable install without build isolation needs
+
+
+def compile_lock(name: str, *extras: str, against: str | None = None) -> None:
+    """Resolves the project with some extras for Python 3.11 and writes ``name``.lock with hashes."""
+    out = HERE / f"{name}.lock"
+    command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "-", "--generate-hashes"]
+    command += ["--python-version", "3.11", "--no-header", "--no-annotate", "--no-emit-package", "torch", "--quiet"]
+    for extra in extras:
+        command += ["--extra", extra]
+    if against:
+        command += ["--constraint", str(HERE / f"{against}.lock")]
+    command += ["--output-file", str(out), "--upgrade"]
+    wanted = "\n".join([*BUILD, TORCH])
+    subprocess.run(command, input=wanted, text=True, check=True, cwd=HERE.parent)
+    print(f"{out.name}: {sum('==' in line for line in out.read_text().splitlines())} packages")
+
+
+if __name__ == "__main__":
+    compile_lock("run", "serve")
+    compile_lock("test", "serve", "test", against="run")

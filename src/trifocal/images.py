@@ -1,0 +1,275 @@
+"""From a path, bytes or a data URI to a bounded, upright picture with a digest."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+import re
+import time
+import warnings
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trifocal.errors import BadImage
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+__all__ = ["LIMITS", "Image", "Limits", "from_bytes", "from_data_uri", "from_path", "from_pil", "load"]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+_DATA_URI = re.compile(r"\s*data:\s*(?P<type>[^;,\s]*)(?P<parameters>(?:\s*;\s*[^;,]*)*)\s*,", re.IGNORECASE)
+_MAGIC = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"%PDF", "PDF"),
+    (b"BM", "BMP"),
+    (b"II*\x00", "TIFF"),
+    (b"MM\x00*", "TIFF"),
+    (b"8BPS", "PSD"),
+    (b"\x00\x00\x01\x00", "ICO"),
+    (b"SIMPLE  =", "FITS"),
+    (b"%!PS", "EPS"),
+    (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"PK\x03\x04", "ZIP"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large a picture may be. Sides in pixels, ``aspect`` as long side over short side.
+
+    The aspect limit is not about looks: a picture of 1 x 65535 pixels passes every pixel limit and
+    takes 13 GB when it is padded to a square.
+    """
+
+    bytes: int = 20 << 20
+    pixels: int = 64_000_000
+    side: int = 16_384
+    aspect: int = 200
+
+
+LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Image:
+    """A picture: upright, RGB, or RGBA where something shows through.
+
+    ``digest`` is the sha256 over mode, size and pixels: all that a model can see of it. Two images
+    are equal when their digests are. ``name`` is for messages, ``seconds`` is how long decoding took.
+    """
+
+    pixels: Picture
+    digest: str
+    name: str = field(default="image")
+    seconds: float = field(default=0.0)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Image) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+        return self.pixels.width
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+        return self.pixels.height
+
+    def on(self, background: tuple[int, int, int]) -> Picture:
+        """The picture as RGB, with ``background`` where it is transparent."""
+        if self.pixels.mode == "RGB":
+            return self.pixels
+        from PIL import Image as Pictures
+
+        canvas = Pictures.new("RGBA", self.pixels.size, (*background, 255))
+        return Pictures.alpha_composite(canvas, self.pixels).convert("RGB")
+
+
+def load(source: str | os.PathLike[str] | bytes | Picture | Image, *, limits: Limits = LIMITS) -> Image:
+    """The picture in a path, a ``data:`` URI, encoded bytes or a PIL image.
+
+    Raises:
+        BadImage: it is no picture, or one over the limits.
+    """
+    if isinstance(source, Image):
+        return source
+    if isinstance(source, bytes):
+        return from_bytes(source, limits=limits)
+    if isinstance(source, str) and source.lstrip()[:5].lower() == "data:":
+        return from_data_uri(source, limits=limits)
+    if isinstance(source, (str, os.PathLike)):
+        return from_path(source, limits=limits)
+    return from_pil(source)
+
+
+def from_path(path: str | os.PathLike[str], *, limits: Limits = LIMITS) -> Image:
+    """The picture in a file of this machine.
+
+    Raises:
+        BadImage: no such file, or `from_bytes` refuses it.
+    """
+    name = os.fspath(path)
+    try:
+        size = Path(path).stat().st_size
+        if size > limits.bytes:
+            raise BadImage("too_many_bytes", f"{size} bytes; allowed are {limits.bytes}", name)
+        return from_bytes(Path(path).read_bytes(), name=name, limits=limits)
+    except FileNotFoundError as error:
+        raise BadImage("not_found", "there is no such file", name) from error
+    except IsADirectoryError as error:
+        raise BadImage("is_a_folder", "this is a folder; name one picture in it", name) from error
+    except (OSError, ValueError) as error:
+        raise BadImage("unreadable", getattr(error, "strerror", None) or "the file can't be read", name) from error
+
+
+def from_data_uri(uri: str, *, name: str = "image", limits: Limits = LIMITS) -> Image:
+    """The picture in ``data:image/...;base64,...``.
+
+    Any image type is taken and what the bytes say counts, since clients mislabel them. White space,
+    line breaks, URL-safe letters and missing padding are allowed; any other character is refused.
+
+    Raises:
+        BadImage: no data URI of an image, no base64, or `from_bytes` refuses the bytes.
+    """
+    head = _DATA_URI.match(uri)
+    if not head:
+        raise BadImage("not_a_data_uri", "this is no data URI: data:image/png;base64,... is expected", name)
+    kind = head["type"].lower()
+    if kind and not kind.startswith("image/") and kind != "application/octet-stream":
+        raise BadImage("not_an_image", f"the data URI is of type {kind[:40]!r}, not of an image", name)
+    if "base64" not in (word.strip().lower() for word in head["parameters"].split(";")):
+        raise BadImage("bad_base64", "the data URI is not in base64", name)
+    if (len(uri) - head.end()) * 3 // 4 > limits.bytes * 1.1 + 1024:
+        raise BadImage("too_many_bytes", f"over {limits.bytes} bytes", name)
+    return from_bytes(_from_base64(uri[head.end() :], name), name=name, limits=limits)
+
+
+def from_bytes(data: bytes, *, name: str = "image", limits: Limits = LIMITS) -> Image:
+    """The picture in an encoded file: JPEG, PNG, WebP or the first frame of a GIF.
+
+    Raises:
+        BadImage: empty, too large, of another format, over the pixel limits, or damaged.
+    """
+    from PIL import Image as Pictures
+    from PIL import ImageOps
+
+    started = time.perf_counter()
+    _check_bytes(data, name, limits)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Pictures.open(BytesIO(data), formats=FORMATS) as file:
+                check_size(*file.size, name=name, limits=limits)
+                file.load()
+                upright = ImageOps.exif_transpose(file)
+                pixels = _plain(upright)
+    except BadImage:
+        raise
+    except Exception as error:
+        # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError and more on damaged input
+        if isinstance(error, MemoryError):
+            raise
+        raise BadImage("damaged", "the file is damaged or cut short; save it anew", name) from error
+    return Image(pixels, _digest(pixels), name, time.perf_counter() - started)
+
+
+def from_pil(picture: Picture, *, name: str = "image") -> Image:
+    """The picture in a PIL image, of any mode.
+
+    Raises:
+        BadImage: it has no pixels.
+    """
+    from PIL import ImageOps
+
+    if not picture.width or not picture.height:
+        raise BadImage("empty", f"the picture is {picture.width} x {picture.height} pixels", name)
+    pixels = _plain(ImageOps.exif_transpose(picture))
+    return Image(pixels, _digest(pixels), name)
+
+
+def check_size(width: int, height: int, *, name: str = "image", limits: Limits = LIMITS) -> None:
+    """Refuses a picture by its size alone, before anything is decoded.
+
+    Raises:
+        BadImage: too many pixels, a side too long, or too thin.
+    """
+    size = f"{width} x {height} pixels"
+    if not width or not height:
+        raise BadImage("empty", f"the picture is {size}", name)
+    if max(width, height) > limits.side:
+        raise BadImage("side_too_long", f"{size}; a side may have {limits.side}", name)
+    if width * height > limits.pixels:
+        raise BadImage("too_many_pixels", f"{size} are {width * height}; allowed are {limits.pixels}", name)
+    if max(width, height) > limits.aspect * min(width, height):
+        raise BadImage("too_thin", f"{size}; one side may be {limits.aspect} times the other", name)
+
+
+def _check_bytes(data: bytes, name: str, limits: Limits) -> None:
+    if not data:
+        raise BadImage("empty", "there are 0 bytes", name)
+    if len(data) > limits.bytes:
+        raise BadImage("too_many_bytes", f"{len(data)} bytes; allowed are {limits.bytes}", name)
+    kind = _kind(data)
+    if kind is None:
+        raise BadImage("not_an_image", "this is no picture; JPEG, PNG, WebP and GIF are taken", name)
+    if kind not in FORMATS:
+        raise BadImage("unsupported_format", f"this is {kind}; JPEG, PNG, WebP and GIF are taken", name)
+
+
+def _kind(data: bytes) -> str | None:
+    """What the first bytes say that this is."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[4:8] == b"ftyp":
+        return "HEIC or AVIF"
+    start = data[:512].lstrip().lower()
+    if start.startswith((b"<svg", b"<?xml")) or b"<svg" in start:
+        return "SVG"
+    return next((kind for magic, kind in _MAGIC if data.startswith(magic)), None)
+
+
+def _plain(picture: Picture) -> Picture:
+    """RGB, or RGBA where some pixel lets something through."""
+    if picture.mode.startswith(("I", "F")):
+        return _sixteen_bits(picture)
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        layered = picture.convert("RGBA")
+        lowest, _ = layered.getchannel("A").getextrema()
+        return layered if lowest < 255 else layered.convert("RGB")  # type: ignore[operator]
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _sixteen_bits(picture: Picture) -> Picture:
+    """Grey of 16 bits, scaled to 8; PIL itself would clip it to white."""
+    import numpy as np
+    from PIL import Image as Pictures
+
+    grey = np.asarray(picture.convert("I"), dtype=np.int64).clip(0, 65535)  # [height, width]
+    return Pictures.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
+
+
+def _digest(pixels: Picture) -> str:
+    framed = hashlib.sha256(f"{pixels.mode} {pixels.width} {pixels.height}\n".encode())
+    framed.update(pixels.tobytes())
+    return framed.hexdigest()
+
+
+def _from_base64(text: str, name: str) -> bytes:
+    letters = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/").replace("%2B", "+").replace("%2F", "/")
+    try:
+        return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadImage("bad_base64", "the data URI's base64 is broken", name) from error

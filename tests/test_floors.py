@@ -1,0 +1,130 @@
+"""The plan of the house: imports run down, there is no circle, and `import trifocal` stays cheap."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trifocal
+
+SOURCE = Path(trifocal.__file__).parent
+
+# from the ground up; a module imports only from floors below its own, or from its own folder
+FLOORS = [
+    {"errors"},
+    {"images", "prompt", "placement", "timing"},
+    {"messages"},
+    {"templates", "engines.base"},
+    {"markup", "history", "engines"},
+    {"settings"},
+    {"quantised"},
+    {"checkpoints", "weights", "hub", "decoding"},
+    {"vision"},
+    {"composer", "convert"},
+    {"llava", "webui", "extension"},
+    {"api", "web"},
+    {"cli"},
+]
+FOLDERS = {"engines", "quantised", "api", "cli", "vision", "web"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def modules() -> dict[str, Path]:
+    paths = (path for path in SOURCE.rglob("*.py") if "thimble" not in path.parts and path.name != "webui_script.py")
+    return {module_name(path): path for path in paths if module_name(path)}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of ours that a file imports, late and type-only imports included."""
+    found: set[str] = set()
+    known = modules()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "trifocal":
+            base = ".".join(node.module.split(".")[1:])
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".strip(".")
+                found.add(inner if inner in known else base)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.removeprefix("trifocal").strip(".") for alias in node.names if "trifocal" in alias.name}
+    return {name for name in found if name}
+
+
+def floor(name: str) -> int:
+    for level, names in enumerate(FLOORS):
+        if name in names:
+            return level
+    for level, names in enumerate(FLOORS):
+        if name.split(".")[0] in names & FOLDERS:
+            return level
+    raise AssertionError(f"{name} is on no floor: draw it into the plan")
+
+
+def folder(name: str) -> str:
+    return name.split(".")[0] if name.split(".")[0] in FOLDERS else name
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_imports_run_down(name: str) -> None:
+    for other in imports(modules()[name]):
+        if folder(other) != folder(name):
+            assert floor(other) < floor(name), f"{name} (floor {floor(name)}) imports {other} (floor {floor(other)})"
+
+
+def test_there_is_no_circle() -> None:
+    graph = {name: imports(path) - {name} for name, path in modules().items()}
+    while graph:
+        free = {name for name, needs in graph.items() if not needs & graph.keys()}
+        assert free, f"a circle among {sorted(graph)}"
+        graph = {name: needs for name, needs in graph.items() if name not in free}
+
+
+def test_engines_know_neither_vision_nor_checkpoints() -> None:
+    for name, path in modules().items():
+        if name.split(".")[0] == "engines":
+            allowed = {"errors", "messages", "prompt", "placement", "timing"}
+            assert {folder(other) for other in imports(path)} <= allowed | {"engines"}, name
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_what_a_module_exports_is_there_and_sorted(name: str) -> None:
+    module = importlib.import_module(f"trifocal.{name}")
+    exported = getattr(module, "__all__", None)
+    if exported is None:
+        assert name.endswith("__main__"), f"{name} has no __all__"
+        return
+    assert all(hasattr(module, public) for public in exported)
+    assert module.__doc__, f"{name} does not say what it owns"
+
+
+def test_the_public_names_are_those_of_the_front_door() -> None:
+    assert all(getattr(trifocal, name) is not None for name in trifocal.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        trifocal.nonsense  # noqa: B018
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    heavy = "torch transformers PIL numpy click rich fastapi".split()
+    program = f"import sys, trifocal; print([name for name in {heavy} if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_the_help_imports_no_model() -> None:
+    program = (
+        "import sys; sys.argv = ['trifocal', '--help']\n"
+        "from trifocal.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'transformers', 'fastapi') if name in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip().endswith("[]")
