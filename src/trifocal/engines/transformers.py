@@ -1,0 +1,273 @@
+"""The engine over transformers' language models: our own loop, their classes as the reference."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Generator, Hashable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trifocal.engines.base import Language
+from trifocal.engines.prefixes import Prefixes, position_keys
+from trifocal.engines.sampler import Sampler
+from trifocal.engines.tokenizer import FileTokenizer
+from trifocal.errors import CheckpointError, EngineError, OutOfMemory, PromptTooLong
+from trifocal.messages import Sampling
+from trifocal.placement import Placement
+from trifocal.prompt import Prompt
+
+__all__ = ["Step", "Transformers", "load"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One id of an answer with its log-probability, and those of the likeliest ids instead of it."""
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+class Transformers:
+    """A causal language model of transformers, continued from spliced embeddings.
+
+    Many threads may call it: each request has its own key-value cache, and they take turns step by
+    step. The caches of the latest prompts stay, up to ``prefix_cache`` bytes, so that the next turn
+    of a conversation runs only over what is new.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: FileTokenizer, *, context: int, end_ids: frozenset[int], prefix_cache: int
+    ) -> None:
+        self.tokenizer, self.context = tokenizer, context
+        self.hidden = int(model.get_input_embeddings().weight.shape[1])
+        self._model: Any = model
+        self._end_ids = end_ids
+        self._turn = threading.Lock()
+        self._prefixes: Prefixes[Any] = Prefixes(prefix_cache)
+
+    @property
+    def model(self) -> Any:
+        """The transformers model itself.
+
+        Raises:
+            EngineError: the engine is closed.
+        """
+        if self._model is None:
+            raise EngineError("the engine is closed")
+        return self._model
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[int, None, None]:
+        """The answer's ids; see `trifocal.engines.base.Engine.stream`."""
+        return _ids(self.steps(prompt, sampling))
+
+    def steps(self, prompt: Prompt, sampling: Sampling) -> Generator[Step, None, None]:
+        """The answer's ids with their log-probabilities, of which ``top_logprobs`` a step."""
+        if not len(prompt):
+            raise EngineError("the prompt is empty: there is nothing to continue")
+        if len(prompt) >= self.context:
+            raise PromptTooLong(len(prompt), prompt.image_positions, 1, self.context)
+        self.model  # noqa: B018  (says that a closed engine is closed before the first step)
+        return self._steps(prompt, sampling)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Embedding rows ``[n, hidden]`` of ids ``[n]``, on the model's device."""
+        table = self.model.get_input_embeddings()
+        rows: torch.Tensor = table(ids.to(table.weight.device))
+        return rows
+
+    def close(self) -> None:
+        """Frees the model and all caches."""
+        self._model = None
+        self._prefixes.clear()
+
+    # inference_mode as a decorator wraps every step of the generator; as a with-block inside it would
+    # stay switched on in the caller between two steps
+    @torch.inference_mode()
+    def _steps(self, prompt: Prompt, sampling: Sampling) -> Generator[Step, None, None]:
+        keys = position_keys(prompt)
+        sampler = Sampler(sampling, prompt.token_ids, self._end_ids)
+        left = min(sampling.max_tokens or self.context, self.context - len(prompt))
+        cache, done = self._start(keys)
+        try:
+            with self._guarded("the prompt"):
+                rows = prompt.splice(self.embed)[done:]  # [positions not in the cache, hidden]
+                logits = self._forward(cache, inputs_embeds=rows[None])
+            while True:
+                token = sampler.pick(logits.clone())
+                if token in self._end_ids:
+                    return
+                yield _step(token, logits, sampling)
+                left -= 1
+                if not left:
+                    return
+                with self._guarded("the answer"):
+                    logits = self._forward(cache, input_ids=torch.tensor([[token]], device=self.model.device))
+                keys.append(token)
+        finally:
+            held = cache.get_seq_length()
+            if held >= len(prompt) and self._model is not None:
+                self._prefixes.put(keys[:held], cache, _bytes(cache))
+
+    def _start(self, keys: list[Hashable]) -> tuple[Any, int]:
+        """A cache, and how many positions of the prompt it holds already; one is always left to run."""
+        from transformers import DynamicCache
+
+        cache, shared, held = self._prefixes.take(keys)
+        done = min(shared, len(keys) - 1)
+        if cache is None or not done:
+            return DynamicCache(), 0
+        if held > done:
+            cache.crop(done - held)
+        return cache, done
+
+    def _forward(self, cache: Any, **inputs: torch.Tensor) -> torch.Tensor:
+        """The logits of the last position, ``[vocabulary]``; the cache grows by the inputs."""
+        with self._turn:
+            out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        logits: torch.Tensor = out.logits[0, -1]
+        return logits
+
+    @contextmanager
+    def _guarded(self, what: str) -> Iterator[None]:
+        """Torch's errors as ours."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            self._prefixes.clear()
+            raise OutOfMemory(f"the language model's device has no room for {what}; shorten it") from error
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise EngineError(f"the language model failed on {what} ({type(error).__name__})") from error
+
+
+def load(
+    language: Language,
+    placement: Placement,
+    *,
+    context: int | None = None,
+    prefix_cache: int = 1 << 30,
+    threads: int | None = None,
+) -> Transformers:
+    """Loads a language model tensor by tensor onto its device.
+
+    ``context`` caps the positions of prompt and answer, ``prefix_cache`` is how many bytes of earlier
+    prompts' key-value caches stay, ``threads`` sets torch's CPU threads (of the whole process).
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    device, dtype = placement.resolve()
+    config = _config(language)
+    try:
+        model = _filled(_empty(config, dtype), config, language, device, dtype)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(f"language model: {device} has no room for it; choose another placement") from error
+    length = int(getattr(config, "max_position_embeddings", 0) or 2048)
+    tokenizer = FileTokenizer(language.folder, bos=language.config.get("bos_token_id"))
+    return Transformers(
+        model,
+        tokenizer,
+        context=min(length, context or length),
+        end_ids=_end_ids(language),
+        prefix_cache=prefix_cache,
+    )
+
+
+def _config(language: Language) -> Any:
+    from transformers import AutoConfig
+
+    values = {k: v for k, v in language.config.items() if k not in ("model_type", "quantization_config", "torch_dtype")}
+    kind = str(language.config.get("model_type", "llama"))
+    try:
+        config = AutoConfig.for_model(kind, **values)
+    except Exception as error:
+        raise CheckpointError(f"language model: transformers has no use for model_type {kind!r} as configured") from error
+    name = "model.embed_tokens.weight"
+    if name in language.weights:
+        config.vocab_size = int(language.weights[name].shape[0])  # configurations are wrong about it, tensors are not
+    return config
+
+
+def _empty(config: Any, dtype: torch.dtype) -> Any:
+    """The model without weights: nothing is allocated."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"language model: {config.model_type!r} is no causal language model") from error
+
+
+def _filled(model: Any, config: Any, language: Language, device: torch.device, dtype: torch.dtype) -> Any:
+    """The model with its weights, each cast and moved as it is read.
+
+    Raises:
+        CheckpointError: a tensor that is missing, unknown or of another shape.
+    """
+    tied = bool(getattr(config, "tie_word_embeddings", False))
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if tied:
+        wanted.pop("lm_head.weight", None)
+    missing = sorted(set(wanted) - set(language.weights))
+    unknown = sorted(set(language.weights) - set(wanted) - {"lm_head.weight"})
+    if missing or unknown:
+        named, what = (missing, "missing") if missing else (unknown, "unexpected")
+        raise CheckpointError(
+            f"{language.folder}: {len(named)} tensors of the language model are {what}, first {named[0]!r}"
+        )
+    state = {}
+    for name, shape in wanted.items():
+        tensor = language.weights[name]
+        if tensor.shape != shape:
+            raise CheckpointError(f"{language.folder}: {name} is {list(tensor.shape)}, {list(shape)} was expected")
+        state[name] = tensor.to(device=device, dtype=dtype, copy=True)
+    model.load_state_dict(state, assign=True, strict=False)
+    if tied:
+        model.lm_head.weight = model.get_input_embeddings().weight
+    _fill_buffers(model, config)
+    return model.to(device)
+
+
+def _fill_buffers(model: Any, config: Any) -> None:
+    """Rotary frequencies are computed, not stored; on the meta device they were not."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if any(buffer.is_meta for buffer in child.buffers(recurse=False)):
+                setattr(parent, name, type(child)(config))
+
+
+def _end_ids(language: Language) -> frozenset[int]:
+    """All ids that end an answer, by the configuration and by ``generation_config.json``."""
+    file = Path(language.folder) / "generation_config.json"
+    try:
+        generation = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise CheckpointError(f"{file}: this is no JSON") from error
+    found: set[int] = set()
+    for value in (language.config.get("eos_token_id"), generation.get("eos_token_id")):
+        found |= set(value) if isinstance(value, list) else {value} if value is not None else set()
+    return frozenset(found)
+
+
+def _ids(steps: Generator[Step, None, None]) -> Generator[int, None, None]:
+    with closing(steps):
+        for step in steps:
+            yield step.id
+
+
+def _step(token: int, logits: torch.Tensor, sampling: Sampling) -> Step:
+    if sampling.top_logprobs is None:
+        return Step(token, 0.0, ())
+    logprobs = logits.float().log_softmax(-1)
+    best = logprobs.topk(min(sampling.top_logprobs, len(logprobs)))
+    top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return Step(token, float(logprobs[token]), top)
+
+
+def _bytes(cache: Any) -> int:
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
