@@ -26,11 +26,11 @@ FLOORS = [
     {"checkpoints", "weights", "hub", "decoding"},
     {"vision"},
     {"composer", "convert"},
-    {"llava", "webui", "extension"},
-    {"api", "web"},
+    {"llava", "webui"},
+    {"api", "web", "extension"},
     {"cli"},
 ]
-FOLDERS = {"engines", "quantised", "api", "cli", "vision", "web"}
+FOLDERS = {"engines", "quantised", "api", "cli", "vision", "web", "webui"}
 
 
 def module_name(path: Path) -> str:
@@ -39,7 +39,7 @@ def module_name(path: Path) -> str:
 
 
 def modules() -> dict[str, Path]:
-    paths = (path for path in SOURCE.rglob("*.py") if "thimble" not in path.parts and path.name != "webui_script.py")
+    paths = (path for path in SOURCE.rglob("*.py") if "thimble" not in path.parts and path.name != "script.py")
     return {module_name(path): path for path in paths if module_name(path)}
 
 

@@ -1,0 +1,67 @@
+"""Pictures that text-generation-webui keeps beside a prompt: of its chat box and of its API, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from trifocal.errors import BadImage
+from trifocal.images import Image, from_bytes, from_data_uri, from_pil
+
+__all__ = ["attached"]
+
+
+def attached(state: Mapping[str, Any], fetch: Callable[[str], bytes]) -> list[Image]:
+    """All pictures of a request, oldest first, from the first of these places that has any.
+
+    ``image_attachments`` (chat box), ``history.messages`` (chat API), ``messages`` and ``raw_images``
+    (completions API), and the history's own record of attachments, which is all that the host gives when it writes
+    in the user's name. ``fetch`` gets the bytes behind a web address.
+
+    Raises:
+        BadImage: one of them is no picture; the host itself would leave it out without a word.
+    """
+    history = state.get("history") or {}
+    for found in (
+        _attachments(state.get("image_attachments") or ()),
+        _messages(history.get("messages") or state.get("messages") or (), fetch),
+        (from_pil(picture, name=f"picture {at}") for at, picture in enumerate(state.get("raw_images") or (), 1)),
+        _recorded(history.get("metadata") or {}),
+    ):
+        images = [*found]
+        if images:
+            return images
+    return []
+
+
+def _attachments(attachments: Any) -> Iterator[Image]:
+    for attachment in attachments:
+        if attachment.get("type") == "image":
+            data, name = str(attachment.get("image_data", "")), str(attachment.get("name", "attachment"))
+            yield from_data_uri(data if data.startswith("data:") else f"data:;base64,{data}", name=name)
+
+
+def _messages(messages: Any, fetch: Callable[[str], bytes]) -> Iterator[Image]:
+    """Pictures of a request in OpenAI's form."""
+    for number, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, Mapping) else None
+        for at, item in enumerate(content if isinstance(content, list) else ()):
+            if isinstance(item, Mapping) and item.get("type") == "image_url":
+                url = str((item.get("image_url") or {}).get("url", ""))
+                yield _behind(url, f"messages[{number}].content[{at}]", fetch)
+
+
+def _behind(url: str, name: str, fetch: Callable[[str], bytes]) -> Image:
+    if url.startswith(("http://", "https://")):
+        try:
+            data = fetch(url)
+        except Exception as error:  # whatever the host's own fetching raises
+            raise BadImage("unreachable", f"{url[:100]} can't be fetched: {error}", name) from error
+        return from_bytes(data, name=name)
+    return from_data_uri(url, name=name)
+
+
+def _recorded(metadata: Mapping[str, Any]) -> Iterator[Image]:
+    rows = (key.removeprefix("user_") for key in metadata if key.startswith("user_"))
+    for row in sorted(int(row) for row in rows if row.isdecimal()):
+        yield from _attachments(metadata[f"user_{row}"].get("attachments") or ())
