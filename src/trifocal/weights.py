@@ -1,0 +1,236 @@
+"""A checkpoint's tensors under canonical names, read from disk when they are asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trifocal.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Weights", "canonical", "part_weights", "read_header", "stored_names", "weight_files"]
+
+HEADER_LIMIT = 16 << 20
+_BUFFERS = re.compile(r"(?:rotary_emb\.inv_freq|\.position_ids|logit_scale)$")
+_NESTED = re.compile(r"^model\.(?=(?:language_model|vision_tower|multi_modal_projector|image_newline)\b)")
+# what stands in front of a name -> the part it belongs to and what its canonical name begins with
+_RULES = [
+    (re.compile(r"^language_model\.lm_head\."), "language", "lm_head."),
+    (re.compile(r"^language_model\.(?:model\.)?"), "language", "model."),
+    (re.compile(r"^(?:model\.)?vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?"), "tower", ""),
+    (re.compile(r"^vision_model\."), "tower", ""),
+    (re.compile(r"^(?=(?:embeddings|pre_layrnorm|encoder|post_layernorm)\.)"), "tower", ""),
+    (re.compile(r"^(?:model\.)?mm_projector\."), "projector", ""),
+    (re.compile(r"^multi_modal_projector\.linear_1\."), "projector", "0."),
+    (re.compile(r"^multi_modal_projector\.linear_2\."), "projector", "2."),
+    (re.compile(r"^multi_modal_projector\."), "projector", ""),
+    (re.compile(r"^(?:model\.)?image_newline$"), "projector", "image_newline"),
+    (re.compile(r"^lm_head\."), "language", "lm_head."),
+    (re.compile(r"^model\."), "language", "model."),
+]
+
+
+def canonical(name: str) -> tuple[str, str] | None:
+    """The part (tower, projector, language) that a stored tensor belongs to, and its name there.
+
+    Every spelling of the original and the llava-hf layouts is known. None for buffers that old files
+    carry and for what is no part of LLaVA (CLIP's text half).
+    """
+    if _BUFFERS.search(name) or name.startswith(("text_model.", "text_projection.", "visual_projection.")):
+        return None
+    name = _NESTED.sub("", name)
+    for pattern, part, prefix in _RULES:
+        match = pattern.match(name)
+        if match:
+            return part, prefix + name[match.end() :]
+    return None
+
+
+class Weights(Mapping[str, "torch.Tensor"]):
+    """Tensors of some files under names of one's choosing; each is read anew when asked for.
+
+    ``rename`` maps a stored name to the one it is known by here, or None to leave it out.
+    Safetensors files are checked against their own header before anything is read; ``.bin`` files
+    are pickles, read only with ``allow_pickle``, and even then without running code.
+
+    Raises:
+        CheckpointError: a file is missing, cut short, damaged or a pickle that is not allowed.
+    """
+
+    def __init__(
+        self, files: Iterable[Path], rename: Callable[[str], str | None], *, allow_pickle: bool = False
+    ) -> None:
+        self._places: dict[str, tuple[Path, str]] = {}
+        self._pickles: dict[Path, Mapping[str, torch.Tensor]] = {}
+        for file in files:
+            for stored in self._names(file, allow_pickle):
+                name = rename(stored)
+                if name is not None:
+                    self._places[name] = (file, stored)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        file, stored = self._places[name]
+        if file in self._pickles:
+            return self._pickles[file][stored]
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(file, framework="pt") as opened:
+                tensor: torch.Tensor = opened.get_tensor(stored)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: {stored} can't be read ({error})") from error
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def where(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._places[name][0]
+
+    @property
+    def files(self) -> set[Path]:
+        """The files that hold any of these tensors."""
+        return {file for file, _ in self._places.values()}
+
+    def _names(self, file: Path, allow_pickle: bool) -> Iterable[str]:
+        if file.suffix == ".safetensors":
+            return [name for name in read_header(file) if name != "__metadata__"]
+        self._pickles[file] = _unpickled(file, allow_pickle)
+        return list(self._pickles[file])
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """A safetensors file's header: dtype, shape and place of every tensor, checked against the file.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, or its header makes no sense.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if size < 8 or length > min(HEADER_LIMIT, size - 8):
+                raise CheckpointError(
+                    f"{file}: its header claims {length} bytes, the file has {size}: it is cut short or no safetensors file"
+                )
+            header: Any = json.loads(opened.read(length))
+    except OSError as error:
+        raise CheckpointError(f"{file}: {error.strerror or 'cannot be read'}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file}: its header is no JSON: the file is damaged") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file}: its header is no table of tensors")
+    _check_header(file, header, size - 8 - length)
+    return header
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a folder that hold weights: what an index lists, else every safetensors or ``.bin`` file.
+
+    Raises:
+        CheckpointError: there are none, or the index names one that is not there.
+    """
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / index).is_file():
+            named = sorted(set(_weight_map(folder / index).values()))
+            absent = [name for name in named if not (folder / name).is_file()]
+            if absent:
+                raise CheckpointError(f"{folder / index} names {absent[0]}, which is not there ({len(absent)} are missing)")
+            return [folder / name for name in named]
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise CheckpointError(f"{folder}: no weights there (*.safetensors or pytorch_model*.bin)")
+    return files
+
+
+def part_weights(source: Path, part: str, *, allow_pickle: bool = False) -> Weights:
+    """One part's tensors (``tower``, ``projector`` or ``language``) out of a file or folder.
+
+    The tower's are named as in ``CLIPVisionModel`` without its prefix, the projector's by layer
+    (``weight`` or ``0.weight``, ``2.bias``), the language model's as in ``LlamaForCausalLM``.
+    """
+
+    def rename(stored: str) -> str | None:
+        found = canonical(stored)
+        return found[1] if found and found[0] == part else None
+
+    files = [source] if source.is_file() else weight_files(source)
+    return Weights(files, rename, allow_pickle=allow_pickle)
+
+
+def stored_names(folder: Path) -> list[str]:
+    """The names of a folder's tensors, without opening a pickle: from its index or the headers."""
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / index).is_file():
+            return list(_weight_map(folder / index))
+    return [name for file in sorted(folder.glob("*.safetensors")) for name in read_header(file)]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        names = json.loads(index.read_text("utf-8"))["weight_map"]
+        assert isinstance(names, dict)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise CheckpointError(f"{index}: this is no index of weights") from error
+    for name in names.values():
+        if not isinstance(name, str) or os.path.basename(name) != name:
+            raise CheckpointError(f"{index}: {name!r} is no file beside the index")
+    return names
+
+
+_SIZES = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+
+
+def _check_header(file: Path, header: dict[str, Any], room: int) -> None:
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            begin, end = entry["data_offsets"]
+            size = _SIZES[entry["dtype"]]
+            for side in entry["shape"]:
+                size *= side
+            sound = 0 <= begin <= end and end - begin == size and all(side >= 0 for side in entry["shape"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{file}: the header's entry for {name} makes no sense") from error
+        if not sound:
+            raise CheckpointError(f"{file}: {name} should take {size} bytes, its place has {end - begin}")
+        if end > room:
+            raise CheckpointError(f"{file}: {name} ends at byte {end}, the file has {room}: it is cut short")
+
+
+def _unpickled(file: Path, allow_pickle: bool) -> Mapping[str, torch.Tensor]:
+    if not allow_pickle:
+        raise CheckpointError(
+            f"{file} is a pickle; say --allow-pickle to read it (no code in it is run), or convert it to safetensors"
+        )
+    import pickle
+
+    import torch
+
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        try:
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception:
+            raise CheckpointError(f"{file}: damaged, or a pickle that holds more than tensors; it was not run") from error
+    if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
+        raise CheckpointError(f"{file}: this is no table of tensors")
+    return loaded
