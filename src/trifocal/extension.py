@@ -13,10 +13,10 @@ from typing import Any
 import click
 
 from trifocal import __version__
-from trifocal.checkpoints import find_checkpoint
-from trifocal.errors import TrifocalError, UsageError
+from trifocal.errors import CheckpointError, UsageError
+from trifocal.hub import is_here
 from trifocal.templates import TEMPLATES, Template
-from trifocal.webui.eyes import ModelFacts, whose_eyes
+from trifocal.webui.eyes import ModelFacts, known_eyes, tells_its_eyes
 
 __all__ = ["Finding", "WebUI", "check", "extension", "install", "instruction_template"]
 
@@ -216,14 +216,20 @@ def _eyes(folder: Path) -> Finding:
     """Whether the tower and projector that fit a model are on this machine."""
     try:
         facts = ModelFacts.of_folder(folder)
-        whose = whose_eyes(facts)
-    except TrifocalError as error:
-        return Finding(False, f"{folder.name}: {error}", "or use it for text alone")
-    try:
-        find_checkpoint(whose, local_only=True)
-    except TrifocalError as error:
-        return Finding(False, f"{folder.name} sees with the eyes of {whose}, which are not here ({error})", f"trifocal inspect {whose}")
-    return Finding(True, f"{folder.name} sees with the eyes of {whose}")
+    except CheckpointError as error:
+        return Finding(False, str(error), "fetch the model again")
+    eyes = known_eyes(facts)
+    if tells_its_eyes(folder):
+        return Finding(True, f"{folder.name} tells in its config.json how it sees")
+    if eyes is None:
+        todo = "if it is a LLaVA's language half, set llava-checkpoint to that LLaVA; else it is for text alone"
+        return Finding(False, f"{folder.name}: nobody knows whose eyes fit it", todo)
+    needed = ["thimble"] if eyes == "thimble" else [eyes] if isinstance(eyes, str) else [eyes.tower, eyes.projector]
+    absent = [name for name in needed if name != "thimble" and not is_here(name)]
+    if absent:
+        todo = "they are fetched when the first picture comes; offline, give folders as llava-clip_repo, llava-projector_repo"
+        return Finding(False, f"{folder.name}: its eyes are not on this machine yet: {', '.join(absent)}", todo)
+    return Finding(True, f"{folder.name} sees with {' and '.join(needed)}")
 
 
 def instruction_template(template: Template) -> str:

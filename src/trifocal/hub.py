@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trifocal.errors import CheckpointError
 
-__all__ = ["CONFIGS", "WEIGHTS", "locate"]
+__all__ = ["CONFIGS", "PICKLES", "WEIGHTS", "is_here", "locate"]
 
 CONFIGS = ("*.json", "*.model", "*.jinja", "*.txt")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -34,6 +34,22 @@ def locate(name: str, patterns: Sequence[str]) -> Path:
     if len(rest) == 2:
         return _fetched(repository, [rest[1]]) / rest[1]
     return _fetched(repository, patterns)
+
+
+def is_here(name: str) -> bool:
+    """Whether `locate` would find ``name`` on this machine, as far as one file of it tells; the hub is not asked."""
+    if Path(name).expanduser().exists():
+        return True
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    owner, *rest = name.split("/")
+    if len(rest) not in (1, 2):
+        return False
+    try:
+        return isinstance(try_to_load_from_cache(f"{owner}/{rest[0]}", rest[1] if rest[1:] else "config.json"), str)
+    except HFValidationError:
+        return False
 
 
 def _fetched(repository: str, patterns: Sequence[str]) -> Path:

@@ -1,33 +1,17 @@
-"""Whose eyes a bare language model has: which checkpoint's tower and projector were trained with it."""
+"""Whose eyes a bare language model has: which tower and projector were trained with it, and how they are used."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+from trifocal.checkpoints import CLIP_TOWER, Checkpoint, Projector, find_checkpoint, from_folder
 from trifocal.errors import CheckpointError, UsageError
 
-__all__ = ["ModelFacts", "whose_eyes"]
-
-# rows of the language model, its tokens, a hint in its name: the first line that matches.
-# Widths and vocabularies are those of the released checkpoints; a name decides only where they are alike.
-_BY_SHAPE: tuple[tuple[int, tuple[int, ...], str, str], ...] = (
-    (256, (3072,), "", "thimble"),
-    (5120, (32003,), r"v1[.-]1", "liuhaotian/LLaVA-13b-delta-v1-1"),
-    (5120, (32003,), "", "liuhaotian/LLaVA-13b-delta-v0"),
-    (4096, (32003,), "", "liuhaotian/LLaVA-Lightning-7B-delta-v1-1"),
-    (4096, (32004,), "", "liuhaotian/LLaVA-7b-delta-v0"),
-    (5120, (32000, 32064), r"1\.6|next", "llava-hf/llava-v1.6-vicuna-13b-hf"),
-    (4096, (32000, 32064), r"mistral.*(1\.6|next)|(1\.6|next).*mistral", "llava-hf/llava-v1.6-mistral-7b-hf"),
-    (4096, (32000, 32064), r"1\.6|next", "llava-hf/llava-v1.6-vicuna-7b-hf"),
-    (5120, (32000,), r"llama-?2", "liuhaotian/llava-llama-2-13b-chat-lightning-preview"),
-    (5120, (32000, 32064), "", "liuhaotian/llava-v1.5-13b"),
-    (4096, (32000, 32064), "", "liuhaotian/llava-v1.5-7b"),
-    (7168, (64000, 64064), "", "llava-hf/llava-v1.6-34b-hf"),
-)
-_TELLING = ("trifocal", "mm_vision_tower", "vision_config")
+__all__ = ["Eyes", "ModelFacts", "find_eyes", "known_eyes", "tells_its_eyes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,29 +40,100 @@ class ModelFacts:
             raise CheckpointError(f"{folder}/config.json is no language model's ({error!r})") from error
 
 
-def whose_eyes(model: ModelFacts) -> str:
-    """The checkpoint (a folder, a hub id or a known name) that this model is the language half of.
+@dataclass(frozen=True, slots=True)
+class Eyes:
+    """A tower and a projector that lie apart from their language model.
 
-    The model's own folder is asked first, since a LLaVA that was turned into a language model by its
-    ``model_type`` alone still says so there; then width and vocabulary are looked up.
+    ``kind`` is the projector's, ``fit`` how a picture becomes square, ``framed`` whether pictures stand
+    between ``<im_start>`` and ``<im_end>``: what the configuration of a bare language model leaves unsaid.
+    """
+
+    tower: str
+    projector: str
+    kind: str = "linear"
+    fit: Literal["crop", "pad"] = "crop"
+    framed: bool = False
+
+    def on(self, bare: Checkpoint) -> Checkpoint:
+        """These eyes on a checkpoint that was read from a bare language model's folder."""
+        return replace(
+            bare,
+            projector=Projector(bare.projector.source, self.kind),
+            preprocessing=replace(bare.preprocessing, fit=self.fit),
+            image_start="<im_start>" if self.framed else "",
+            image_end="<im_end>" if self.framed else "",
+            strip_around_images=self.framed,
+        )
+
+
+_LARGE = "openai/clip-vit-large-patch14-336"
+_V0 = "liuhaotian/LLaVA-{}/mm_projector.bin"
+# rows of the language model, its tokens, a hint in its name: the first line that matches. Widths,
+# vocabularies and layouts are those of the released checkpoints; a name decides only where they are
+# alike. A plain name is a checkpoint that holds its own eyes.
+_BY_SHAPE: tuple[tuple[int, tuple[int, ...], str, Eyes | str], ...] = (
+    (256, (3072,), "", "thimble"),
+    (5120, (32003,), r"v1[.-]1", Eyes(CLIP_TOWER, _V0.format("13b-delta-v1-1"), framed=True)),
+    (5120, (32003,), "", Eyes(CLIP_TOWER, _V0.format("13b-delta-v0"), framed=True)),
+    (4096, (32003,), "", Eyes(CLIP_TOWER, _V0.format("Lightning-7B-delta-v1-1"), framed=True)),
+    (4096, (32004,), "", Eyes(CLIP_TOWER, _V0.format("7b-delta-v0"), framed=True)),
+    (5120, (32000, 32064), r"1\.6|next", "llava-hf/llava-v1.6-vicuna-13b-hf"),
+    (4096, (32000, 32064), r"mistral.*(1\.6|next)|(1\.6|next).*mistral", "llava-hf/llava-v1.6-mistral-7b-hf"),
+    (4096, (32000, 32064), r"1\.6|next", "llava-hf/llava-v1.6-vicuna-7b-hf"),
+    (
+        5120,
+        (32000,),
+        r"llama-?2",
+        Eyes(CLIP_TOWER, "liuhaotian/llava-llama-2-13b-chat-lightning-preview/mm_projector.bin"),
+    ),
+    (5120, (32000, 32064), "", Eyes(_LARGE, "liuhaotian/llava-v1.5-13b/mm_projector.bin", "mlp2x", "pad")),
+    (4096, (32000, 32064), "", Eyes(_LARGE, "liuhaotian/llava-v1.5-7b/mm_projector.bin", "mlp2x", "pad")),
+    (7168, (64000, 64064), "", "llava-hf/llava-v1.6-34b-hf"),
+)
+
+
+def known_eyes(model: ModelFacts) -> Eyes | str | None:
+    """What fits a model of this shape; the name of a checkpoint where the eyes lie in it."""
+    for hidden, tokens, hint, eyes in _BY_SHAPE:
+        if model.hidden == hidden and model.vocabulary in tokens and re.search(hint, model.name.lower()):
+            return eyes
+    return None
+
+
+def find_eyes(
+    model: ModelFacts, *, checkpoint: str | None = None, tower: str | None = None, projector: str | None = None
+) -> Checkpoint:
+    """The checkpoint that this model is the language half of.
+
+    A checkpoint that is named comes first, then the model's own folder, since a LLaVA that was made a
+    language model by its ``model_type`` alone still says there how it sees, then the model's shape.
+    ``tower`` and ``projector`` take these parts from elsewhere, as the seed's settings do.
 
     Raises:
         UsageError: nobody knows; says which setting names it.
+        CheckpointError: files that are missing, or that don't say what they must.
     """
-    if model.folder is not None and _tells(model.folder):
-        return str(model.folder)
-    for hidden, tokens, hint, checkpoint in _BY_SHAPE:
-        if model.hidden == hidden and model.vocabulary in tokens and re.search(hint, model.name.lower()):
-            return checkpoint
+    if checkpoint:
+        return find_checkpoint(checkpoint, tower=tower, projector=projector)
+    if model.folder is not None and tells_its_eyes(model.folder):
+        return from_folder(model.folder, tower=tower, projector=projector)
+    eyes = known_eyes(model)
+    if isinstance(eyes, str):
+        return find_checkpoint(eyes, tower=tower, projector=projector)
+    if model.folder is not None and eyes is not None:
+        return eyes.on(from_folder(model.folder, tower=tower or eyes.tower, projector=projector or eyes.projector))
+    if model.folder is not None and projector is not None:
+        return from_folder(model.folder, tower=tower, projector=projector)
     raise UsageError(
         f"nobody knows whose eyes fit {model.name} (rows of {model.hidden}, {model.vocabulary} tokens): "
         "set llava-checkpoint to the folder or hub id of the LLaVA that this language model is a part of"
     )
 
 
-def _tells(folder: Path) -> bool:
+def tells_its_eyes(folder: Path) -> bool:
+    """Whether a model's folder says which eyes it was trained with."""
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(config, dict) and any(key in config for key in _TELLING)
+    return isinstance(config, dict) and any(key in config for key in ("mm_vision_tower", "vision_config"))

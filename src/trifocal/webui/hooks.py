@@ -17,9 +17,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from trifocal.checkpoints import Checkpoint, find_checkpoint
+from trifocal.checkpoints import Checkpoint
 from trifocal.composer import Composer
 from trifocal.errors import CheckpointError, TrifocalError, UsageError
 from trifocal.images import Image, from_pil
@@ -30,7 +31,7 @@ from trifocal.prompt import Prompt
 from trifocal.templates import IMAGE_MARK
 from trifocal.vision import Vision, load_vision
 from trifocal.webui.attached import attached
-from trifocal.webui.eyes import ModelFacts, whose_eyes
+from trifocal.webui.eyes import ModelFacts, find_eyes
 from trifocal.webui.host import Host, HostTokenizer
 
 if TYPE_CHECKING:
@@ -56,9 +57,10 @@ PARAMS: dict[str, Any] = {
     "vision_bits": None,
     # our own
     "checkpoint": None,
-    "allow_pickle": False,
+    "allow_pickle": True,  # .bin files, as every original projector is one; no code in them is run
     "upload_edge": 336,
 }
+_PROJECTOR = "mm_projector.bin"
 _PREFIXES = ("llava", "multimodal")
 # what of the settings decides which eyes are loaded, and where
 _LOADING = [key for key in PARAMS if key not in ("add_all_images_to_prompt", "upload_edge")]
@@ -297,14 +299,17 @@ class Extension:
 
     def _load(self, facts: ModelFacts) -> tuple[Checkpoint, Vision]:
         params, given = self.params, self._given
-        whose = params["checkpoint"] or params["projector_repo"] or whose_eyes(facts)
-        projector = _source(params["projector_repo"], given("file"))
-        checkpoint = find_checkpoint(whose, tower=params["clip_repo"], projector=projector)
+        checkpoint = find_eyes(
+            facts,
+            checkpoint=params["checkpoint"],
+            tower=params["clip_repo"],
+            projector=_projector(params["projector_repo"], given("file")),
+        )
         vision = load_vision(
             checkpoint,
             Placement(given("device") or "auto", str(given("bits"))),
             Placement(params["projector_device"] or "auto", str(params["projector_bits"])),
-            allow_pickle=bool(params["allow_pickle"]) or str(given("file")).endswith(".bin"),
+            allow_pickle=bool(params["allow_pickle"]),
         )
         if vision.hidden != facts.hidden:
             raise CheckpointError(
@@ -385,5 +390,9 @@ def _stand_in() -> Image:
     return from_pil(PIL.Image.new("RGB", (336, 336)))
 
 
-def _source(repo: str | None, file: str | None) -> str | None:
-    return f"{repo}/{file}" if repo and file else repo
+def _projector(repo: str | None, file: str | None) -> str | None:
+    """A folder, a file, or a file of a hub repository, from the seed's two settings."""
+    if not repo or not file:
+        held = repo and Path(repo).is_dir() and not (Path(repo) / _PROJECTOR).is_file()
+        return repo if held else f"{repo}/{_PROJECTOR}" if repo else file
+    return f"{repo}/{file}"
