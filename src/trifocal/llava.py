@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from trifocal.checkpoints import Checkpoint, find_checkpoint
+from trifocal.checkpoints import Checkpoint, find_checkpoint, load_language
 from trifocal.composer import Composer
 from trifocal.decoding import collect, stream_text
 from trifocal.engines import load_engine
@@ -23,7 +23,6 @@ from trifocal.settings import Settings
 from trifocal.templates import Piece, Template, get_template
 from trifocal.timing import Timings
 from trifocal.vision import load_vision
-from trifocal.weights import load_language
 
 __all__ = ["Llava", "load"]
 
