@@ -1,0 +1,107 @@
+"""A quantised layer as its files hold it, and the checks that every packing needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from trifocal.engines.base import PackedLinear
+from trifocal.errors import CheckpointError
+
+__all__ = ["Parts", "Scheme", "dequantise", "unpack"]
+
+_COLUMNS = 1024  # input columns dequantised at a time: bounds the float32 intermediates
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The tensors of one layer: ``tensors["qweight"]`` is the file's ``<layer>.qweight``.
+
+    ``where`` names the file for messages; ``outputs`` and ``inputs`` are the layer's features by the configuration,
+    never by the packed shapes.
+    """
+
+    layer: str
+    where: str
+    outputs: int
+    inputs: int
+    tensors: Mapping[str, torch.Tensor]
+
+    def need(self, part: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...]) -> torch.Tensor:
+        """A part with the type and shape that it must have.
+
+        Raises:
+            CheckpointError: missing, or of another type or shape; names file, tensor, expected and found.
+        """
+        tensor = self.take(part, dtypes)
+        if tuple(tensor.shape) != shape:
+            raise self.wrong(part, f"has the shape {list(tensor.shape)}, expected {list(shape)}")
+        return tensor
+
+    def take(self, part: str, dtypes: tuple[torch.dtype, ...]) -> torch.Tensor:
+        """A part of one of these types, whatever its shape, but a matrix."""
+        if part not in self.tensors:
+            raise CheckpointError(f"{self.where}: the tensor '{self.layer}.{part}' is missing")
+        tensor = self.tensors[part]
+        if tensor.dtype not in dtypes:
+            expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise self.wrong(part, f"is {str(tensor.dtype).removeprefix('torch.')}, expected {expected}")
+        return tensor
+
+    def wrong(self, part: str, what: str) -> CheckpointError:
+        """An error that names file and tensor."""
+        return CheckpointError(f"{self.where}: tensor '{self.layer}.{part}' {what}")
+
+
+class Scheme(Protocol):
+    """One way to quantise: which tensors a layer has, and how they become a weight."""
+
+    @property
+    def marker(self) -> str:
+        """The part that every quantised layer has, such as ``qweight``."""
+        ...
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The parts that may stand beside it, but for ``bias``."""
+        ...
+
+    def packed(self, parts: Parts) -> PackedLinear | None:
+        """The layer's levels, or None where the scheme has none."""
+        ...
+
+    def dense(self, parts: Parts) -> torch.Tensor:
+        """The layer's weight ``[out, in]``, float32."""
+        ...
+
+
+def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """Unsigned values of ``bits`` bits from int32 words, lowest bits first, along the first dimension.
+
+    ``[words, columns] -> uint8 [words * 32 / bits, columns]``. Three-bit values run on over word borders: 32 of them
+    fill 3 words.
+    """
+    period = 3 if bits == 3 else 1
+    rows = words.reshape(-1, period, words.shape[1])
+    values = torch.empty(rows.shape[0], period * 32 // bits, words.shape[1], dtype=torch.uint8)
+    for index in range(values.shape[1]):
+        word, shift = divmod(index * bits, 32)
+        value = rows[:, word] >> shift & ((1 << min(bits, 32 - shift)) - 1)
+        if shift + bits > 32:
+            value = value | rows[:, word + 1] << (32 - shift) & ((1 << bits) - 1)
+        values[:, index] = value.to(torch.uint8)
+    return values.reshape(-1, words.shape[1])
+
+
+def dequantise(layer: PackedLinear) -> torch.Tensor:
+    """``scale * (level - zero)``, float32 ``[out, in]``."""
+    weight = torch.empty(layer.levels.shape, dtype=torch.float32)
+    for start in range(0, weight.shape[1], _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        group = layer.group[columns]
+        levels = layer.levels[:, columns].float()
+        weight[:, columns] = (levels - layer.zeros[group].T) * layer.scales[group].T
+    return weight

@@ -1,0 +1,98 @@
+"""Packers written from the formats' descriptions, one value at a time: slow, plain, and unlike the unpackers."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # AWQ GEMM: nibble j of a word holds this column of eight
+
+
+def stream(values: np.ndarray, bits: int) -> np.ndarray:
+    """Rows of values into int32 words along the first dimension, one long little-endian stream of bits a column."""
+    rows, columns = values.shape
+    words = np.zeros((rows * bits // 32, columns), dtype=np.uint32)
+    for row in range(rows):
+        for bit in range(bits):
+            at = row * bits + bit
+            words[at // 32] |= ((values[row].astype(np.uint32) >> bit) & 1) << np.uint32(at % 32)
+    return words.view(np.int32)
+
+
+def gptq(
+    levels: np.ndarray, zeros: np.ndarray, scales: torch.Tensor, bits: int, *, stored_zero: bool = False
+) -> dict[str, torch.Tensor]:
+    """``levels [out, in]``, ``zeros [groups, out]``, ``scales [groups, out]`` -> qweight, qzeros, scales."""
+    stored = zeros if stored_zero else zeros - 1
+    return {
+        "qweight": torch.from_numpy(stream(levels.T, bits)),
+        "qzeros": torch.from_numpy(np.ascontiguousarray(stream(stored.T, bits).T)),
+        "scales": scales,
+    }
+
+
+def awq_gemm(levels: np.ndarray, zeros: np.ndarray, scales: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"qweight": _interleaved(levels.T), "qzeros": _interleaved(zeros), "scales": scales.half()}
+
+
+def awq_gemv(levels: np.ndarray, zeros: np.ndarray, scales: torch.Tensor, multiple: int = 1) -> dict[str, torch.Tensor]:
+    outputs, groups = levels.shape[0], len(zeros)
+    words = -(-groups // 8)
+    width = -(-words // multiple) * multiple
+    padded_zeros = np.zeros((8 * width, outputs), dtype=np.int64)
+    padded_zeros[:groups] = zeros
+    padded_scales = torch.zeros(outputs, 8 * width, dtype=torch.float16)
+    padded_scales[:, :groups] = scales.T
+    return {
+        "qweight": torch.from_numpy(np.ascontiguousarray(stream(levels.T, 4).T)),
+        "qzeros": torch.from_numpy(np.ascontiguousarray(stream(padded_zeros, 4).T)),
+        "scales": padded_scales,
+    }
+
+
+def awq_gemv_fast(levels: np.ndarray, zeros: np.ndarray, scales: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Element by element by the format's index map."""
+    outputs, inputs = levels.shape
+    order = [8 * (at % 4) + at // 4 for at in range(32)]
+    words = np.zeros((outputs // 4, inputs), dtype=np.uint16)
+    for group in range(outputs // 4):
+        for column in range(inputs):
+            block, t = divmod(column, 64)
+            row = 4 * group + t // 16
+            for nibble in range(4):
+                position = 64 * block + 4 * (t % 16) + nibble
+                real = 32 * (position // 32) + order[position % 32]
+                words[group, column] |= np.uint16(int(levels[row, real]) << 4 * nibble)
+    groups = len(zeros)
+    width = 8 * -(-groups // 8)
+    padded = torch.zeros(width, outputs, dtype=torch.float16)
+    padded[:groups] = scales
+    products = torch.zeros(width, outputs, dtype=torch.float16)
+    products[:groups] = -(scales.float() * torch.from_numpy(zeros).float())
+    return {"qweight": torch.from_numpy(words.view(np.int16)), "qzeros": products, "scales": padded}
+
+
+def _interleaved(values: np.ndarray) -> torch.Tensor:
+    rows, columns = values.shape
+    words = np.zeros((rows, columns // 8), dtype=np.uint32)
+    for word in range(columns // 8):
+        for nibble in range(8):
+            words[:, word] |= values[:, 8 * word + ORDER[nibble]].astype(np.uint32) << np.uint32(4 * nibble)
+    return torch.from_numpy(words.view(np.int32))
+
+
+def layer(
+    outputs: int, inputs: int, groups: int, bits: int = 4, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+    """Random levels ``[out, in]``, zeros ``[groups, out]`` from 1 on, and float16 scales ``[groups, out]``."""
+    random = np.random.default_rng(seed)
+    levels = random.integers(0, 2**bits, (outputs, inputs))
+    zeros = random.integers(1, 2**bits, (groups, outputs))
+    scales = torch.from_numpy(random.uniform(0.001, 0.02, (groups, outputs))).half()
+    return levels, zeros, scales
+
+
+def weight(levels: np.ndarray, zeros: np.ndarray, scales: torch.Tensor, group: np.ndarray) -> torch.Tensor:
+    """The reference arithmetic, in float64 and then float32."""
+    exact = scales.double().numpy()[group].T * (levels - zeros[group].T)
+    return torch.from_numpy(exact).float()
