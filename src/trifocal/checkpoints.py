@@ -12,6 +12,7 @@ from typing import Any, Literal
 from trifocal.engines.base import Language
 from trifocal.errors import CheckpointError
 from trifocal.hub import CONFIGS, PICKLES, WEIGHTS, locate
+from trifocal.quantised import open_weights
 from trifocal.weights import canonical, part_weights, stored_names
 
 __all__ = [
@@ -283,11 +284,15 @@ def from_folder(
 def load_language(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> Language:
     """The language half, as an engine's loader takes it; tensors are read when they are asked for.
 
+    Quantised weights are presented as the dense ones they stand for: see `trifocal.quantised`.
+
     Raises:
         CheckpointError: weights missing, damaged, or pickles that are not allowed.
     """
-    source = checkpoint.language.source
-    return Language(source, checkpoint.language.config, part_weights(source, "language", allow_pickle=allow_pickle))
+    source, config = checkpoint.language.source, checkpoint.language.config
+    weights = part_weights(source, "language", allow_pickle=allow_pickle)
+    dense = open_weights(weights, config, source, lambda name: str(weights.where(name)))
+    return Language(source, config, dense)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -316,7 +321,9 @@ def _from_hf(
         raise CheckpointError(f"{folder / 'config.json'}: model_type {kind!r} is not supported; supported: llava")
     strategy = config.get("vision_feature_select_strategy", "default")
     if strategy not in ("default", "full"):
-        raise CheckpointError(f"{folder / 'config.json'}: vision_feature_select_strategy {strategy!r}; known: default, full")
+        raise CheckpointError(
+            f"{folder / 'config.json'}: vision_feature_select_strategy {strategy!r}; known: default, full"
+        )
     layer = config.get("vision_feature_layer", -2)
     if not isinstance(layer, int):
         raise CheckpointError(f"{folder / 'config.json'}: vision_feature_layer {layer!r}; one layer is supported")
@@ -328,7 +335,9 @@ def _from_hf(
         "tower": part,
         "projector": Projector(projector or folder, "mlp2x", act),
         "preprocessing": _preprocessing(tower or folder, part.image_size, config.get("image_aspect_ratio")),
-        "language": _text(language, config["text_config"] if language == folder else read_json(language / "config.json")),
+        "language": _text(
+            language, config["text_config"] if language == folder else read_json(language / "config.json")
+        ),
         "template": "llava_v1",
     }
 
@@ -368,7 +377,9 @@ def _tower(source: Path, config: Mapping[str, Any], layer: int, *, keep_class: b
     own = config.get("vision_config", config)
     kind = own.get("model_type", "clip_vision_model")
     if kind not in ("clip_vision_model", "clip"):
-        raise CheckpointError(f"{source}: a vision tower of type {kind!r} is not supported; supported: clip_vision_model")
+        raise CheckpointError(
+            f"{source}: a vision tower of type {kind!r} is not supported; supported: clip_vision_model"
+        )
     values = {key: int(own.get(key, default)) for key, default in _VISION_DEFAULTS.items()}
     if not -values["num_hidden_layers"] - 1 <= layer <= values["num_hidden_layers"]:
         raise CheckpointError(f"{source}: feature layer {layer} of a tower with {values['num_hidden_layers']} blocks")

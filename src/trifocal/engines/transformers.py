@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from trifocal.engines import int4 as packing
 from trifocal.engines.base import Language
 from trifocal.engines.prefixes import Prefixes, position_keys
 from trifocal.engines.sampler import Sampler
@@ -22,6 +23,8 @@ from trifocal.placement import Placement
 from trifocal.prompt import Prompt
 
 __all__ = ["Step", "Transformers", "load"]
+
+LARGE = 4 << 30  # bytes of a dense model from which on four-bit layers stay packed by themselves
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,18 +155,24 @@ def load(
     context: int | None = None,
     prefix_cache: int = 1 << 30,
     threads: int | None = None,
+    int4: bool | None = None,
 ) -> Transformers:
     """Loads a language model tensor by tensor onto its device.
 
     ``context`` caps the positions of prompt and answer, ``prefix_cache`` is how many bytes of earlier
     prompts' key-value caches stay, ``threads`` sets torch's CPU threads (of the whole process).
+    ``int4`` says whether the layers of four-bit checkpoints stay packed (a quarter of the memory, faster answers,
+    a product in bfloat16) or are dequantised; left out, they stay packed where the dense model would be `LARGE`.
     """
     if threads:
         torch.set_num_threads(threads)
     device, dtype = placement.resolve()
     config = _config(language)
     try:
-        model = _filled(_empty(config, dtype), config, language, device, dtype)
+        model = _empty(config, dtype)
+        large = sum(tensor.nbytes for tensor in model.state_dict().values()) >= LARGE
+        packed = packing.bind(model, language.weights, device) if int4 or (int4 is None and large) else frozenset()
+        model = _filled(model, config, language, device, dtype, packed)
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(f"language model: {device} has no room for it; choose another placement") from error
     length = int(getattr(config, "max_position_embeddings", 0) or 2048)
@@ -185,7 +194,9 @@ def _config(language: Language) -> Any:
     try:
         config = AutoConfig.for_model(kind, **values)
     except Exception as error:
-        raise CheckpointError(f"language model: transformers has no use for model_type {kind!r} as configured") from error
+        raise CheckpointError(
+            f"language model: transformers has no use for model_type {kind!r} as configured"
+        ) from error
     name = "model.embed_tokens.weight"
     if name in language.weights:
         config.vocab_size = int(language.weights[name].shape[0])  # configurations are wrong about it, tensors are not
@@ -203,8 +214,10 @@ def _empty(config: Any, dtype: torch.dtype) -> Any:
         raise CheckpointError(f"language model: {config.model_type!r} is no causal language model") from error
 
 
-def _filled(model: Any, config: Any, language: Language, device: torch.device, dtype: torch.dtype) -> Any:
-    """The model with its weights, each cast and moved as it is read.
+def _filled(
+    model: Any, config: Any, language: Language, device: torch.device, dtype: torch.dtype, packed: frozenset[str]
+) -> Any:
+    """The model with its weights, each cast and moved as it is read, but for those that are ``packed`` in it already.
 
     Raises:
         CheckpointError: a tensor that is missing, unknown or of another shape.
@@ -214,7 +227,7 @@ def _filled(model: Any, config: Any, language: Language, device: torch.device, d
     if tied:
         wanted.pop("lm_head.weight", None)
     missing = sorted(set(wanted) - set(language.weights))
-    unknown = sorted(set(language.weights) - set(wanted) - {"lm_head.weight"})
+    unknown = sorted(set(language.weights) - set(wanted) - packed - {"lm_head.weight"})
     if missing or unknown:
         named, what = (missing, "missing") if missing else (unknown, "unexpected")
         raise CheckpointError(

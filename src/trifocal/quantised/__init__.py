@@ -41,9 +41,9 @@ def open_weights(
 ) -> Mapping[str, torch.Tensor]:
     """``tensors`` as they are, or, where they are quantised, a `Dense` view of them.
 
-    ``config`` is the language model's own configuration (its dims say the layers' true shapes) with the checkpoint's
-    ``quantization_config``, if there is one; ``folder`` may hold ``quantize_config.json`` or ``quant_config.json``;
-    ``where`` tells the file of a tensor, for messages.
+    ``config`` is the language model's own configuration (its dims say the layers' true shapes); how they are
+    quantised stands in its ``quantization_config``, in that of the ``config.json`` in ``folder``, or beside it in
+    ``quantize_config.json`` or ``quant_config.json``; ``where`` tells the file of a tensor, for messages.
 
     Raises:
         CheckpointError: a scheme that can't be unpacked, by its name, or a description that is no valid one.
@@ -58,8 +58,10 @@ def find_scheme(
 ) -> Scheme | None:
     """The scheme by the configuration, by a file beside it, or by the tensors; None for ordinary weights."""
     packed = next((name for name in tensors if name.endswith(_PACKED)), None)
-    given = config.get("quantization_config") or {}
-    method, source = given.get("quant_method"), folder / "config.json"
+    source = folder / "config.json"
+    given = config.get("quantization_config") or (_read(source) if source.is_file() else {}).get("quantization_config")
+    given = given if isinstance(given, dict) else {}
+    method = given.get("quant_method")
     for name, kind in _FILES.items():
         if method is None and (folder / name).is_file():
             given, method, source = _read(folder / name), kind, folder / name

@@ -1,0 +1,97 @@
+"""Packed four-bit layers against their own dense form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import pytest
+import torch
+from torch import nn
+
+from trifocal.engines.base import PackedLinear
+from trifocal.engines.int4 import Int4Linear, bind
+
+CPU = torch.device("cpu")
+OUT, IN = 64, 256
+
+
+def layer(group: torch.Tensor, *, bits: int = 4, bias: bool = False) -> PackedLinear:
+    random = torch.Generator().manual_seed(0)
+    groups = int(group.max()) + 1
+    return PackedLinear(
+        bits,
+        torch.randint(0, 16, (OUT, IN), generator=random, dtype=torch.uint8),
+        torch.rand(groups, OUT, generator=random) / 50 + 0.005,
+        torch.randint(1, 17, (groups, OUT), generator=random).float(),
+        group,
+        torch.randn(OUT, generator=random) if bias else None,
+    )
+
+
+def dense(packed: PackedLinear) -> torch.Tensor:
+    return packed.scales[packed.group].T * (packed.levels.float() - packed.zeros[packed.group].T)
+
+
+GROUPS = {
+    "128": torch.arange(IN) // 128,
+    "32": torch.arange(IN) // 32,
+    "one": torch.zeros(IN, dtype=torch.long),
+    "act-order": (torch.arange(IN) // 64)[torch.randperm(IN, generator=torch.Generator().manual_seed(1))],
+}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [(1,), (2, 5)])
+def test_equal_to_the_dense_layer_within_bfloat16(group: str, bias: bool, rows: tuple[int, ...]) -> None:
+    packed = layer(GROUPS[group], bias=bias)
+    assert Int4Linear.fits(packed, CPU)
+    x = torch.randn(*rows, IN, generator=torch.Generator().manual_seed(2))
+    found = Int4Linear(packed, CPU)(x)
+    expected = nn.functional.linear(x, dense(packed), packed.bias)
+    assert found.dtype == torch.float32
+    assert found.shape == (*rows, OUT)
+    assert (found - expected).norm() / expected.norm() < 0.015
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        layer(GROUPS["128"], bits=3),
+        layer(torch.arange(IN) // 16),
+        layer((torch.arange(IN) > 100).long()),
+    ],
+    ids=["three bits", "groups of 16", "ragged groups"],
+)
+def test_what_the_product_cannot_do_is_not_tried(packed: PackedLinear) -> None:
+    assert not Int4Linear.fits(packed, CPU)
+    assert not Int4Linear.fits(layer(GROUPS["128"]), torch.device("meta"))
+
+
+class _Weights(Mapping[str, torch.Tensor]):
+    """One packed layer and nothing else."""
+
+    def packed(self, name: str) -> PackedLinear | None:
+        return layer(GROUPS["128"]) if name == "inner.up.weight" else None
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        raise AssertionError(f"{name} was read densely")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["inner.up.weight"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+def test_bind_replaces_the_packed_layers_alone() -> None:
+    with torch.device("meta"):
+        model = nn.ModuleDict({"inner": nn.ModuleDict({"up": nn.Linear(IN, OUT), "down": nn.Linear(OUT, IN)})})
+    assert bind(model, _Weights(), CPU) == {"inner.up.weight", "inner.up.bias"}
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    assert (kinds["inner.up"], kinds["inner.down"]) == (Int4Linear, nn.Linear)
+    assert set(model.state_dict()) == {"inner.down.weight", "inner.down.bias"}
+
+
+def test_bind_leaves_ordinary_weights_alone() -> None:
+    assert bind(nn.Linear(IN, OUT), {"weight": torch.zeros(OUT, IN)}, CPU) == frozenset()
