@@ -227,7 +227,7 @@ def _eyes(folder: Path) -> Finding:
     needed = ["thimble"] if eyes == "thimble" else [eyes] if isinstance(eyes, str) else [eyes.tower, eyes.projector]
     absent = [name for name in needed if name != "thimble" and not is_here(name)]
     if absent:
-        todo = "they are fetched when the first picture comes; offline, give folders as llava-clip_repo, llava-projector_repo"
+        todo = "they are fetched when the first picture comes; offline, name folders in the settings"
         return Finding(False, f"{folder.name}: its eyes are not on this machine yet: {', '.join(absent)}", todo)
     return Finding(True, f"{folder.name} sees with {' and '.join(needed)}")
 

@@ -74,7 +74,9 @@ class Host:
     age = ""
     hooks: tuple[str, ...] = ()
 
-    def __init__(self, patch: pytest.MonkeyPatch, folder: Path, model: Any, tokenizer: Any, **shared: Any) -> None:
+    def __init__(
+        self, patch: pytest.MonkeyPatch, folder: Path, models: Path, model: Any, tokenizer: Any, **shared: Any
+    ) -> None:
         self.patch, self.folder = patch, folder
         self.calls: list[str] = []
         self.generated: list[dict[str, Any]] = []
@@ -82,7 +84,7 @@ class Host:
         self.shared = self._module("modules.shared", model=model, tokenizer=tokenizer)
         self.shared.model_name = "tiny-llava-13b-v0" if model is not None else "None"
         self.shared.settings, self.shared.default_settings = {}, {}
-        self.shared.args = Namespace(model_dir=str(folder / "models"), extensions=["llava"], cpu=True, nowebui=False)
+        self.shared.args = Namespace(model_dir=str(models), extensions=["llava"], cpu=True, nowebui=False)
         self.shared.gradio = {"Generate": Component(), "textbox": Component()}
         self._shape()
         for name, value in shared.items():
@@ -101,7 +103,9 @@ class Host:
         vars(module).update(values)
         self.patch.setitem(sys.modules, name, module)
         if "modules" not in sys.modules:
-            self.patch.setitem(sys.modules, "modules", types.ModuleType("modules"))
+            package = types.ModuleType("modules")
+            package.__path__ = []
+            self.patch.setitem(sys.modules, "modules", package)
         self.patch.setattr(sys.modules["modules"], name.split(".")[-1], module, raising=False)
         return module
 
@@ -189,9 +193,6 @@ class Host:
             output = self.shared.model.generate(**params, eos_token_id=eos)[0]
         return output[len(ids[0]) :].tolist()
 
-    def chat_prompt(self, text: str, state: dict[str, Any], history: dict[str, Any], **how: Any) -> str:
-        raise NotImplementedError
-
 
 class HostA(Host):
     """2023-04-30: `input_hijack` is the host's, lengths are counted by text, no state in string hooks."""
@@ -204,8 +205,7 @@ class HostA(Host):
         self.shared.soft_prompt_tensor = None
         self.shared.model_type = "HF_generic"
         self.shared.history = {"internal": [], "visible": []}
-        del self.shared.default_settings
-        self.shared.default_settings = {}
+        self._module("modules.chat", generate_chat_prompt=self.chat_rows)
 
     def _bos(self, ids: torch.Tensor, add: bool) -> torch.Tensor:
         return ids[:, 1:] if not add and ids[0][0] == self.shared.tokenizer.bos_token_id else ids
@@ -234,17 +234,31 @@ class HostA(Host):
                 history["internal"].pop()
                 history["visible"].pop()
         prompt = self.hook("custom_generate_chat_prompt", text, state, _continue=cont)
-        if prompt is None:
-            prompt = self.chat_prompt(text, state, history, _continue=cont)
+        prompt = self.chat_rows(text, state, _continue=cont) if prompt is None else prompt
         ids = self.generate(prompt, state)
         if not cont:
             history["internal"].append([text, "an answer"])
             history["visible"].append([visible or text, "an answer"])
         return ids
 
-    def chat_prompt(self, text: str, state: dict[str, Any], history: dict[str, Any], **how: Any) -> str:
-        turns = [*history["internal"]] + ([] if how.get("_continue") else [[text, ""]])
-        return state["context"] + "".join(f"You: {q}\nAssistant: {a}\n" for q, a in turns).rstrip()
+    def chat_rows(self, text: str, state: dict[str, Any], **how: Any) -> Any:
+        """``modules.chat.generate_chat_prompt``: rows, the oldest left out by the length of their text."""
+        room = min(self.room(state), state["chat_prompt_size"])
+        rows, turns = [f"{state['context'].strip()}\n"], self.shared.history["internal"]
+        for at in range(len(turns) - 1, -1, -1):
+            if len(self.encode("".join(rows))[0]) >= room:
+                break
+            said, answer = turns[at]
+            last = how.get("_continue") and at == len(turns) - 1
+            rows[1:1] = [f"You: {said.strip()}\n", f"Assistant: {answer.strip()}" + ("" if last else "\n")]
+        if how.get("impersonate"):
+            rows.append("You:")
+        elif not how.get("_continue"):
+            rows += [f"You: {text.strip()}\n"] * bool(text)
+            rows.append("Assistant:")
+        while len(rows) > (2 if how.get("impersonate") else 3) and len(self.encode("".join(rows))[0]) >= room:
+            rows.pop(1)
+        return ("".join(rows), rows) if how.get("also_return_rows") else "".join(rows)
 
 
 class HostB(Host):
@@ -319,7 +333,7 @@ class HostB(Host):
         while True:
             prompt = "".join(f"USER: {q}\nASSISTANT: {a}\n" for q, a in turns).rstrip()
             if how.get("impersonate"):
-                prompt = prompt.removesuffix("ASSISTANT:")
+                prompt = prompt.removesuffix("ASSISTANT:").rstrip()
             length = self.hook("custom_tokenized_length", prompt)
             length = len(self.encode(prompt)[0]) if length is None else length
             if length <= self.room(state) or len(turns) == 1:

@@ -40,7 +40,9 @@ def colours(state: dict[str, Any], fetch: Any = None) -> list[str]:
 
 def test_nothing_beside_a_prompt_is_no_picture() -> None:
     assert attached({}, bytes) == []
-    assert attached({"history": {"internal": [], "visible": [], "metadata": {"user_0": {}}}, "messages": []}, bytes) == []
+    assert (
+        attached({"history": {"internal": [], "visible": [], "metadata": {"user_0": {}}}, "messages": []}, bytes) == []
+    )
 
 
 def test_the_chat_box_gives_its_attachments_in_order_and_other_files_are_passed_over() -> None:
@@ -83,7 +85,9 @@ def test_what_can_t_be_fetched_is_an_error_with_its_place() -> None:
     def fetch(url: str) -> bytes:
         raise OSError("private address")
 
-    with pytest.raises(BadImage, match=r"messages\[0\].content\[1\]: http://10.0.0.1/ can't be fetched: private address"):
+    with pytest.raises(
+        BadImage, match=r"messages\[0\].content\[1\]: http://10.0.0.1/ can't be fetched: private address"
+    ):
         attached({"history": {"messages": [said("http://10.0.0.1/")]}}, fetch)
 
 

@@ -1,0 +1,531 @@
+"""The script in the hands of three ages of its host: their calling order, their states, their shapes."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from typing import Any
+
+import PIL.Image
+import PIL.ImageDraw
+import pytest
+import torch
+from hosts import SCRIPT, Component, Host
+from tiny_parts import PATCHES, Parts
+from torch.nn import functional
+
+AGES = ["A", "B", "C"]
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
+STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
+PATCH, START, END = 32000, 32001, 32002
+
+
+def picture(colour: str = "red", size: tuple[int, int] = (90, 60)) -> PIL.Image.Image:
+    drawn = PIL.Image.new("RGB", size, colour)
+    PIL.ImageDraw.Draw(drawn).ellipse([5, 5, 40, 50], fill="yellow")
+    return drawn
+
+
+def encoded(drawn: PIL.Image.Image) -> str:
+    file = io.BytesIO()
+    drawn.save(file, format="JPEG", quality=95)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def tag(drawn: PIL.Image.Image) -> str:
+    return f'<img src="data:image/jpeg;base64,{encoded(drawn)}">'
+
+
+def box(drawn: PIL.Image.Image) -> dict[str, Any]:
+    data = f"data:image/jpeg;base64,{encoded(drawn)}"
+    return {"type": "image", "name": "a.jpg", "image_data": data, "image_id": "a"}
+
+
+def letters(text: str) -> list[int]:
+    """Ids of text, without the tokenizer: a byte is a token, in the order of the byte alphabet's letters."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in kept]
+    shown = {b: chr(b) for b in kept} | {b: chr(256 + at) for at, b in enumerate(others)}
+    place = {letter: at for at, letter in enumerate(sorted(shown.values()))}
+    return [3 + place[shown[b]] for b in text.encode()]
+
+
+def rows_of(tag_text: str, parts: Parts) -> torch.Tensor:
+    """The seed extension's arithmetic, from the data in a tag to rows ``[patches, hidden]``.
+
+    The short side to 56, the middle cut out, scaled and normalised; the output of the last block but one
+    without the class token; one linear layer.
+    """
+    data = base64.b64decode(tag_text.split("base64,")[1].split('"')[0])
+    opened = PIL.Image.open(io.BytesIO(data)).convert("RGB")
+    width, height = opened.size
+    short = min(width, height)
+    resized = opened.resize((width * 56 // short, height * 56 // short), PIL.Image.Resampling.BICUBIC)
+    left, top = (resized.width - 56) // 2, (resized.height - 56) // 2
+    cut = resized.crop((left, top, left + 56, top + 56))
+    values = torch.frombuffer(bytearray(cut.tobytes()), dtype=torch.uint8).view(56, 56, 3).float() / 255
+    pixels = ((values - MEAN) / STD).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        states = parts.tower(pixels, output_hidden_states=True).hidden_states
+        return functional.linear(states[-2][0, 1:], parts.weight, parts.bias)
+
+
+def expected(parts: Parts, *pieces: str | torch.Tensor, bos: bool = True) -> tuple[list[int], torch.Tensor]:
+    """Ids and rows of a prompt of texts and pictures: ``<im_start>``, the picture's rows, ``<im_end>``."""
+    table = parts.language.get_input_embeddings().weight.detach()
+    ids, rows = ([1], [table[[1]]]) if bos else ([], [])
+    for piece in pieces:
+        if isinstance(piece, str):
+            ids += letters(piece)
+            rows.append(table[letters(piece)])
+        else:
+            ids += [START, *[PATCH] * len(piece), END]
+            rows += [table[[START]], piece, table[[END]]]
+    return ids, torch.cat(rows)
+
+
+def assert_saw(host: Host, parts: Parts, *pieces: str | torch.Tensor, bos: bool = True) -> None:
+    ids, rows = expected(parts, *pieces, bos=bos)
+    made = host.generated[-1]
+    assert made["inputs"].tolist() == [ids]
+    torch.testing.assert_close(made["inputs_embeds"][0], rows, atol=1e-5, rtol=1e-5)
+
+
+Start = Callable[..., Host]
+
+
+def test_the_shipped_script_is_the_one_in_the_repository() -> None:
+    import trifocal.webui
+
+    shipped = (SCRIPT.parents[2] / "src" / "trifocal" / "webui" / "script.py").read_bytes()
+    assert trifocal.webui.__file__
+    assert SCRIPT.read_bytes() == shipped
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_ids_and_embeddings_are_the_seed_s(age: str, start: Start, parts: Parts) -> None:
+    host, image = start(age), tag(picture())
+    host.completions(f"### Human: \nWhat is unusual: \n{image}\n### Assistant: \n")
+    assert_saw(host, parts, "### Human: \nWhat is unusual:", rows_of(image, parts), "### Assistant: \n")
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_two_pictures_differ_and_one_picture_repeats(age: str, start: Start) -> None:
+    host = start(age)
+    answers = []
+    for colour in ("red", "blue", "red"):
+        host.completions(f"See {tag(picture(colour))} now")
+        answers.append(host.shared.model(inputs_embeds=host.generated[-1]["inputs_embeds"]).logits[0, -1])
+    assert torch.equal(answers[0], answers[2])
+    assert not torch.allclose(answers[0], answers[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_the_model_is_not_blind_where_the_placeholder_could_be_padding(
+    age: str, start: Start, parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts.language.generation_config, "pad_token_id", PATCH)
+    host = start(age)
+    host.completions(f"See {tag(picture())} now")
+    ids = set(host.generated[-1]["inputs"][0].tolist())
+    assert PATCH not in ids
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_text_alone_goes_back_as_it_came(age: str, start: Start, parts: Parts) -> None:
+    host = start(age)
+    host.completions("What is 2 < 3? <image> <b>bold</b> <im_patch>")
+    assert "inputs_embeds" not in host.generated[-1]
+    assert host.generated[-1]["inputs"].tolist()[0][0] == 1
+    assert parts.language.last_prompt_token_count == len(host.generated[-1]["inputs"][0])
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_several_pictures_are_all_seen_when_asked_for_and_else_only_the_last(
+    age: str, start: Start, parts: Parts
+) -> None:
+    host, (red, blue) = start(age), (tag(picture("red")), tag(picture("blue", (60, 70))))
+    host.completions(f"A{red}B{blue}C")
+    assert_saw(host, parts, "AB", rows_of(blue, parts), "C")
+    host.extension.params["add_all_images_to_prompt"] = True
+    host.completions(f"A{red}B{blue}C")
+    assert_saw(host, parts, "A", rows_of(red, parts), "B", rows_of(blue, parts), "C")
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_the_length_that_is_told_is_the_length_that_is_made(age: str, start: Start, parts: Parts) -> None:
+    host, image = start(age), tag(picture())
+    prompt = f"Look: {image} What?"
+    host.completions(prompt)
+    made = len(host.generated[-1]["inputs"][0])
+    assert host.extension.custom_tokenized_length(prompt) == made == parts.language.last_prompt_token_count
+    assert host.extension.custom_tokenized_length("Only text.") is None
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_letters_of_picture_tokens_stay_letters_beside_a_picture(age: str, start: Start, parts: Parts) -> None:
+    host, image = start(age), tag(picture())
+    host.completions(f"a <im_patch><im_end> b {image} c <image></s>d")
+    ids = host.generated[-1]["inputs"][0].tolist()
+    assert ids.count(PATCH) == PATCHES
+    assert ids.count(START) == ids.count(END) == 1
+    assert ids.count(2) == 1  # the host's own templates write </s>: it stays what it is in a prompt without pictures
+
+
+# budget
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_a_prompt_that_is_too_long_keeps_its_beginning_token_and_whole_pictures(
+    age: str, start: Start, parts: Parts, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, image = start(age), tag(picture())
+    host.completions(f"{'x' * 100}{image} What?", truncation_length=60, max_new_tokens=8)
+    room = 60 - 8 - 1 - PATCHES - 2 - len("What?")
+    assert_saw(host, parts, "x" * room, rows_of(image, parts), "What?")
+    assert f"the first {100 - room} characters" in caplog.text
+    assert "max_new_tokens" in caplog.text
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_a_picture_that_does_not_fit_whole_is_left_out_whole_and_named(
+    age: str, start: Start, parts: Parts, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = start(age)
+    host.completions(f"abc{tag(picture())}{'y' * 40}", truncation_length=60, max_new_tokens=8)
+    made = host.generated[-1]["inputs"].tolist()[0]
+    assert made == [1, *letters("y" * 40)]
+    assert "1 picture" in caplog.text
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_no_room_at_all_is_said(age: str, start: Start) -> None:
+    host = start(age)
+    with pytest.raises(Exception, match="max_new_tokens leaves 0 positions"):
+        host.completions(f"abc{tag(picture())}", truncation_length=60, max_new_tokens=60)
+
+
+# the picture field
+
+
+def field(host: Host) -> tuple[Component, Component]:
+    image, every = (c for c in host.gradio.made if c.kwargs.get("label"))
+    return image, every
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_an_uploaded_picture_goes_to_the_end_of_the_next_message_only(age: str, start: Start, parts: Parts) -> None:
+    host = start(age)
+    image, _ = field(host)
+    image.fire("upload", picture())
+    host.chat("What is this?")
+    prompt = host.generated[-1]["prompt"]
+    assert 'What is this?\n<img src="data:image/jpeg;base64,' in prompt
+    assert "inputs_embeds" in host.generated[-1]
+    host.chat("And now?")
+    assert "<img" not in host.generated[-1]["prompt"].split("And now?")[1]
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_a_mark_places_the_uploaded_picture(age: str, start: Start) -> None:
+    host = start(age)
+    field(host)[0].fire("upload", picture())
+    host.chat("Is this <image> red?")
+    assert 'Is this <img src="data:' in host.generated[-1]["prompt"]
+    assert '"> red?' in host.generated[-1]["prompt"]
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_a_picture_that_is_taken_back_is_not_sent(age: str, start: Start) -> None:
+    host = start(age)
+    image, _ = field(host)
+    image.fire("upload", picture())
+    image.fire("clear")
+    host.chat("What is this?")
+    assert "<img" not in host.generated[-1]["prompt"]
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_the_box_starts_as_set_and_changes_what_is_seen(age: str, start: Start, settings: dict[str, Any]) -> None:
+    host = start(age, own={**settings, "llava-add_all_images_to_prompt": True})
+    _, every = field(host)
+    assert every.kwargs["value"] is True
+    every.fire("change", False)
+    assert host.extension.params["add_all_images_to_prompt"] is False
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_the_host_clears_the_field_when_a_message_is_sent(age: str, start: Start) -> None:
+    host = start(age)
+    assert len(host.shared.gradio["Generate"].events["click"]) == 1
+    assert len(host.shared.gradio["textbox"].events["submit"]) == 1
+
+
+def test_an_upload_is_made_smaller_but_never_larger(start: Start) -> None:
+    host = start("B")
+    for size, small in (((1000, 500), (672, 336)), ((300, 200), (300, 200)), ((400, 2000), (336, 1680))):
+        field(host)[0].fire("upload", picture(size=size))
+        host.chat("x")
+        data = host.generated[-1]["prompt"].split("base64,")[1].split('"')[0]
+        assert PIL.Image.open(io.BytesIO(base64.b64decode(data))).size == small
+
+
+# chats
+
+
+@pytest.mark.parametrize("age", ["B", "C"])
+def test_regenerate_and_continue_see_the_picture_of_the_history(age: str, start: Start, parts: Parts) -> None:
+    host, image = start(age), tag(picture())
+    rows = rows_of(image, parts)
+    history = {"internal": [[f"What?\n{image}", "It is"]], "visible": [["What?", "It is"]]}
+    bos = age == "C" or True
+    host.chat("", regenerate=True, history=history)
+    assert_saw(host, parts, "USER: What?", rows, "ASSISTANT:", bos=bos)
+    host.chat("", cont=True, history=history)
+    assert_saw(host, parts, "USER: What?", rows, "ASSISTANT: It is", bos=bos)
+    host.impersonate(history=history)
+    assert_saw(host, parts, "USER: What?", rows, "ASSISTANT: It is\nUSER:", bos=bos)
+
+
+def test_regenerate_and_continue_see_the_picture_in_the_first_age(start: Start, parts: Parts) -> None:
+    host, image = start("A"), tag(picture())
+    host.shared.history["internal"].append([f"What?\n{image}", "It is"])
+    host.shared.history["visible"].append(["What?", "It is"])
+    host.chat("", cont=True)
+    assert_saw(host, parts, "Context.\nYou: What?", rows_of(image, parts), "Assistant: It is")
+    host.chat("", regenerate=True)
+    assert_saw(host, parts, "Context.\nYou: What?", rows_of(image, parts), "Assistant:")
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_a_history_is_trimmed_by_positions_and_not_by_letters_of_pictures(age: str, start: Start) -> None:
+    host = start(age)
+    host.extension.params["add_all_images_to_prompt"] = True
+    turns = [[f"Q{i}\n{tag(picture())}", f"A{i}"] for i in range(3)]
+    if age == "A":
+        host.shared.history["internal"] += turns
+        host.shared.history["visible"] += turns
+        host.chat("Last?", truncation_length=200, chat_prompt_size=200)
+    else:
+        host.chat("Last?", history={"internal": turns, "visible": turns}, truncation_length=200)
+    prompt = host.generated[-1]["prompt"]
+    assert all(f"Q{i}" in prompt for i in range(3))  # three pictures of a thousand letters each: 54 positions
+
+
+# what the host keeps beside a prompt
+
+
+def test_a_picture_of_the_chat_box_is_seen_where_its_mark_stands(start: Start, parts: Parts) -> None:
+    host, drawn = start("C"), picture()
+    host.chat("What?", files=[box(drawn)])
+    assert_saw(host, parts, "USER:", rows_of(tag(drawn), parts), "What?\nASSISTANT:")
+
+
+def test_pictures_of_the_chat_api_match_their_marks_from_the_end(start: Start, parts: Parts) -> None:
+    host = start("C")
+    host.extension.params["add_all_images_to_prompt"] = True
+    pictures = [picture("red"), picture("blue"), picture("green")]
+    messages = []
+    for number, drawn in enumerate(pictures):
+        url = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{encoded(drawn)}"}}
+        messages.append({"role": "user", "content": [{"type": "text", "text": f"Q{number}"}, url]})
+        if number < 2:
+            messages.append({"role": "assistant", "content": "An answer."})
+    reply = host.api_chat(messages, truncation_length=100)
+    blue, green = (rows_of(tag(drawn), parts) for drawn in pictures[1:])
+    assert_saw(host, parts, "USER:", blue, "Q1\nASSISTANT: An answer.\nUSER:", green, "Q2\nASSISTANT:")
+    assert reply["usage"]["prompt_tokens"] == len(host.generated[-1]["inputs"][0])
+
+
+def test_impersonating_sees_pictures_of_the_history_s_record(start: Start, parts: Parts) -> None:
+    host, drawn = start("C"), picture()
+    history = {
+        "internal": [["What?", "It is red."]],
+        "visible": [["What?", "It is red."]],
+        "metadata": {"user_0": {"attachments": [box(drawn)]}},
+    }
+    host.impersonate(history=history)
+    assert_saw(host, parts, "USER:", rows_of(tag(drawn), parts), "What?\nASSISTANT: It is red.\nUSER:")
+
+
+def test_pictures_beside_a_completion_go_to_its_front_or_where_marks_stand(start: Start, parts: Parts) -> None:
+    host, drawn = start("C"), picture()
+    rows = rows_of(tag(drawn), parts)
+    lossless = PIL.Image.open(io.BytesIO(base64.b64decode(encoded(drawn))))
+    host.completions("USER: What? ASSISTANT:", raw_images=[lossless])
+    assert_saw(host, parts, rows, "USER: What? ASSISTANT:")
+    host.completions("USER: What is <image> here? ASSISTANT:", raw_images=[lossless])
+    assert_saw(host, parts, "USER: What is", rows, "here? ASSISTANT:")
+    host.completions("USER: <__media__> What? ASSISTANT:", raw_images=[lossless])
+    assert_saw(host, parts, "USER:", rows, "What? ASSISTANT:")
+
+
+def test_a_mark_without_pictures_is_text(start: Start) -> None:
+    host = start("C")
+    host.completions("What is <__media__>?")
+    assert "inputs_embeds" not in host.generated[-1]
+
+
+# settings
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_nothing_is_loaded_before_the_first_picture(age: str, start: Start, settings: dict[str, Any]) -> None:
+    missing = {**settings, "llava-clip_repo": "/nowhere", "llava-projector_repo": "/nowhere"}
+    host = start(age, own=missing)
+    host.completions("Only text.")
+    with pytest.raises(Exception, match="/nowhere"):
+        host.completions(f"A picture: {tag(picture())}")
+    host.completions("Only text again.")
+
+
+@pytest.mark.parametrize("age", AGES)
+@pytest.mark.parametrize("names", [("projector_filename",), ("projector_file",)])
+def test_the_seed_s_settings_name_the_parts(
+    age: str, names: tuple[str, ...], start: Start, parts: Parts, settings: dict[str, Any]
+) -> None:
+    own = {k: v for k, v in settings.items() if "projector_file" not in k}
+    host = start(
+        age, own={**own, f"llava-{names[0]}": "mm_projector.bin", "llava-clip_bits": 16, "llava-projector_bits": 16}
+    )
+    image = tag(picture())
+    host.completions(f"See {image}")
+    rows = host.generated[-1]["inputs_embeds"][0, -PATCHES - 1 : -1]
+    torch.testing.assert_close(rows, rows_of(image, parts), atol=2e-2, rtol=2e-2)
+    assert not torch.equal(rows, rows_of(image, parts))  # half precision shows
+
+
+def test_settings_of_the_successor_are_taken_over(start: Start, settings: dict[str, Any]) -> None:
+    own = {k: v for k, v in settings.items() if "clip_device" not in k}
+    more = {
+        "multimodal-vision_bits": 16,
+        "multimodal-vision_device": "cpu",
+        "multimodal-add_all_images_to_prompt": True,
+    }
+    host = start("B", own={**own, **more})
+    assert host.extension.params["vision_bits"] == 16
+    assert host.extension.params["add_all_images_to_prompt"] is True
+    host.completions(f"See {tag(picture())}")
+    assert "inputs_embeds" in host.generated[-1]
+
+
+def test_under_the_successor_s_name_its_settings_and_the_seed_s_both_count(
+    start: Start, settings: dict[str, Any]
+) -> None:
+    host = start("B", name="multimodal", own={**settings, "multimodal-projector_bits": 16})
+    assert host.extension.params["projector_bits"] == 16
+    assert host.extension.params["clip_repo"] == settings["llava-clip_repo"]
+
+
+def test_bits_that_do_not_exist_are_refused_with_what_does(start: Start, settings: dict[str, Any]) -> None:
+    host = start("C", own={**settings, "llava-clip_bits": 8})
+    with pytest.raises(Exception, match="unknown dtype '8'"):
+        host.completions(f"See {tag(picture())}")
+
+
+# when it can't be
+
+
+@pytest.mark.parametrize("age", AGES)
+@pytest.mark.parametrize("ui", [True, False])
+def test_without_a_model_nothing_breaks(age: str, ui: bool, start: Start) -> None:
+    host = start(age, model=None, ui=ui)
+    extension = host.extension
+    assert extension.input_modifier(f"See {tag(picture())}") == f"See {tag(picture())}"
+    assert extension.custom_tokenized_length(f"See {tag(picture())}") is None
+    if ui:
+        field(host)[0].fire("upload", picture())
+        assert "<img" in extension.chat_input_modifier("x", "x", {})[0]
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_without_a_page_pictures_are_seen_too(age: str, start: Start, parts: Parts) -> None:
+    host, image = start(age, ui=False), tag(picture())
+    host.completions(f"See {image}")
+    assert_saw(host, parts, "See", rows_of(image, parts))
+
+
+class LlamaServer:
+    """A loader that never asks the extension for embeddings."""
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_a_loader_without_embeddings_is_told_before_it_reads_letters(age: str, start: Start) -> None:
+    host = start(age, model=LlamaServer())
+    host.shared.args.loader = "llama.cpp"
+    with pytest.raises(
+        Exception, match="loader llama.cpp takes no embeddings. Load the model with the Transformers loader"
+    ):
+        host.extension.input_modifier(f"See {tag(picture())}")
+    with pytest.raises(Exception, match="Transformers loader"):
+        host.extension.custom_tokenized_length("<__media__>\n\nWhat?")
+    assert host.extension.input_modifier("Text alone.") == "Text alone."
+
+
+def test_a_model_with_sight_of_its_own_is_left_alone_but_for_tags(start: Start) -> None:
+    host = start("C", model=LlamaServer())
+    host.shared.is_multimodal = True
+    assert host.extension.custom_tokenized_length("<__media__>\n\nWhat?") is None
+    assert host.extension.input_modifier("What?", {"raw_images": [picture()]}) == "What?"
+    with pytest.raises(Exception, match="sight of its own"):
+        host.extension.input_modifier(f"See {tag(picture())}", {})
+
+
+def test_a_model_of_another_width_is_named_with_the_setting_that_helps(
+    start: Start, parts: Parts, settings: dict[str, Any], tmp_path: Any
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    torch.save(
+        {"model.mm_projector.weight": torch.zeros(48, 32), "model.mm_projector.bias": torch.zeros(48)}, other / "p.bin"
+    )
+    host = start("C", own={**settings, "llava-projector_repo": str(other), "llava-projector_filename": "p.bin"})
+    with pytest.raises(
+        Exception, match=r"rows of 48, the model tiny-llava-13b-v0 takes rows of 64: set llava-checkpoint"
+    ):
+        host.completions(f"See {tag(picture())}")
+
+
+def test_errors_reach_the_page_and_the_api_in_their_own_shape(start: Start) -> None:
+    host = start("C")
+    with pytest.raises(host.invalid) as raised:
+        host.completions('See <img src="data:image/png;base64,AAAA">')
+    assert isinstance(raised.value, host.gradio.Error)
+    assert raised.value.code == 400
+    assert raised.value.message == str(raised.value)
+
+
+def test_a_broken_picture_of_the_chat_api_is_an_error_and_not_left_out(start: Start) -> None:
+    host = start("C")
+    url = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    with pytest.raises(host.invalid, match=r"messages\[0\].content\[1\]"):
+        host.api_chat([{"role": "user", "content": [{"type": "text", "text": "What?"}, url]}])
+
+
+def test_a_soft_prompt_and_a_picture_are_refused_together(start: Start, parts: Parts) -> None:
+    host = start("A")
+    with pytest.raises(Exception, match="clear the soft prompt"):
+        host.extension.tokenizer_modifier(
+            host.state(), f"See {tag(picture())}", torch.tensor([[1]]), torch.zeros(1, 1, 64)
+        )
+
+
+def test_a_swapped_model_gets_its_own_eyes(start: Start, parts: Parts) -> None:
+    host = start("C")
+    host.completions(f"See {tag(picture())}")
+    host.shared.model_name = "another"
+    with pytest.raises(Exception, match="nobody knows whose eyes fit another"):
+        host.extension.params["projector_repo"] = None
+        host.extension.params["projector_filename"] = None
+        host.completions(f"See {tag(picture())}")
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_without_trifocal_the_host_still_starts(age: str, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "trifocal.webui.hooks", None)
+    host = start(age)
+    assert host.extension.params == {}
+    assert not hasattr(host.extension, "tokenizer_modifier")
