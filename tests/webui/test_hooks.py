@@ -455,7 +455,7 @@ def test_a_loader_without_embeddings_is_told_before_it_reads_letters(age: str, s
     host = start(age, model=LlamaServer())
     host.shared.args.loader = "llama.cpp"
     with pytest.raises(
-        Exception, match="loader llama.cpp takes no embeddings. Load the model with the Transformers loader"
+        Exception, match=r"loader llama\.cpp takes no embeddings\. Load the model with the Transformers loader"
     ):
         host.extension.input_modifier(f"See {tag(picture())}")
     with pytest.raises(Exception, match="Transformers loader"):
@@ -515,9 +515,8 @@ def test_a_swapped_model_gets_its_own_eyes(start: Start, parts: Parts) -> None:
     host = start("C")
     host.completions(f"See {tag(picture())}")
     host.shared.model_name = "another"
+    host.extension.params.update(projector_repo=None, projector_filename=None)
     with pytest.raises(Exception, match="nobody knows whose eyes fit another"):
-        host.extension.params["projector_repo"] = None
-        host.extension.params["projector_filename"] = None
         host.completions(f"See {tag(picture())}")
 
 
