@@ -1,0 +1,143 @@
+"""The app: dialects over one `Server`, behind the guards, with one handler that turns errors into statuses."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import Response
+from fastapi.routing import APIRoute, APIRouter
+from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from trifocal import __version__
+from trifocal.api import health, openai, textgen
+from trifocal.api.errors import Refusal, explain
+from trifocal.api.guard import Bodies, Doorkeeper, Reporter
+from trifocal.api.serving import Server
+from trifocal.api.settings import ServerSettings
+from trifocal.api.strict_json import loads
+from trifocal.api.wire import ErrorBody, Json, invalid
+from trifocal.errors import TrifocalError
+from trifocal.llava import Llava
+
+__all__ = ["DIALECTS", "App", "create_app"]
+
+DIALECTS: tuple[APIRouter, ...] = (openai.router, textgen.router, health.router)
+_STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 500, 502, 503, 504)
+
+
+class App(FastAPI):
+    """FastAPI with our errors, our guards and an OpenAPI document that lists every status."""
+
+    def __init__(self, server: Server, page: BaseRoute | None) -> None:
+        super().__init__(
+            title="Trifocal",
+            version=__version__,
+            docs_url=None,
+            redoc_url=None,
+            redirect_slashes=False,
+            responses={status: {"model": ErrorBody} for status in _STATUSES},
+        )
+        self.state.server = server
+        for dialect in DIALECTS:
+            for route in dialect.routes:
+                self._adopt(route)
+        if page is not None:
+            self.router.routes.append(page)
+        self.add_exception_handler(Exception, _answer_error)
+        for kind in (TrifocalError, Refusal, HTTPException, RequestValidationError, MemoryError, TimeoutError):
+            self.add_exception_handler(kind, _answer_error)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """The guards around the routes, the outermost last."""
+        server: Server = self.state.server
+        inner = Bodies(super().build_middleware_stack(), server.settings)
+        return Reporter(Doorkeeper(inner, server.settings), server, self.router.routes)
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, in which a bad body is a 400 like any other bad request."""
+        if not self.openapi_schema:
+            document = get_openapi(title=self.title, version=self.version, routes=self.routes)
+            for path in document["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                document.get("components", {}).get("schemas", {}).pop(name, None)
+            self.openapi_schema = document
+        return self.openapi_schema
+
+    def _adopt(self, route: BaseRoute) -> None:
+        """Adds a dialect's route as our own, read by our JSON parser."""
+        if isinstance(route, APIRoute):
+            route = _StrictRoute(
+                route.path,
+                route.endpoint,
+                methods=route.methods,
+                name=route.name,
+                tags=route.tags,
+                summary=route.summary,
+                status_code=route.status_code,
+                responses={**{status: {"model": ErrorBody} for status in _STATUSES}, **route.responses},
+                response_class=route.response_class,
+            )
+        self.router.routes.append(route)
+
+
+class _StrictRequest(Request):
+    """A request whose body is read by `strict_json`."""
+
+    async def json(self) -> Any:
+        """The body's value; refused where it is not plain bounded JSON."""
+        if not hasattr(self, "_json"):
+            settings = self.app.state.server.settings
+            self._json = loads(await self.body(), depth=settings.json_depth, values=settings.json_values)
+        return self._json
+
+
+class _StrictRoute(APIRoute):
+    """A route that takes JSON and says so."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler over our kind of request."""
+        handler = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if self.body_field and kind != "application/json":
+                raise Refusal(415, "unsupported_media_type", "the body must be JSON: content-type: application/json")
+            ours = _StrictRequest(request.scope, request.receive)
+            if self.body_field:
+                await ours.json()  # here, since FastAPI would hide what is wrong with it
+            return await handler(ours)
+
+        return strict
+
+
+def create_app(llava: Llava, settings: ServerSettings, page: BaseRoute | None = None) -> App:
+    """The server's app around a loaded model.
+
+    ``page`` is a route or mount for ``/``, named ``page``: it is served without a key, with a
+    content security policy that lets it load from here alone.
+    """
+    return App(Server(llava, settings), page)
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    refusal = _translated(error)
+    return Json(refusal.body, refusal.status, refusal.headers)
+
+
+def _translated(error: Exception) -> Refusal:
+    """FastAPI's and Starlette's own errors as ours."""
+    if isinstance(error, RequestValidationError):
+        return invalid(error.errors())
+    if isinstance(error, HTTPException):
+        codes = {404: ("not_found", "there is nothing here"), 405: ("method_not_allowed", "another method is needed")}
+        code, message = codes.get(error.status_code, ("invalid_request", "the request can't be read"))
+        return Refusal(error.status_code, code, message)
+    return explain(error)

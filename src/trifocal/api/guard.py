@@ -1,0 +1,330 @@
+"""Who may come in: host names, origins, keys, and the size and speed of what they send. Plain ASGI, before routing."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from trifocal.api.errors import Refusal, explain
+from trifocal.api.serving import ClientGone, Server
+from trifocal.api.settings import ServerSettings, hash_key
+from trifocal.api.wire import dump
+from trifocal.errors import TrifocalError
+
+__all__ = ["PUBLIC", "Bodies", "Doorkeeper", "Reporter"]
+
+log = logging.getLogger("trifocal.api")
+PUBLIC = ("page", "livez", "readyz")  # names of the routes that need no key
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SAFE = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+PAGE_POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; connect-src 'self'; frame-ancestors 'none'; "
+    "base-uri 'none'; form-action 'none'; object-src 'none'"
+)
+
+
+class Reporter:
+    """The outermost layer: a request id, the error object for whatever nobody caught, a log line, a count."""
+
+    def __init__(self, app: ASGIApp, server: Server, routes: Sequence[BaseRoute]) -> None:
+        self._app, self._server, self._routes = app, server, routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        given = header(scope, b"x-request-id")
+        scope["trifocal.request_id"] = given if _ID.fullmatch(given) else secrets.token_hex(8)
+        scope["trifocal.route"], scope["trifocal.public"] = matched(self._routes, scope)
+        started, status = time.perf_counter(), 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message["headers"], *self._headers(scope)]}
+            elif message["type"] == "websocket.accept":
+                status = 101
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        except ClientGone:
+            status = status or 499
+        except Exception as error:
+            refusal = explain(error)
+            if not status:
+                await respond(scope, receive, sending, refusal)
+            self._log_bug(scope, error, refusal)
+        finally:
+            self._server.metrics.requests.labels(scope["trifocal.route"], str(status or 499)).inc()
+            log.info(
+                "request",
+                extra={
+                    "facts": {
+                        "id": scope["trifocal.request_id"],
+                        "method": scope.get("method", "WEBSOCKET"),
+                        "route": scope["trifocal.route"],
+                        "status": status or 499,
+                        "seconds": round(time.perf_counter() - started, 4),
+                    }
+                },
+            )
+
+    def _headers(self, scope: Scope) -> list[tuple[bytes, bytes]]:
+        pairs = {**_SAFE, "content-security-policy": PAGE_POLICY, "x-request-id": scope["trifocal.request_id"]}
+        origin = header(scope, b"origin")
+        if origin and origin in self._server.settings.origins:
+            pairs |= {
+                "access-control-allow-origin": origin,
+                "access-control-expose-headers": "x-request-id, retry-after",
+                "vary": "origin",
+            }
+        return [(name.encode(), value.encode()) for name, value in pairs.items()]
+
+    def _log_bug(self, scope: Scope, error: Exception, refusal: Refusal) -> None:
+        """Where it happened, never what was in it."""
+        if refusal.status < 500 or isinstance(error, Refusal | TrifocalError):
+            return
+        trace, where = error.__traceback__, "?"
+        while trace:
+            where = f"{trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno}"
+            trace = trace.tb_next
+        facts = {"id": scope["trifocal.request_id"], "error": type(error).__name__, "where": where}
+        log.error("bug", extra={"facts": facts})
+        log.debug("bug", exc_info=error)
+
+
+class Doorkeeper:
+    """Headers, host, origin and key, all decided before a byte of the body is read."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self._app, self._settings = app, settings
+        own = () if settings.host in ("0.0.0.0", "::") else (f"[{settings.host}]" if ":" in settings.host else settings.host,)
+        self._hosts = {name.lower() for name in (*_LOOPBACK, *own, *settings.public_hosts)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            try:
+                self._check(scope)
+            except Refusal as refusal:
+                await respond(scope, receive, send, refusal)
+                return
+            if scope.get("method") == "OPTIONS" and header(scope, b"origin") in self._settings.origins:
+                await preflight(send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        self._check_headers(scope)
+        self._check_host(scope)
+        self._check_origin(scope)
+        self._check_key(scope)
+
+    def _check_headers(self, scope: Scope) -> None:
+        count, size = len(scope["headers"]), sum(len(name) + len(value) for name, value in scope["headers"])
+        settings = self._settings
+        if count > settings.header_count or size + len(scope["raw_path"]) > settings.header_bytes:
+            raise Refusal(
+                431,
+                "headers_too_large",
+                f"{count} headers of {size} bytes; allowed are {settings.header_count} of {settings.header_bytes}",
+            )
+
+    def _check_host(self, scope: Scope) -> None:
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        name = re.sub(r":\d{1,5}$", "", hosts[0].decode("latin-1").lower()) if len(hosts) == 1 else ""
+        if name not in self._hosts:
+            raise Refusal(
+                403, "host_not_allowed", "the server is not known by this host name; name it with --public-host"
+            )
+
+    def _check_origin(self, scope: Scope) -> None:
+        if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
+            return
+        origin = header(scope, b"origin")
+        if origin in self._settings.origins and origin:
+            return
+        own = origin and urlsplit(origin).netloc == header(scope, b"host") and origin.startswith(("http://", "https://"))
+        foreign = header(scope, b"sec-fetch-site") in ("cross-site", "same-site")
+        if (origin and not own) or foreign:
+            raise Refusal(403, "origin_not_allowed", "web pages of this origin may not call the server; see --origin")
+
+    def _check_key(self, scope: Scope) -> None:
+        client = scope.get("client")
+        scope["trifocal.caller"] = f"address {client[0]}" if client else "address -"
+        if not self._settings.keys:
+            return
+        given = hash_key(_given_key(scope))
+        known = [hmac.compare_digest(given, key) for key in self._settings.keys]
+        if any(known):
+            scope["trifocal.caller"] = f"key {given[:16]}"
+        elif not scope["trifocal.public"]:
+            raise Refusal(401, "invalid_api_key", "a key is needed: Authorization: Bearer KEY (or x-api-key: KEY)")
+
+
+class Bodies:
+    """Reads a body whole before anything else happens: bounded, and not slower than a person on a train."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self._app, self._settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check(scope)
+            body = await self._read(receive)
+        except Refusal as refusal:
+            await respond(scope, receive, send, refusal, linger=True)
+            return
+        sent = False
+
+        async def replay() -> Message:
+            nonlocal sent
+            if sent:
+                return await receive()
+            sent = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, replay, send)
+
+    def _check(self, scope: Scope) -> None:
+        if header(scope, b"content-encoding") not in ("", "identity"):
+            raise Refusal(415, "unsupported_media_type", "compressed bodies are not taken")
+        length = header(scope, b"content-length")
+        if length and (not length.isdecimal() or int(length[:19]) > self._settings.body_bytes):
+            raise self._too_large(f", got {length[:19]}")
+
+    async def _read(self, receive: Receive) -> bytes:
+        settings, body = self._settings, bytearray()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + settings.body_seconds
+        goal, goal_until = settings.body_progress_bytes, loop.time() + settings.body_progress_seconds
+        while True:
+            try:
+                async with asyncio.timeout_at(min(until, goal_until)):
+                    message = await receive()
+            except TimeoutError as error:
+                raise Refusal(408, "request_timeout", "the body came too slowly") from error
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            body += message.get("body", b"")
+            if len(body) > settings.body_bytes:
+                raise self._too_large("")
+            if not message.get("more_body", False):
+                return bytes(body)
+            if len(body) >= goal:
+                goal, goal_until = (
+                    len(body) + settings.body_progress_bytes,
+                    loop.time() + settings.body_progress_seconds,
+                )
+
+    def _too_large(self, got: str) -> Refusal:
+        return Refusal(413, "request_too_large", f"a body may have {self._settings.body_bytes} bytes{got}")
+
+
+async def respond(scope: Scope, receive: Receive, send: Send, refusal: Refusal, *, linger: bool = False) -> None:
+    """Answers with the error object. ``linger`` reads on a little, so that the client sees the answer, not a reset."""
+    if scope["type"] == "websocket":
+        await _deny(scope, send, refusal)
+        return
+    body = dump(refusal.body).encode()
+    headers = {**refusal.headers, "content-type": "application/json", "content-length": str(len(body))}
+    start = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": start})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body, "more_body": linger})
+    if linger:
+        try:
+            async with asyncio.timeout(2):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect" or not message.get("more_body"):
+                        break
+        except TimeoutError:
+            pass
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _deny(scope: Scope, send: Send, refusal: Refusal) -> None:
+    """Refuses a websocket before it is one, with the error object where the server can say it."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1008, "reason": refusal.code})
+        return
+    body = dump(refusal.body).encode()
+    headers = [(name.encode(), value.encode()) for name, value in refusal.headers.items()]
+    headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "websocket.http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})
+
+
+async def preflight(send: Send) -> None:
+    """Answers a browser that asks whether a listed page may call; the origin itself is added by `Reporter`."""
+    headers = [
+        (b"access-control-allow-methods", b"GET, POST"),
+        (b"access-control-allow-headers", b"authorization, content-type, x-api-key, x-request-id"),
+        (b"access-control-max-age", b"600"),
+    ]
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def matched(routes: Iterable[BaseRoute], scope: Scope) -> tuple[str, bool]:
+    """The route that will answer, by its path, and whether it needs no key: what routing itself decides."""
+    for route in routes:
+        match, _ = route.matches(scope)
+        if match is Match.FULL:
+            path = getattr(route, "path", "") or "/"
+            return path, getattr(route, "name", "") in PUBLIC
+    return "none", False
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """A header's value; empty where it is not there, or there twice."""
+    values = [value for key, value in scope["headers"] if key == name]
+    return values[0].decode("latin-1") if len(values) == 1 else ""
+
+
+def _given_key(scope: Scope) -> str:
+    kind, _, key = header(scope, b"authorization").partition(" ")
+    return key.strip() if kind.lower() == "bearer" else header(scope, b"x-api-key")
+
+
+class LogFormat(logging.Formatter):
+    """A request's facts as ``name=value`` words or as one JSON object a line."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        super().__init__()
+        self._json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, whatever is in the record."""
+        facts: dict[str, Any] = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "facts", {}),
+        }
+        if record.exc_info:
+            facts["trace"] = self.formatException(record.exc_info)
+        if self._json:
+            return json.dumps(facts, ensure_ascii=True)
+        return " ".join(f"{name}={json.dumps(value) if ' ' in str(value) else value}" for name, value in facts.items())

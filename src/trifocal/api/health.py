@@ -1,0 +1,71 @@
+"""What is told about the server itself: alive, ready, counters and limits."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse, Response
+
+from trifocal.api.errors import server_busy
+from trifocal.api.serving import Serving
+from trifocal.api.wire import Json
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["Server"])
+
+
+@router.get("/livez", name="livez", summary="Whether the process answers")
+async def livez() -> Response:
+    """Always 200 while the process answers at all."""
+    return Json({"status": "ok"})
+
+
+@router.get("/readyz", name="readyz", summary="Whether requests are taken")
+async def readyz(server: Serving) -> Response:
+    """200 while requests are taken, 503 as soon as the server shuts down."""
+    if server.draining:
+        raise server_busy("shutting_down", "the server is shutting down")
+    return Json({"status": "ok"})
+
+
+@router.get("/metrics", summary="Counters for Prometheus", response_class=PlainTextResponse)
+async def metrics(server: Serving) -> Response:
+    """Requests, queue, slots, pictures, tokens and seconds per step."""
+    return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/v1/limits", summary="How much is taken")
+async def limits(server: Serving) -> Response:
+    """Every limit that a request can meet. Bytes, seconds, counts and pixels."""
+    settings, llava = server.settings, server.llava
+    sides = server.image_limits
+    return Json(
+        {
+            "context": llava.engine.context,
+            "body_bytes": settings.body_bytes,
+            "headers": {"bytes": settings.header_bytes, "count": settings.header_count},
+            "images": {
+                "count": settings.images,
+                "bytes": sides.bytes,
+                "pixels": sides.pixels,
+                "side": sides.side,
+                "aspect": sides.aspect,
+                "decoded_bytes": settings.decoded_bytes,
+                "formats": ["JPEG", "PNG", "WebP", "GIF"],
+                "url_hosts": sorted(settings.url_hosts),
+            },
+            "text_bytes": settings.text_bytes,
+            "json": {"depth": settings.json_depth, "values": settings.json_values},
+            "answers": settings.answers,
+            "stop": {"count": settings.stops, "characters": settings.stop_characters},
+            "slots": settings.slots,
+            "queue": settings.queue,
+            "per_key": settings.per_key if settings.keys else None,
+            "seconds": {
+                "request": settings.deadline,
+                "queue": settings.queue_wait,
+                "headers": settings.header_seconds,
+                "body": settings.body_seconds,
+            },
+        }
+    )

@@ -1,0 +1,53 @@
+"""What can be counted from outside: requests, queue, pictures, tokens and seconds of every step."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from trifocal.api.admission import Admission
+from trifocal.messages import End
+
+__all__ = ["Metrics"]
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+
+class Metrics:
+    """The counters of one server, in a registry of its own. Every label is one of a few known words."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.registry = CollectorRegistry()
+        own = {"registry": self.registry}
+        self.requests = Counter("trifocal_requests", "Requests by route and status.", ["route", "status"], **own)
+        self.seconds = Histogram(
+            "trifocal_step_seconds",
+            "Seconds per step of an answer: decode (of picture files), preprocess, tower, projector, prefill, generate.",
+            ["step"],
+            buckets=_SECONDS,
+            **own,
+        )
+        self.token_seconds = Histogram("trifocal_token_seconds", "Seconds per decode step.", buckets=_SECONDS, **own)
+        self.tokens = Counter("trifocal_tokens", "Positions: text and image of prompts, completion.", ["kind"], **own)
+        self.images = Counter("trifocal_images", "Pictures by whether their features were cached.", ["cache"], **own)
+        running = Gauge("trifocal_running", "Answers being made.", **own)
+        waiting = Gauge("trifocal_waiting", "Requests in the queue.", **own)
+        slots = Gauge("trifocal_slots", "Answers that can be made at once.", **own)
+        running.set_function(lambda: admission.running)
+        waiting.set_function(lambda: admission.waiting)
+        slots.set(admission.slots)
+
+    def answered(self, end: End) -> None:
+        """Counts an answer that came to its end."""
+        for step, seconds in end.timings.items():
+            self.seconds.labels(step).observe(seconds)
+        if end.completion_tokens > 1:
+            self.token_seconds.observe(end.timings.get("generate", 0.0) / (end.completion_tokens - 1))
+        self.tokens.labels("text").inc(end.prompt_tokens - end.image_tokens)
+        self.tokens.labels("image").inc(end.image_tokens)
+        self.tokens.labels("completion").inc(end.completion_tokens)
+        self.images.labels("hit").inc(end.cached_images)
+        self.images.labels("miss").inc(end.images - end.cached_images)
+
+    def text(self) -> bytes:
+        """All of it in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,360 @@
+"""OpenAI's dialect: chat completions, completions and models."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import Field
+
+from trifocal.api.errors import explain, refuse
+from trifocal.api.events import EventStream, event
+from trifocal.api.serving import Answers, Job, Server, Serving, Step
+from trifocal.api.wire import Draft, Json, Picture, Tagged, Wire, check_text, dump, user_text
+from trifocal.errors import UsageError
+from trifocal.history import Keep, parse_keep
+from trifocal.messages import Role, Sampling
+
+__all__ = ["ChatRequest", "CompletionRequest", "router", "usage_of"]
+
+router = APIRouter(tags=["OpenAI"])
+Stop = str | Annotated[list[str], Field(max_length=16)] | None
+_ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+class ImageUrl(Wire):
+    """Where a picture is: a ``data:`` URI, or a URL whose host the server allows."""
+
+    url: str
+    detail: Literal["auto", "low", "high", "original"] | None = None
+
+
+class TextPart(Wire):
+    """Text."""
+
+    type: Literal["text", "input_text"]
+    text: str
+
+
+class ImagePart(Wire):
+    """A picture, as an object or as a plain string."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl | str
+    detail: Literal["auto", "low", "high", "original"] | None = None
+
+
+class InputImagePart(Wire):
+    """A picture, as the Responses API writes it."""
+
+    type: Literal["input_image"]
+    image_url: ImageUrl | str
+    detail: Literal["auto", "low", "high", "original"] | None = None
+
+
+ContentPart = Annotated[TextPart | ImagePart | InputImagePart, Field(discriminator="type")]
+
+
+class ChatMessage(Wire):
+    """One turn. ``image_url`` beside ``role`` is the way of early clients."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[ContentPart] | None = None
+    image_url: str | None = None
+    name: str | None = None
+    refusal: None = None
+
+
+class StreamOptions(Wire):
+    """What a stream carries besides the answer."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class ResponseFormat(Wire):
+    """The shape of the answer: only ``text`` here."""
+
+    type: str
+    json_schema: dict[str, Any] | None = None
+
+
+class Additions(Wire):
+    """Trifocal's own: which past pictures stay (``all``, ``last`` or a number)."""
+
+    images: str | int | None = None
+
+
+class Options(Wire):
+    """What chat and plain completions share."""
+
+    model: str | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Stop = None
+    n: int | None = Field(None, ge=1, le=8)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    logit_bias: dict[str, float] | None = None
+    trifocal: Additions | None = None
+
+    def sampling(self, server: Server, max_tokens: int | None, **more: Any) -> Sampling:
+        """These options as a `Sampling`; greedy unless a temperature is given."""
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty")
+        given = {name: getattr(self, name) for name in (*names, "frequency_penalty", "seed")}
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return server.sampling(max_tokens=max_tokens, stop=stop, **chosen, **more)
+
+    @property
+    def keep(self) -> Keep | None:
+        """Which past pictures stay."""
+        given = self.trifocal.images if self.trifocal else None
+        try:
+            return None if given is None else parse_keep(given)
+        except UsageError as error:
+            raise refuse("invalid_value", str(error), "trifocal.images") from error
+
+
+class ChatRequest(Options):
+    """A conversation to go on with."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=1024)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    response_format: ResponseFormat | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    modalities: list[Literal["text"]] | None = None
+
+
+class CompletionRequest(Options):
+    """A text to go on with; pictures stand in it as ``<img src="data:...">``."""
+
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
+    logprobs: int | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+
+
+@router.post("/v1/chat/completions", summary="Answer a conversation")
+async def chat(request: Request, body: ChatRequest, server: Serving) -> Response:
+    """The next turn of a conversation with pictures; streamed as server-sent events when asked."""
+    server.check_model(body.model)
+    _refuse_unsupported(body)
+    drafts = [_draft(message, f"messages[{at}]") for at, message in enumerate(body.messages)]
+    sampling = body.sampling(server, body.max_completion_tokens or body.max_tokens)
+    job = Job(drafts, sampling, answers=body.n or 1, images=body.keep)
+    return await _reply(request, server, job, body, _Chat)
+
+
+@router.post("/v1/completions", summary="Go on with a text")
+async def complete(request: Request, body: CompletionRequest, server: Serving) -> Response:
+    """The continuation of a raw prompt, without any conversation template."""
+    server.check_model(body.model)
+    _refuse_unsupported(body)
+    prompt = body.prompt if isinstance(body.prompt, str) else body.prompt[0]
+    sampling = body.sampling(server, body.max_tokens)
+    draft = Draft("user", (Tagged(prompt),))
+    return await _reply(request, server, Job([draft], sampling, raw=True, answers=body.n or 1), body, _Text)
+
+
+@router.get("/v1/models", summary="The served model")
+async def models(server: Serving) -> Response:
+    """The one model that is served, and its other names."""
+    return Json({"object": "list", "data": [_model(server, name) for name in (server.name, *server.settings.aliases)]})
+
+
+@router.get("/v1/models/{name:path}", summary="One model")
+async def model(name: str, server: Serving) -> Response:
+    """The model of that name, if it is served."""
+    server.check_model(name)
+    return Json(_model(server, name))
+
+
+def usage_of(steps: Sequence[Step]) -> dict[str, Any]:
+    """What some answers to one prompt cost, in positions."""
+    ends = [step.end for step in steps if step.end]
+    if not ends:
+        return {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    prompt, completion = ends[0].prompt_tokens, sum(end.completion_tokens for end in ends)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {
+            "cached_tokens": steps[0].cached_positions,
+            "image_tokens": ends[0].image_tokens,
+            "text_tokens": prompt - ends[0].image_tokens,
+        },
+    }
+
+
+def additions_of(step: Step) -> dict[str, Any]:
+    """What we tell besides: positions of each picture, cache hits, what was left out, seconds per step."""
+    assert step.end is not None
+    return {
+        "image_positions": list(step.positions),
+        "cached_images": step.end.cached_images,
+        "left_out": list(step.end.left_out),
+        "timings": {name: round(seconds, 6) for name, seconds in step.end.timings.items()},
+    }
+
+
+class _Chat:
+    """The shapes of chat completions."""
+
+    prefix, whole, piece = "chatcmpl-", "chat.completion", "chat.completion.chunk"
+
+    @staticmethod
+    def choice(index: int, text: str, finish: str) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"index": index, "message": message, "logprobs": None, "finish_reason": finish}
+
+    @staticmethod
+    def first(index: int) -> dict[str, Any] | None:
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    @staticmethod
+    def delta(index: int, text: str, finish: str | None) -> dict[str, Any]:
+        return {
+            "index": index,
+            "delta": {"content": text} if text else {},
+            "logprobs": None,
+            "finish_reason": finish,
+        }
+
+
+class _Text:
+    """The shapes of plain completions."""
+
+    prefix, whole, piece = "cmpl-", "text_completion", "text_completion"
+
+    @staticmethod
+    def choice(index: int, text: str, finish: str | None) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
+
+    @staticmethod
+    def first(index: int) -> dict[str, Any] | None:
+        return None
+
+    delta = choice
+
+
+_Shape = type[_Chat] | type[_Text]
+
+
+async def _reply(request: Request, server: Server, job: Job, body: Options, shape: _Shape) -> Response:
+    head = {
+        "id": shape.prefix + secrets.token_hex(12),
+        "object": shape.piece if body.stream else shape.whole,
+        "created": int(time.time()),
+        "model": server.name,
+        "system_fingerprint": None,
+    }
+    if body.stream:
+        answers = await server.answer(request, job)
+        usage = bool(body.stream_options and body.stream_options.include_usage)
+        return EventStream(_events(answers, head, shape, usage), server.settings.write_seconds)
+    replies = await server.collect(request, job)
+    last = [step for _, step in replies]
+    choices = [shape.choice(at, text, step.end.finish) for at, (text, step) in enumerate(replies) if step.end]
+    return Json({**head, "choices": choices, "usage": usage_of(last), "trifocal": additions_of(last[0])})
+
+
+async def _events(answers: Answers, head: dict[str, Any], shape: _Shape, usage: bool) -> AsyncGenerator[str, None]:
+    last: list[Step] = []
+    started: set[int] = set()
+    try:
+        async for step in answers.all():
+            if step.index not in started:
+                started.add(step.index)
+                first = shape.first(step.index)
+                if first:
+                    yield event(dump({**head, "choices": [first]}))
+            if step.text:
+                yield event(dump({**head, "choices": [shape.delta(step.index, step.text, None)]}))
+            if step.end:
+                last.append(step)
+                final = {**head, "choices": [shape.delta(step.index, "", step.end.finish)]}
+                yield event(dump({**final, "trifocal": additions_of(step)}))
+        if usage:
+            yield event(dump({**head, "choices": [], "usage": usage_of(last)}))
+    except Exception as error:
+        yield event(dump(explain(error).body))
+    yield event("[DONE]")
+
+
+def _draft(message: ChatMessage, where: str) -> Draft:
+    role = _ROLES[message.role]
+    if message.content is None and message.image_url is None:
+        raise refuse("missing_required_parameter", "a message needs content", f"{where}.content")
+    parts: list[Any] = []
+    if isinstance(message.content, str):
+        parts += _text(role, message.content, f"{where}.content")
+    for at, part in enumerate(message.content if isinstance(message.content, list) else []):
+        name = f"{where}.content[{at}]"
+        if isinstance(part, TextPart):
+            parts += _text(role, part.text, name)
+        else:
+            source = part.image_url if isinstance(part.image_url, str) else part.image_url.url
+            parts.append(Picture(source, name))
+    if message.image_url is not None:
+        parts.append(Picture(message.image_url, f"{where}.image_url"))
+    if role != "user" and not all(isinstance(part, str) for part in parts):
+        raise refuse("invalid_value", "only user messages hold pictures", where)
+    return Draft(role, tuple(parts))
+
+
+def _text(role: Role, text: str, param: str) -> Sequence[Any]:
+    if role == "user":
+        return (user_text(text, param),)
+    check_text(text, param)
+    return (text,)
+
+
+def _refuse_unsupported(body: ChatRequest | CompletionRequest) -> None:
+    """Says by name what this server can't do, rather than leave it out."""
+    neutral: dict[str, tuple[Any, ...]] = {
+        "logit_bias": (None, {}),
+        "tools": (None, []),
+        "tool_choice": (None, "none", "auto"),
+        "logprobs": (None, False),
+        "top_logprobs": (None,),
+        "echo": (None, False),
+        "suffix": (None, ""),
+        "best_of": (None, 1),
+        "store": (None, False),
+        "service_tier": (None, "auto", "default"),
+    }
+    reasons = {"tools": "no served template has tool calls", "tool_choice": "no served template has tool calls"}
+    for name, allowed in neutral.items():
+        value = getattr(body, name, None)
+        if not any(value is each or (value == each and type(value) is type(each)) for each in allowed):
+            raise refuse("unsupported_parameter", f"{name} is not supported: {reasons.get(name, 'leave it out')}", name)
+    shape = getattr(body, "response_format", None)
+    if shape is not None and shape.type != "text":
+        raise refuse("unsupported_parameter", "response_format: only type text is supported", "response_format")
+
+
+def _model(server: Server, name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": server.started, "owned_by": "trifocal"}

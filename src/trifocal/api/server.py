@@ -1,0 +1,136 @@
+"""Listening: sockets, signals and the end. The app itself is `trifocal.api.app`."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import sys
+import threading
+from types import FrameType
+
+import uvicorn
+from starlette.routing import BaseRoute
+
+from trifocal.api.app import App, create_app
+from trifocal.api.guard import LogFormat
+from trifocal.api.protocol import protocol
+from trifocal.api.settings import ServerSettings
+from trifocal.errors import UsageError
+from trifocal.llava import load
+from trifocal.settings import Settings
+
+__all__ = ["Listener", "listen", "serve"]
+
+log = logging.getLogger("trifocal.api")
+BACKLOG = 2048
+
+
+class Listener(uvicorn.Server):
+    """uvicorn, told how to stop: refuse what is new, let run what runs for a while, then go.
+
+    The first signal drains; the second one leaves at once.
+    """
+
+    def __init__(self, app: App, settings: ServerSettings) -> None:
+        config = uvicorn.Config(
+            app,
+            http=protocol(settings.header_seconds),
+            ws="websockets-sansio",
+            ws_max_size=settings.body_bytes,
+            ws_ping_interval=20.0,
+            ws_ping_timeout=20.0,
+            h11_max_incomplete_event_size=settings.header_bytes + 1024,
+            timeout_keep_alive=5,
+            timeout_graceful_shutdown=1,
+            backlog=BACKLOG,
+            access_log=False,
+            log_config=None,
+            log_level="warning",
+            server_header=False,
+            date_header=True,
+            proxy_headers=False,
+            lifespan="off",
+        )
+        super().__init__(config)
+        self.app = app
+        self._leaving: asyncio.Task[None] | None = None
+        self._signals = 0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """What a signal does: drain, and at the second one leave."""
+        self._signals += 1
+        self.app.state.server.draining = True
+        if self._signals > 1:
+            self.should_exit = self.force_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """uvicorn's heartbeat, ten times a second: starts the drain after a signal."""
+        if self.app.state.server.draining and self._leaving is None:
+            self._leaving = asyncio.ensure_future(self._leave())
+        return bool(await super().on_tick(counter))
+
+    async def _leave(self) -> None:
+        log.info("draining")
+        await self.app.state.server.drain()
+        await asyncio.sleep(0.05)  # so that the last events are on their way
+        self.should_exit = True
+
+
+def listen(settings: ServerSettings) -> list[socket.socket]:
+    """The sockets to serve on.
+
+    Raises:
+        UsageError: an address that is taken or not ours; the message names it.
+    """
+    ports = [settings.port, *([settings.legacy_port] if settings.legacy_port is not None else [])]
+    sockets: list[socket.socket] = []
+    for port in ports:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        # named TCP, or asyncio would leave Nagle on: it costs 40 ms an answer
+        sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((settings.host, port))
+        except OSError as error:
+            for other in (sock, *sockets):
+                other.close()
+            taken = "it is in use already" if error.errno == errno.EADDRINUSE else "it can't be listened on"
+            raise UsageError(f"{settings.host}:{port}: {taken}; choose another with --port") from error
+        sockets.append(sock)
+    return sockets
+
+
+def serve(settings: Settings, server: ServerSettings, page: BaseRoute | None = None) -> None:
+    """Loads the model, serves it until a signal ends it, and frees it.
+
+    ``page`` is a route or mount for ``/``, see `trifocal.api.app.create_app`.
+
+    Raises:
+        UsageError: an address that is taken.
+        TrifocalError: the model can't be loaded.
+    """
+    sockets = listen(server)
+    _log_to_stderr(server)
+    with load(settings) as llava:
+        app = create_app(llava, server, page)
+        places = ", ".join(f"http://{_host(server.host)}:{sock.getsockname()[1]}" for sock in sockets)
+        print(f"{llava.checkpoint.name} is served at {places} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        Listener(app, server).run(sockets=sockets)
+        app.state.server.close()
+    if any(thread.name.startswith(("answer", "fetch")) for thread in threading.enumerate()):
+        os._exit(0)  # a step that can't be interrupted is still under way; its client is gone
+
+
+def _host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _log_to_stderr(settings: ServerSettings) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormat(as_json=settings.log_format == "json"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False

@@ -1,0 +1,350 @@
+"""The one use case behind all dialects: admit, decode, answer, and let go when the client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, closing, suppress
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+
+from trifocal.api import tracing
+from trifocal.api.admission import Admission
+from trifocal.api.errors import Refusal, refuse, server_busy
+from trifocal.api.fetch import Fetcher
+from trifocal.api.metrics import Metrics
+from trifocal.api.pump import Pump
+from trifocal.api.settings import ServerSettings
+from trifocal.api.wire import Draft, Picture, Tagged, decode
+from trifocal.errors import PromptTooLong
+from trifocal.history import Keep, without_oldest_turn
+from trifocal.images import Image, Limits
+from trifocal.llava import Llava
+from trifocal.messages import Chunk, End, Message, Sampling
+from trifocal.templates import Piece
+
+__all__ = ["Answers", "ClientGone", "Job", "Server", "Serving", "Step", "caller_of"]
+
+log = logging.getLogger("trifocal.api")
+Result = TypeVar("Result")
+
+
+class ClientGone(Exception):
+    """The client left before its answer was ready; there is nobody to tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a dialect asks for: a conversation, or a raw prompt (``raw``) in one draft.
+
+    ``answers`` are drawn one after the other, the second with the next seed and so on. ``room``
+    bounds prompt and answer together below the model's context. ``images`` says which past
+    pictures stay.
+    """
+
+    drafts: Sequence[Draft]
+    sampling: Sampling
+    raw: bool = False
+    answers: int = 1
+    images: Keep | None = None
+    room: int | None = None
+    stoppable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A piece of answer number ``index``; its last one carries ``end`` and what each picture cost."""
+
+    index: int
+    text: str
+    end: End | None = None
+    positions: tuple[int, ...] = ()
+    cached_positions: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Answers:
+    """The steps of a request under way. Use `aclose`, or read to the end."""
+
+    steps: AsyncGenerator[Step, None]
+    first: Step
+
+    async def all(self) -> AsyncGenerator[Step, None]:
+        """Every step, the first one included."""
+        async with aclosing(self.steps):
+            yield self.first
+            async for step in self.steps:
+                yield step
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """A request that has a place: whose it is, and how to end it early."""
+
+    caller: str
+    stoppable: bool
+    pump: Pump[Step] | None = None
+    stopped: bool = False
+    task: asyncio.Task[Any] | None = field(default=None)
+
+
+class Server:
+    """A model with its admission, its worker threads and its counters."""
+
+    def __init__(self, llava: Llava, settings: ServerSettings) -> None:
+        self.llava, self.settings = llava, settings
+        self.admission = Admission(settings.slots, settings.queue, settings.per_key if settings.keys else None)
+        self.metrics = Metrics(self.admission)
+        self.fetcher = Fetcher(settings.url_hosts, settings.image_bytes)
+        self.draining = False
+        self.cut = False
+        self.started = int(time.time())
+        self.image_limits = Limits(bytes=settings.image_bytes)
+        self._threads = ThreadPoolExecutor(settings.slots, thread_name_prefix="answer")
+        self._runs: set[_Run] = set()
+
+    @property
+    def name(self) -> str:
+        """The served model's name."""
+        return self.llava.checkpoint.name
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way."""
+        return bool(self._runs) or bool(self.admission.running)
+
+    def check_model(self, given: str | None) -> None:
+        """Refuses a request for another model than the served one."""
+        known = {self.name, *self.settings.aliases}
+        if given is not None and given not in known and given.removesuffix(":latest") not in known:
+            names = ", ".join(sorted(known))
+            raise Refusal(404, "model_not_found", f"there is no such model here; known: {names}", param="model")
+
+    def sampling(self, **options: Any) -> Sampling:
+        """The sampling of a request, its stop strings bounded."""
+        stop = tuple(options.get("stop") or ())
+        if len(stop) > self.settings.stops or any(len(text) > self.settings.stop_characters for text in stop):
+            allowed = f"{self.settings.stops} stop strings of {self.settings.stop_characters} characters"
+            raise refuse("invalid_value", f"at most {allowed} are taken", "stop")
+        return Sampling(**{**options, "stop": stop})
+
+    async def answer(self, request: Request, job: Job) -> Answers:
+        """The answers to a job, after the first piece is there: what is refused is refused here.
+
+        Raises:
+            Refusal: no room, a deadline, a URL that is not fetched.
+            TrifocalError: the request can't be done as asked.
+            ClientGone: nobody waits for it any more.
+        """
+        steps = self.steps(job, caller_of(request))
+        try:
+            first = await while_connected(request, anext(steps))
+        except BaseException:
+            await steps.aclose()
+            raise
+        return Answers(steps, first)
+
+    async def collect(self, request: Request, job: Job) -> list[tuple[str, Step]]:
+        """Whole answers: the text and the last step of each."""
+        return await while_connected(request, self._collected(job, caller_of(request)))
+
+    async def count(self, request: Request, draft: Draft) -> int:
+        """How many positions a raw prompt takes; no picture is looked at."""
+
+        def counted() -> Generator[int, None, None]:
+            (message,) = decode([draft], self.image_limits, self.settings.images, self.settings.decoded_bytes)
+            yield self.llava.composer.count(message.parts)
+
+        async with aclosing(self._run(_Run(caller_of(request), stoppable=False), counted)) as counts:
+            count: int = await while_connected(request, anext(counts))
+            return count
+
+    async def steps(self, job: Job, caller: str) -> AsyncGenerator[Step, None]:
+        """The steps of all answers. Closing it ends the work after the token that is being made."""
+        self._check(job)
+        run = _Run(caller, job.stoppable)
+        drafts = await self._fetched(job.drafts)
+        with tracing.span("trifocal.answer", answers=job.answers) as span:
+            async with aclosing(self._run(run, lambda: self._work(replace(job, drafts=drafts)))) as steps:
+                async for step in steps:
+                    if step.end:
+                        self.metrics.answered(step.end)
+                        tracing.describe(span, step.end)
+                    yield step
+
+    def stop(self, caller: str) -> int:
+        """Ends the stoppable runs of one caller, as if they had met a stop string; how many there were."""
+        mine = [run for run in self._runs if run.stoppable and run.caller == caller]
+        for run in mine:
+            run.stopped = True
+            if run.pump:
+                run.pump.stop()
+        return len(mine)
+
+    async def drain(self) -> None:
+        """Takes nothing new, waits for what runs, and ends what is left after ``drain`` seconds."""
+        self.draining = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.drain):
+                while self.busy:
+                    await asyncio.sleep(0.02)
+        self.cut = True
+        for run in self._runs:
+            if run.pump:
+                run.pump.stop()
+        for _ in range(50):
+            if not self.busy:
+                return
+            await asyncio.sleep(0.02)
+
+    def close(self) -> None:
+        """Frees the worker threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _collected(self, job: Job, caller: str) -> list[tuple[str, Step]]:
+        texts: list[list[str]] = [[] for _ in range(job.answers)]
+        last = [Step(index, "") for index in range(job.answers)]
+        async with aclosing(self.steps(job, caller)) as steps:
+            async for step in steps:
+                texts[step.index].append(step.text)
+                last[step.index] = step
+        return [("".join(text), step) for text, step in zip(texts, last)]
+
+    async def _run(self, run: _Run, start: Callable[[], Generator[Any, None, None]]) -> AsyncGenerator[Any, None]:
+        """Waits for a slot, runs ``start`` in a thread and gives its items; the slot goes with the thread."""
+        if self.draining:
+            raise server_busy("shutting_down", "the server is shutting down")
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.settings.deadline
+        self._runs.add(run)
+        try:
+            slot = await self.admission.enter(run.caller, min(self.settings.queue_wait, self.settings.deadline))
+            run.pump = Pump(start, self._threads, slot.release, self.settings.write_seconds)
+            if run.stopped:
+                run.pump.stop()
+            while True:
+                async with asyncio.timeout_at(deadline):
+                    item = await run.pump.next()
+                if item is None:
+                    break
+                yield item
+            if self.cut:
+                raise server_busy("shutting_down", "the server shut down before the answer was whole")
+        finally:
+            self._runs.discard(run)
+            if run.pump:
+                run.pump.stop()
+
+    def _check(self, job: Job) -> None:
+        """Refuses what needs no look at the pictures."""
+        limits = self.settings
+        count = sum(len(draft.pictures) for draft in job.drafts)
+        if count > limits.images:
+            raise refuse("too_many_images", f"{count} pictures; allowed are {limits.images}")
+        if job.answers > limits.answers:
+            raise refuse("invalid_value", f"{job.answers} answers; allowed are {limits.answers}", "n")
+        for draft in job.drafts:
+            for part in draft.parts:
+                if isinstance(part, str) and len(part) > limits.text_bytes:
+                    raise refuse("invalid_value", f"a text is over {limits.text_bytes} characters", "messages")
+
+    async def _fetched(self, drafts: Sequence[Draft]) -> list[Draft]:
+        """The drafts with the pictures behind URLs fetched."""
+        return [
+            replace(draft, parts=tuple([await self._fetch(part) for part in draft.parts])) if draft.pictures else draft
+            for draft in drafts
+        ]
+
+    async def _fetch(self, part: str | Picture | Tagged) -> str | Picture | Tagged:
+        if isinstance(part, Picture) and part.is_url:
+            assert isinstance(part.source, str)
+            return Picture(await self.fetcher.fetch(part.source, part.name), part.name)
+        return part
+
+    def _work(self, job: Job) -> Generator[Step, None, None]:
+        """What the worker thread does: decode, look, generate."""
+        messages = decode(job.drafts, self.image_limits, self.settings.images, self.settings.decoded_bytes)
+        images = [image for message in messages for image in message.images]
+        vision = self.llava.composer.vision
+        costs = [vision.positions(image) for image in images]
+        for index in range(job.answers):
+            known = [vision.cached(image) for image in images]
+            seed = job.sampling.seed
+            sampling = replace(job.sampling, seed=None if seed is None else seed + index)
+            with closing(self._chunks(job, messages, sampling)) as chunks:
+                for chunk in chunks:
+                    if chunk.end is None:
+                        yield Step(index, chunk.text)
+                        continue
+                    kept = slice(len(images) - chunk.end.images, None)
+                    cached = sum(cost for cost, hit in zip(costs[kept], known[kept]) if hit)
+                    yield Step(index, chunk.text, chunk.end, tuple(costs[kept]), cached)
+
+    def _chunks(self, job: Job, messages: list[Message], sampling: Sampling) -> Generator[Chunk, None, None]:
+        if not job.raw:
+            messages = self._within_room(job, messages)
+            return self.llava.stream(messages, sampling, images=job.images)
+        parts: tuple[Piece, ...] = messages[0].parts
+        self._check_room(job, parts, sampling)
+        return self.llava.generate(parts, sampling)
+
+    def _within_room(self, job: Job, messages: list[Message]) -> list[Message]:
+        """The conversation without the oldest exchanges that don't fit the room that the client named."""
+        wanted = job.sampling.max_tokens or 1
+        while job.room is not None and self.llava.count(messages, images=job.images) + wanted > job.room:
+            shorter = without_oldest_turn(messages)
+            if shorter is None:
+                break
+            messages = shorter
+        return messages
+
+    def _check_room(self, job: Job, parts: Sequence[Piece], sampling: Sampling) -> None:
+        """Holds prompt and answer against the room that the client itself named."""
+        if job.room is not None:
+            count, wanted = self.llava.composer.count(parts), sampling.max_tokens or 1
+            if count + wanted > job.room:
+                vision = self.llava.composer.vision
+                pictures = sum(vision.positions(part) for part in parts if isinstance(part, Image))
+                raise PromptTooLong(count, pictures, wanted, min(job.room, self.llava.engine.context))
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of ``work``, which is cancelled as soon as the client leaves.
+
+    Raises:
+        ClientGone: it left.
+    """
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return await task
+        raise ClientGone
+    finally:
+        for each in (task, watch):
+            each.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def caller_of(request: Any) -> str:
+    """Who asks: the digest of the key, or the address where there is no key."""
+    return str(request.scope.get("trifocal.caller", "-"))
+
+
+def _server(request: Request) -> Server:
+    server: Server = request.app.state.server
+    return server
+
+
+Serving = Annotated[Server, Depends(_server)]

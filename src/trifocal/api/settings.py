@@ -1,0 +1,115 @@
+"""How the server listens, whom it lets in and how much it takes: one frozen object."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from trifocal.errors import UsageError
+
+__all__ = ["KEY_VARIABLE", "ServerSettings", "hash_key"]
+
+KEY_VARIABLE = "TRIFOCAL_API_KEY"
+SHORTEST_KEY = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """What the server needs to know beside the model. Seconds, bytes and counts.
+
+    Without keys only a loopback address is served, unless ``open_to_all`` says otherwise; keys are
+    kept as sha256 digests. ``public_hosts`` are the names under which clients may ask for the
+    server beside the loopback ones, ``origins`` the web pages that may call it, ``url_hosts`` the
+    hosts from which pictures are fetched (none: URLs are refused). ``slots`` answers are made at
+    once, ``queue`` requests wait, each key has at most ``per_key`` of both. A request may take
+    ``deadline`` seconds in all and wait ``queue_wait`` of them.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 5000
+    legacy_port: int | None = None
+    keys: frozenset[str] = frozenset()
+    open_to_all: bool = False
+    public_hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    url_hosts: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    slots: int = 1
+    queue: int = 64
+    per_key: int = 8
+    deadline: float = 300.0
+    queue_wait: float = 60.0
+    drain: float = 10.0
+    header_seconds: float = 10.0
+    body_seconds: float = 60.0
+    body_progress_seconds: float = 10.0
+    body_progress_bytes: int = 8 << 10
+    write_seconds: float = 30.0
+    body_bytes: int = 32 << 20
+    header_bytes: int = 32 << 10
+    header_count: int = 100
+    image_bytes: int = 20 << 20
+    images: int = 16
+    decoded_bytes: int = 512 << 20
+    text_bytes: int = 1 << 20
+    answers: int = 8
+    stops: int = 16
+    stop_characters: int = 256
+    json_depth: int = 64
+    json_values: int = 100_000
+    log_format: Literal["text", "json"] = "text"
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "per_key", "deadline", "queue_wait", "header_seconds", "body_seconds", "write_seconds"):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"{name}: {getattr(self, name)} is not above 0")
+        if self.queue < 0 or self.drain < 0:
+            raise UsageError("queue and drain are 0 or more")
+        if not self.keys and not self.open_to_all and not self.is_loopback:
+            raise UsageError(
+                f"{self.host} can be reached from other machines and no key is set: give --api-key-file (or the "
+                f"variable {KEY_VARIABLE}), or say --open-to-all if anybody may use this model"
+            )
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the address."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def with_keys(self, file: Path | None, environ: Mapping[str, str] | None = None) -> ServerSettings:
+        """These settings with the keys of a file (one a line, ``#`` comments) or of the environment.
+
+        Raises:
+            UsageError: the file can't be read, holds no key, or a key is short enough to guess.
+        """
+        return replace(self, keys=read_keys(file, os.environ if environ is None else environ))
+
+
+def hash_key(key: str) -> str:
+    """What is kept of a key."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_keys(file: Path | None, environ: Mapping[str, str]) -> frozenset[str]:
+    """The digests of the keys in a file, or in the environment where no file is named."""
+    if file is None:
+        lines = environ.get(KEY_VARIABLE, "").split(",")
+    else:
+        try:
+            lines = file.read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"key file {file}: it can't be read") from error
+    keys = {line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")}
+    if file is not None and not keys:
+        raise UsageError(f"key file {file}: there is no key in it")
+    if any(len(key) < SHORTEST_KEY for key in keys):
+        raise UsageError(f"a key has at least {SHORTEST_KEY} characters; make one with: openssl rand -hex 32")
+    return frozenset(map(hash_key, keys))

@@ -1,0 +1,316 @@
+"""The dialect of early text-generation-webui: raw prompts with pictures inside, over HTTP and websockets."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+from contextlib import aclosing, suppress
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, WebSocket, WebSocketDisconnect
+from fastapi.responses import Response
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+
+from starlette.websockets import WebSocketState
+
+from trifocal.api.errors import explain, refuse
+from trifocal.api.serving import Job, Server, Serving, caller_of
+from trifocal.api.strict_json import loads
+from trifocal.api.wire import Draft, Json, Tagged, dump, invalid
+from trifocal.messages import Sampling
+
+__all__ = ["ChatRequest", "GenerateRequest", "router"]
+
+router = APIRouter(tags=["text-generation-webui"])
+FRAMES_WAITING = 8
+
+
+class Lenient(BaseModel):
+    """A body as those clients send it: numbers may come as text, but no field is unknown."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class Parameters(Lenient):
+    """Every parameter of text-generation-webui's API of 2023, with its default.
+
+    Those after ``stopping_strings`` are not implemented: they are taken at the value that changes
+    nothing and refused by name at any other.
+    """
+
+    max_new_tokens: int = Field(200, ge=1, validation_alias=AliasChoices("max_new_tokens", "max_length"))
+    do_sample: bool = True
+    temperature: float = Field(0.5, ge=0, le=100)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    repetition_penalty: float = Field(1.1, gt=0, le=10, validation_alias=AliasChoices("repetition_penalty", "rep_pen"))
+    seed: int = Field(-1, ge=-(2**63), lt=2**63)
+    truncation_length: int = Field(
+        2048, ge=1, validation_alias=AliasChoices("truncation_length", "max_context_length")
+    )
+    ban_eos_token: bool = False
+    stopping_strings: list[str] = Field(default_factory=list, max_length=16)
+
+    typical_p: float = Field(1.0, validation_alias=AliasChoices("typical_p", "typical"))
+    encoder_repetition_penalty: float = 1.0
+    min_length: int = 0
+    no_repeat_ngram_size: int = 0
+    num_beams: int = 1
+    penalty_alpha: float = 0.0
+    length_penalty: float = 1.0
+    early_stopping: bool = False
+    add_bos_token: bool = True
+    skip_special_tokens: bool = True
+    custom_stopping_strings: str | list[str] = ""
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
+    tfs: float = 1.0
+    top_a: float = 0.0
+    mirostat_mode: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    repetition_penalty_range: int = 0
+    guidance_scale: float = 1.0
+    negative_prompt: str = ""
+    preset: str | None = None
+
+    def sampling(self, server: Server, *more_stops: str) -> Sampling:
+        """These parameters as a `Sampling`.
+
+        Raises:
+            Refusal: one that is not implemented is not at its neutral value.
+        """
+        self._refuse_unsupported()
+        return server.sampling(
+            max_tokens=self.max_new_tokens,
+            temperature=self.temperature if self.do_sample else 0.0,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            repetition_penalty=self.repetition_penalty,
+            seed=None if self.seed == -1 else self.seed,
+            ignore_end=self.ban_eos_token,
+            stop=[*self.stopping_strings, *more_stops],
+        )
+
+    def _refuse_unsupported(self) -> None:
+        names = list(Parameters.model_fields)
+        for name in names[names.index("typical_p") :]:
+            neutral, given = Parameters.model_fields[name].default, getattr(self, name)
+            if name in ("mirostat_tau", "mirostat_eta"):  # without mirostat_mode they change nothing
+                continue
+            if given != neutral and not (name in ("custom_stopping_strings", "preset") and given in ([], "None", "")):
+                raise refuse("unsupported_parameter", f"{name} is only supported at {neutral!r}", name)
+
+
+class GenerateRequest(Parameters):
+    """A raw prompt; pictures stand in it as ``<img src="data:image/jpeg;base64,...">``."""
+
+    prompt: str
+
+    def job(self, server: Server) -> Job:
+        """The prompt as it stands, in the room that the client names."""
+        draft = Draft("user", (Tagged(self.prompt),))
+        return Job([draft], self.sampling(server), raw=True, room=self.truncation_length, stoppable=True)
+
+
+class History(Lenient):
+    """Pairs of what the user and the model said: as the model read them, and as they were shown."""
+
+    internal: list[tuple[str, str]] = Field(default_factory=list, max_length=1024)
+    visible: list[tuple[str, str]] = Field(default_factory=list, max_length=1024)
+
+
+class ChatRequest(Parameters):
+    """A conversation. ``mode`` is one of the host's; the served model's own template is used in each."""
+
+    user_input: str
+    history: History = Field(default_factory=History)
+    regenerate: bool = False
+    continue_: bool = Field(False, validation_alias="_continue")
+    stop_at_newline: bool = False
+    mode: Literal["chat", "chat-instruct", "instruct"] = "chat"
+    chat_prompt_size: int = Field(2048, ge=1)
+
+    character: str | None = None
+    instruction_template: str | None = None
+    your_name: str | None = None
+    chat_generation_attempts: int = 1
+    chat_instruct_command: str | None = Field(None, validation_alias="chat-instruct_command")
+
+    def job(self, server: Server) -> Job:
+        """The conversation as turns.
+
+        Raises:
+            Refusal: nothing to regenerate or continue, or a character that is not the model.
+        """
+        for name, neutral in (("character", "None"), ("instruction_template", "None"), ("your_name", "You")):
+            if getattr(self, name) not in (None, "", neutral):
+                raise refuse("unsupported_parameter", f"{name}: the model's own template is always used", name)
+        if self.chat_generation_attempts != 1:
+            raise refuse("unsupported_parameter", "only 1 is supported", "chat_generation_attempts")
+        drafts = [draft for user, reply in self.kept for draft in _exchange(user, reply)]
+        if self.continue_:
+            user, reply = self._last()
+            drafts += [Draft("user", (Tagged(user),)), Draft("assistant", (reply,))]
+        else:
+            drafts.append(Draft("user", (Tagged(self.asked),)))
+        stops = ("\n",) if self.stop_at_newline else ()
+        room = min(self.truncation_length, self.chat_prompt_size + self.max_new_tokens)
+        return Job(drafts, self.sampling(server, *stops), room=room, stoppable=True)
+
+    @property
+    def kept(self) -> list[tuple[str, str]]:
+        """The exchanges that stay as they are."""
+        return self.history.internal[:-1] if self.regenerate or self.continue_ else self.history.internal
+
+    @property
+    def asked(self) -> str:
+        """What is answered."""
+        return self._last()[0] if self.regenerate or self.continue_ else self.user_input
+
+    def told(self, reply: str) -> dict[str, Any]:
+        """The history with this reply, as it is sent back."""
+        before = self._last()[1] if self.continue_ else ""
+        visible = self.history.visible[: len(self.kept)]
+        return {
+            "internal": [*self.kept, (self.asked, before + reply)],
+            "visible": [*visible, (html.escape(self.asked), html.escape(before + reply))],
+        }
+
+    def _last(self) -> tuple[str, str]:
+        if not self.history.internal:
+            raise refuse("invalid_value", "the history is empty: there is nothing to go on with", "history")
+        return self.history.internal[-1]
+
+
+Body = GenerateRequest | ChatRequest
+Kind = type[GenerateRequest] | type[ChatRequest]
+
+
+class TokenCountRequest(Lenient):
+    """A raw prompt to count."""
+
+    prompt: str
+
+
+@router.post("/api/v1/generate", summary="Go on with a raw prompt")
+async def generate(request: Request, body: GenerateRequest, server: Serving) -> Response:
+    """The continuation of a prompt: `{"results": [{"text": ...}]}`."""
+    ((text, _),) = await server.collect(request, body.job(server))
+    return Json({"results": [{"text": text}]})
+
+
+@router.post("/api/v1/chat", summary="Answer a conversation")
+async def chat(request: Request, body: ChatRequest, server: Serving) -> Response:
+    """The history with the next reply: `{"results": [{"history": ...}]}`."""
+    ((text, _),) = await server.collect(request, body.job(server))
+    return Json({"results": [{"history": body.told(text)}]})
+
+
+@router.post("/api/v1/token-count", summary="Count a raw prompt")
+async def token_count(request: Request, body: TokenCountRequest, server: Serving) -> Response:
+    """How many positions a prompt takes, its pictures included."""
+    tokens = await server.count(request, Draft("user", (Tagged(body.prompt),)))
+    return Json({"results": [{"tokens": tokens}]})
+
+
+@router.get("/api/v1/model", summary="The served model's name")
+async def model(server: Serving) -> Response:
+    """`{"result": name}`."""
+    return Json({"result": server.name})
+
+
+@router.post("/api/v1/stop-stream", summary="Stop one's own answers")
+async def stop_stream(request: Request, server: Serving) -> Response:
+    """Ends the answers that this caller (its key, or else its address) asked for in this dialect."""
+    server.stop(caller_of(request))
+    return Json({"results": "success"})
+
+
+@router.websocket("/api/v1/stream")
+async def stream(socket: WebSocket) -> None:
+    """One JSON frame in, the answer's pieces out; more requests may follow."""
+    await _talk(socket, GenerateRequest)
+
+
+@router.websocket("/api/v1/chat-stream")
+async def chat_stream(socket: WebSocket) -> None:
+    """One JSON frame in, the growing history out; more requests may follow."""
+    await _talk(socket, ChatRequest)
+
+
+def _exchange(user: str, reply: str) -> list[Draft]:
+    opening = [Draft("user", (Tagged(user),))] if user != "<|BEGIN-VISIBLE-CHAT|>" else []
+    return [*opening, Draft("assistant", (reply,))]
+
+
+async def _talk(socket: WebSocket, kind: Kind) -> None:
+    """Answers frame after frame until the client leaves, which also ends the answer under way."""
+    server: Server = socket.app.state.server
+    await socket.accept()
+    frames: asyncio.Queue[bytes] = asyncio.Queue()
+    tasks = [
+        asyncio.ensure_future(_read(socket, frames)),
+        asyncio.ensure_future(_answer_all(socket, server, kind, frames)),
+    ]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    if socket.client_state is WebSocketState.CONNECTED:
+        with suppress(RuntimeError, WebSocketDisconnect):
+            await socket.close(1008)
+
+
+async def _read(socket: WebSocket, frames: asyncio.Queue[bytes]) -> None:
+    """Collects frames; ends when the client leaves, or sends more than it waits for."""
+    while frames.qsize() < FRAMES_WAITING:
+        frame = await socket.receive()
+        if frame["type"] == "websocket.disconnect":
+            return
+        frames.put_nowait((frame.get("text") or "").encode("utf-8", "surrogatepass"))
+
+
+async def _answer_all(
+    socket: WebSocket, server: Server, kind: Kind, frames: asyncio.Queue[bytes]
+) -> None:
+    while True:
+        await _answer_frame(socket, server, kind, await frames.get())
+
+
+async def _send(socket: WebSocket, server: Server, content: dict[str, Any]) -> None:
+    async with asyncio.timeout(server.settings.write_seconds):
+        await socket.send_text(dump(content))
+
+
+async def _answer_frame(socket: WebSocket, server: Server, kind: Kind, data: bytes) -> None:
+    """Sends text_stream events and stream_end; an error event before it where something is refused.
+
+    Clients of that time read until stream_end, so it comes whatever happens.
+    """
+    number = 0
+    try:
+        body = kind.model_validate(loads(data, depth=server.settings.json_depth, values=server.settings.json_values))
+        async with aclosing(server.steps(body.job(server), caller_of(socket))) as steps:
+            said = ""
+            async for step in steps:
+                said += step.text
+                if number == 0:
+                    await _send(socket, server, _text_event(body, 0, "", ""))
+                    number = 1
+                if step.text:
+                    await _send(socket, server, _text_event(body, number, step.text, said))
+                    number += 1
+    except (WebSocketDisconnect, RuntimeError):
+        raise
+    except Exception as error:
+        refusal = invalid(error.errors()) if isinstance(error, ValidationError) else explain(error)
+        await _send(socket, server, {"event": "error", "message_num": number, **refusal.body})
+    await _send(socket, server, {"event": "stream_end", "message_num": number})
+
+
+def _text_event(body: Body, number: int, delta: str, said: str) -> dict[str, Any]:
+    content = {"history": body.told(said)} if isinstance(body, ChatRequest) else {"text": delta}
+    return {"event": "text_stream", "message_num": number, **content}

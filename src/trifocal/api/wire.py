@@ -1,0 +1,164 @@
+"""What the dialects have in common on the wire: strict models, pictures as they were sent, and JSON out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict
+
+from trifocal.api.errors import Refusal, refuse
+from trifocal.errors import BadImage
+from trifocal.images import Image, Limits, from_bytes, from_data_uri
+from trifocal.markup import parse
+from trifocal.messages import Message, Role
+
+__all__ = ["Draft", "ErrorBody", "Json", "Picture", "Tagged", "Wire", "check_text", "decode", "dump", "invalid", "user_text"]
+
+_TAG = re.compile(r"<img\b[^<>]{0,400}?src\s*=\s*[\"']?\s*data:", re.IGNORECASE)
+_NAME = re.compile(r"[a-z_][a-z0-9_-]*")
+_BLOB = re.compile(r"[A-Za-z0-9+/_-]{512}")
+
+
+class Wire(BaseModel):
+    """A request body: every field known, every value of its type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The error object that every route answers with."""
+
+    error: ErrorDetail
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture as it was sent: a data URI, a URL, or encoded bytes. ``name`` says where it stood."""
+
+    source: str | bytes
+    name: str
+
+    @property
+    def is_url(self) -> bool:
+        """Whether it must be fetched."""
+        return isinstance(self.source, str) and not self.source.lstrip()[:5].lower() == "data:"
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """A text in which pictures stand as ``<img src="data:...">``, not read yet."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A message whose pictures are not decoded yet."""
+
+    role: Role
+    parts: tuple[str | Picture | Tagged, ...]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """What is still to be decoded."""
+        return [part for part in self.parts if isinstance(part, Picture)]
+
+
+class Json(Response):
+    """A JSON answer, written compactly and without ASCII escapes."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """The bytes of the body."""
+        return dump(content).encode("utf-8")
+
+
+def dump(content: Any) -> str:
+    """Compact JSON; a NaN is our bug and raises."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def user_text(text: str, param: str) -> str | Tagged:
+    """A user's text; ``<img src="data:...">`` inside it will be a picture, as old clients send it.
+
+    Raises:
+        Refusal: base64 that stands in the text: it would be read as a hundred thousand words.
+    """
+    if _TAG.search(text):
+        return Tagged(text)
+    check_text(text, param)
+    return text
+
+
+def check_text(text: str, param: str) -> None:
+    """Refuses text that is a picture in disguise."""
+    if "data:" in text and _BLOB.search(text):
+        raise refuse("invalid_value", "there is base64 data inside a text; send the picture as an image part", param)
+
+
+def decode(drafts: Sequence[Draft], limits: Limits, most: int, total: int) -> list[Message]:
+    """The messages with their pictures decoded: ``most`` of them, of ``total`` bytes of pixels at most.
+
+    Raises:
+        BadImage: a picture is refused, or all together are too many or too large.
+        BadMarkup: a tag that holds no picture.
+        BadMessages: a role that can't have pictures has one.
+    """
+    left, pixels = most, total // 3
+    messages = []
+    for draft in drafts:
+        parts: list[str | Image] = []
+        for part in draft.parts:
+            for read in parse(part.text) if isinstance(part, Tagged) else [part]:
+                parts.append(_decode(read, limits) if isinstance(read, Picture) else read)
+                if isinstance(parts[-1], Image):
+                    left, pixels = left - 1, pixels - parts[-1].width * parts[-1].height
+                    _check_room(left, pixels, most, total // 3, parts[-1].name)
+        messages.append(Message(draft.role, parts))
+    return messages
+
+
+def _check_room(left: int, pixels: int, most: int, most_pixels: int, name: str) -> None:
+    if left < 0:
+        raise BadImage("too_many_images", f"allowed are {most} pictures in a request", name)
+    if pixels < 0:
+        raise BadImage("too_many_pixels", f"all pictures together may have {most_pixels} pixels", name)
+
+
+def _decode(picture: Picture, limits: Limits) -> Image:
+    if isinstance(picture.source, bytes):
+        return from_bytes(picture.source, name=picture.name, limits=limits)
+    return from_data_uri(picture.source, name=picture.name, limits=limits)
+
+
+def invalid(errors: Sequence[Any]) -> Refusal:
+    """The first thing that is wrong with a body, with its place, and how many more there are.
+
+    ``errors`` are pydantic's; a path through a union also names the kind that was tried, which is
+    no place in the body and is left out.
+    """
+    codes = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
+    first = errors[0]
+    steps = [step for step in first["loc"] if isinstance(step, int) or _NAME.fullmatch(step)]
+    place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+    place = place.removeprefix(".body").lstrip(".")[:200]
+    kind = str(first["type"])
+    code = codes.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
+    more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
+    words = {"extra_forbidden": "there is no such parameter", "missing": "it is required"}
+    return refuse(code, f"{place or 'body'}: {words.get(kind, str(first['msg'])[:200])}{more}", place or None)
