@@ -235,7 +235,8 @@ def _eyes(folder: Path) -> Finding:
 def instruction_template(template: Template) -> str:
     """A conversation family as an instruction template of the host: Jinja2 inside YAML.
 
-    The greeting belongs to the family's own system text, as in the host's template of 2023: a system
+    The beginning token is the template's affair in hosts from 2025 on; others give no ``bos_token``,
+    which writes nothing. The greeting belongs to the family's own system text, as in the host's template of 2023: a system
     text of the user's own stands alone.
     """
     q = json.dumps
@@ -243,6 +244,7 @@ def instruction_template(template: Template) -> str:
     own = f"{q(template.system_before)} + messages[0]['content'] + {q(template.system_after)}"
     first, turns = ("framed", "''") if template.system_in_user else ("''", "framed")
     lines = [
+        "{{- bos_token -}}",
         "{%- if messages and messages[0]['role'] == 'system' -%}",
         f"{{%- set framed = {own} -%}}",
         "{%- else -%}",

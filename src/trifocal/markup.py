@@ -12,10 +12,12 @@ from trifocal.messages import Part
 __all__ = ["parse"]
 
 # an <img with an attribute src, quoted either way or not at all; "the <img> tag" in a sentence is none
-_TAG = re.compile(r"<img\b(?=[^<>\"']*\bsrc\s*=)", re.IGNORECASE)
+_INSIDE = r"""(?:[^<>"']|"[^"<>]*"|'[^'<>]*')*"""
+_TAG = re.compile(rf"<img\b(?={_INSIDE}?\bsrc\s*=)", re.IGNORECASE)
 _SRC = re.compile(
-    r"""<img\b[^<>"']*?\bsrc\s*=\s*(?:"(?P<double>[^"<>]*)"|'(?P<single>[^'<>]*)'|(?P<bare>[^\s"'<>]+))"""
-    r"""(?:[^<>"']|"[^"<>]*"|'[^'<>]*')*>""",
+    rf"<img\b{_INSIDE}?\bsrc\s*="
+    r"""\s*(?:"(?P<double>[^"<>]*)"|'(?P<single>[^'<>]*)'|(?P<bare>[^\s"'<>]+))"""
+    rf"{_INSIDE}>",
     re.IGNORECASE,
 )
 _STRAY = re.compile(r"data:\s*image/[^;,\s]{0,40}(?:;[^;,\s]{0,40}){0,4},\s*[A-Za-z0-9+/_=-]{512}", re.IGNORECASE)

@@ -20,7 +20,9 @@ def event(data: str, name: str | None = None) -> str:
 class EventStream(Response):
     """Writes an async generator's texts and closes it when the client leaves or stops reading."""
 
-    def __init__(self, texts: AsyncGenerator[str, None], patience: float, media_type: str = "text/event-stream") -> None:
+    def __init__(
+        self, texts: AsyncGenerator[str, None], patience: float, media_type: str = "text/event-stream"
+    ) -> None:
         super().__init__(media_type=media_type, headers={"x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._texts, self._patience = texts, patience

@@ -117,7 +117,11 @@ class Doorkeeper:
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app, self._settings = app, settings
-        own = () if settings.host in ("0.0.0.0", "::") else (f"[{settings.host}]" if ":" in settings.host else settings.host,)
+        own = (
+            ()
+            if settings.host in ("0.0.0.0", "::")
+            else (f"[{settings.host}]" if ":" in settings.host else settings.host,)
+        )
         self._hosts = {name.lower() for name in (*_LOOPBACK, *own, *settings.public_hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -162,7 +166,9 @@ class Doorkeeper:
         origin = header(scope, b"origin")
         if origin in self._settings.origins and origin:
             return
-        own = origin and urlsplit(origin).netloc == header(scope, b"host") and origin.startswith(("http://", "https://"))
+        own = (
+            origin and urlsplit(origin).netloc == header(scope, b"host") and origin.startswith(("http://", "https://"))
+        )
         foreign = header(scope, b"sec-fetch-site") in ("cross-site", "same-site")
         if (origin and not own) or foreign:
             raise Refusal(403, "origin_not_allowed", "web pages of this origin may not call the server; see --origin")

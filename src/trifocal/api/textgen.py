@@ -45,9 +45,7 @@ class Parameters(Lenient):
     top_k: int = Field(0, ge=0)
     repetition_penalty: float = Field(1.1, gt=0, le=10, validation_alias=AliasChoices("repetition_penalty", "rep_pen"))
     seed: int = Field(-1, ge=-(2**63), lt=2**63)
-    truncation_length: int = Field(
-        2048, ge=1, validation_alias=AliasChoices("truncation_length", "max_context_length")
-    )
+    truncation_length: int = Field(2048, ge=1, validation_alias=AliasChoices("truncation_length", "max_context_length"))
     ban_eos_token: bool = False
     stopping_strings: list[str] = Field(default_factory=list, max_length=16)
 
@@ -273,9 +271,7 @@ async def _read(socket: WebSocket, frames: asyncio.Queue[bytes]) -> None:
         frames.put_nowait((frame.get("text") or "").encode("utf-8", "surrogatepass"))
 
 
-async def _answer_all(
-    socket: WebSocket, server: Server, kind: Kind, frames: asyncio.Queue[bytes]
-) -> None:
+async def _answer_all(socket: WebSocket, server: Server, kind: Kind, frames: asyncio.Queue[bytes]) -> None:
     while True:
         await _answer_frame(socket, server, kind, await frames.get())
 

@@ -17,7 +17,19 @@ from trifocal.images import Image, Limits, from_bytes, from_data_uri
 from trifocal.markup import parse
 from trifocal.messages import Message, Role
 
-__all__ = ["Draft", "ErrorBody", "Json", "Picture", "Tagged", "Wire", "check_text", "decode", "dump", "invalid", "user_text"]
+__all__ = [
+    "Draft",
+    "ErrorBody",
+    "Json",
+    "Picture",
+    "Tagged",
+    "Wire",
+    "check_text",
+    "decode",
+    "dump",
+    "invalid",
+    "user_text",
+]
 
 _TAG = re.compile(r"<img\b[^<>]{0,400}?src\s*=\s*[\"']?\s*data:", re.IGNORECASE)
 _NAME = re.compile(r"[a-z_][a-z0-9_-]*")
