@@ -13,6 +13,7 @@ import inspect
 import logging
 import sys
 import types
+import typing
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Component:
             raise AttributeError(event)
 
         def tie(function: Any, inputs: Any = None, outputs: Any = None) -> None:
+            typing.get_type_hints(function)  # as gradio does, which fails on what is imported for types alone
             self.events.setdefault(event, []).append(function)
 
         return tie

@@ -128,8 +128,9 @@ class Extension:
             every = gradio.Checkbox(
                 value=bool(self.params["add_all_images_to_prompt"]), label="Embed all images, not only the last one"
             )
-        field.upload(self._arm, [field], None)
-        field.clear(self._disarm, None, None)
+        # lambdas, since gradio evaluates the annotations of what it is given
+        field.upload(lambda picture: self._arm(picture), [field], None)
+        field.clear(lambda: self._disarm(), None, None)
         every.change(lambda on: self.params.update(add_all_images_to_prompt=on), every, None)
         for name, event in (("Generate", "click"), ("textbox", "submit")):
             if name in self.host.shared.gradio:
