@@ -25,8 +25,6 @@ from trifocal.composer import Composer
 from trifocal.engines.echo import Echo
 from trifocal.images import Image
 from trifocal.llava import Llava
-from trifocal.messages import Sampling
-from trifocal.prompt import Prompt
 from trifocal.templates import get_template
 from trifocal.timing import Timings
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,10 +12,10 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute, APIRouter
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from trifocal import __version__
-from trifocal.api import health, openai, textgen
+from trifocal.api import anthropic, health, ollama, openai, textgen
 from trifocal.api.errors import Refusal, explain
 from trifocal.api.guard import Bodies, Doorkeeper, Reporter
 from trifocal.api.serving import Server
@@ -27,7 +27,7 @@ from trifocal.llava import Llava
 
 __all__ = ["DIALECTS", "App", "create_app"]
 
-DIALECTS: tuple[APIRouter, ...] = (openai.router, textgen.router, health.router)
+DIALECTS: tuple[APIRouter, ...] = (openai.router, textgen.router, anthropic.router, ollama.router, health.router)
 _STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 500, 502, 503, 504)
 
 

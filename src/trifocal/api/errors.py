@@ -110,7 +110,5 @@ def explain(error: BaseException) -> Refusal:
 
 def _plain(message: str) -> str:
     """Printable text of bounded length: what a client sent is never echoed raw."""
-    text = "".join(
-        letter if letter.isprintable() or letter == " " else "\N{REPLACEMENT CHARACTER}" for letter in message
-    )
+    text = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in message)
     return text if len(text) <= LONGEST_MESSAGE else text[: LONGEST_MESSAGE - 1] + "…"

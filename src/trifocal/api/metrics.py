@@ -17,21 +17,21 @@ class Metrics:
 
     def __init__(self, admission: Admission) -> None:
         self.registry = CollectorRegistry()
-        own = {"registry": self.registry}
-        self.requests = Counter("trifocal_requests", "Requests by route and status.", ["route", "status"], **own)
+        own = self.registry
+        self.requests = Counter("trifocal_requests", "Requests by route and status.", ["route", "status"], registry=own)
         self.seconds = Histogram(
             "trifocal_step_seconds",
-            "Seconds per step of an answer: decode (of picture files), preprocess, tower, projector, prefill, generate.",
+            "Seconds per step: decode (of picture files), preprocess, tower, projector, prefill, generate.",
             ["step"],
             buckets=_SECONDS,
-            **own,
+            registry=own,
         )
-        self.token_seconds = Histogram("trifocal_token_seconds", "Seconds per decode step.", buckets=_SECONDS, **own)
-        self.tokens = Counter("trifocal_tokens", "Positions: text and image of prompts, completion.", ["kind"], **own)
-        self.images = Counter("trifocal_images", "Pictures by whether their features were cached.", ["cache"], **own)
-        running = Gauge("trifocal_running", "Answers being made.", **own)
-        waiting = Gauge("trifocal_waiting", "Requests in the queue.", **own)
-        slots = Gauge("trifocal_slots", "Answers that can be made at once.", **own)
+        self.token_seconds = Histogram("trifocal_token_seconds", "Seconds a token.", buckets=_SECONDS, registry=own)
+        self.tokens = Counter("trifocal_tokens", "Positions by what they are.", ["kind"], registry=own)
+        self.images = Counter("trifocal_images", "Pictures by cache hit.", ["cache"], registry=own)
+        running = Gauge("trifocal_running", "Answers being made.", registry=own)
+        waiting = Gauge("trifocal_waiting", "Requests in the queue.", registry=own)
+        slots = Gauge("trifocal_slots", "Answers that can be made at once.", registry=own)
         running.set_function(lambda: admission.running)
         waiting.set_function(lambda: admission.waiting)
         slots.set(admission.slots)

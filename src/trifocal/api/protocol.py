@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with what it lacks: a deadline for headers, our error object, and an end for stuck writers."""
+"""uvicorn's HTTP protocol with what it lacks: a deadline for headers, and our error object."""
 
 from __future__ import annotations
 

@@ -213,7 +213,7 @@ class Server:
             async for step in steps:
                 texts[step.index].append(step.text)
                 last[step.index] = step
-        return [("".join(text), step) for text, step in zip(texts, last)]
+        return [("".join(text), step) for text, step in zip(texts, last, strict=True)]
 
     async def _run(self, run: _Run, start: Callable[[], Generator[Any, None, None]]) -> AsyncGenerator[Any, None]:
         """Waits for a slot, runs ``start`` in a thread and gives its items; the slot goes with the thread."""
@@ -282,7 +282,7 @@ class Server:
                         yield Step(index, chunk.text)
                         continue
                     kept = slice(len(images) - chunk.end.images, None)
-                    cached = sum(cost for cost, hit in zip(costs[kept], known[kept]) if hit)
+                    cached = sum(cost for cost, hit in zip(costs[kept], known[kept], strict=True) if hit)
                     yield Step(index, chunk.text, chunk.end, tuple(costs[kept]), cached)
 
     def _chunks(self, job: Job, messages: list[Message], sampling: Sampling) -> Generator[Chunk, None, None]:

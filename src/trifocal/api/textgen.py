@@ -10,7 +10,6 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import Response
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
-
 from starlette.websockets import WebSocketState
 
 from trifocal.api.errors import explain, refuse

@@ -67,7 +67,7 @@ class Picture:
     @property
     def is_url(self) -> bool:
         """Whether it must be fetched."""
-        return isinstance(self.source, str) and not self.source.lstrip()[:5].lower() == "data:"
+        return isinstance(self.source, str) and self.source.lstrip()[:5].lower() != "data:"
 
 
 @dataclass(frozen=True, slots=True)

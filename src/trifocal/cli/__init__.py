@@ -18,6 +18,7 @@ COMMANDS = {
     "ask": "trifocal.cli.ask:ask",
     "chat": "trifocal.cli.chat:chat",
     "caption": "trifocal.cli.caption:caption",
+    "serve": "trifocal.cli.serve:serve",
     "inspect": "trifocal.cli.inspect:inspect",
 }
 

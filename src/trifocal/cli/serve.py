@@ -1,0 +1,83 @@
+"""``trifocal serve``: the model behind HTTP, for clients of OpenAI, text-generation-webui, Anthropic and Ollama."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trifocal.api.settings import KEY_VARIABLE, ServerSettings
+from trifocal.cli.options import model_options
+from trifocal.settings import Settings
+
+__all__ = ["serve", "server_options", "server_settings"]
+
+_DEFAULT = ServerSettings()
+
+
+def server_options(command: Any) -> Any:
+    """Adds the server's options; the command gets them by the names of `ServerSettings`, and ``api_key_file``."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def server_settings(api_key_file: Path | None, **values: Any) -> ServerSettings:
+    """The settings that these options stand for.
+
+    Raises:
+        UsageError: no key for an address that others can reach, or a key file that can't be used.
+    """
+    open_first = ServerSettings(**{**values, "open_to_all": True}).with_keys(api_key_file)
+    return ServerSettings(**values, keys=open_first.keys)
+
+
+_OPTIONS = [
+    click.option("--host", default=_DEFAULT.host, show_default=True, help="Address to listen on."),
+    click.option("--port", default=_DEFAULT.port, show_default=True, type=click.IntRange(0, 65535), help="Port."),
+    click.option(
+        "--legacy-port", type=click.IntRange(1, 65535), help="Listen here too: old websocket clients use 5005."
+    ),
+    click.option(
+        "--api-key-file",
+        type=click.Path(path_type=Path),
+        help=f"Keys, one a line; without it the variable {KEY_VARIABLE} is read.",
+    ),
+    click.option("--open-to-all", is_flag=True, help="Serve other machines without any key."),
+    click.option("--public-host", "public_hosts", multiple=True, metavar="NAME", help="Name clients ask for it by."),
+    click.option("--origin", "origins", multiple=True, metavar="URL", help="Web page that may call it (CORS)."),
+    click.option("--url-host", "url_hosts", multiple=True, metavar="NAME", help="Fetch https pictures from this host."),
+    click.option("--alias", "aliases", multiple=True, metavar="NAME", help="Another name of the model for clients."),
+    click.option("--slots", default=_DEFAULT.slots, show_default=True, type=click.IntRange(1), help="At once."),
+    click.option("--queue", default=_DEFAULT.queue, show_default=True, type=click.IntRange(0), help="In the queue."),
+    click.option(
+        "--per-key", default=_DEFAULT.per_key, show_default=True, type=click.IntRange(1), help="Both, per key."
+    ),
+    click.option("--deadline", default=_DEFAULT.deadline, show_default=True, type=float, help="Seconds a request."),
+    click.option("--drain", default=_DEFAULT.drain, show_default=True, type=float, help="Seconds to finish."),
+    click.option("--log-format", default="text", show_default=True, type=click.Choice(["text", "json"]), help="Log."),
+]
+
+
+@click.command(
+    short_help="Serve the model over HTTP.",
+    epilog="""\b
+Examples:
+  trifocal serve                                     http://127.0.0.1:5000, this machine only
+  trifocal serve --legacy-port 5005                  old websocket clients too
+  openssl rand -hex 32 > keys; trifocal serve --host 0.0.0.0 --api-key-file keys --public-host llava.example
+  curl -s http://127.0.0.1:5000/v1/limits            what it takes""",
+)
+@server_options
+@model_options
+def serve(settings: Settings, **values: Any) -> None:
+    """Serves the model until Ctrl-C, on this machine alone unless a key is set.
+
+    The dialects of OpenAI (/v1), text-generation-webui (/api/v1), Anthropic (/v1/messages) and Ollama (/api) answer on
+    one port. Keys come from a file or from the environment, never from the command line.
+    """
+    server = server_settings(**values)
+    from trifocal.api import serve as run
+
+    run(settings, server)
