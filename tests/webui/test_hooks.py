@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -135,7 +136,7 @@ def test_the_model_is_not_blind_where_the_placeholder_could_be_padding(
 @pytest.mark.parametrize("age", AGES)
 def test_text_alone_goes_back_as_it_came(age: str, start: Start, parts: Parts) -> None:
     host = start(age)
-    host.completions("What is 2 < 3? <image> <b>bold</b> <im_patch>")
+    host.completions('What is 2 < 3? <image> <b>bold</b> <im_patch> <img src="https://example.com/a.png"> <img')
     assert "inputs_embeds" not in host.generated[-1]
     assert host.generated[-1]["inputs"].tolist()[0][0] == 1
     assert parts.language.last_prompt_token_count == len(host.generated[-1]["inputs"][0])
@@ -171,6 +172,35 @@ def test_letters_of_picture_tokens_stay_letters_beside_a_picture(age: str, start
     assert ids.count(PATCH) == PATCHES
     assert ids.count(START) == ids.count(END) == 1
     assert ids.count(2) == 1  # the host's own templates write </s>: it stays what it is in a prompt without pictures
+
+
+@pytest.mark.parametrize("age", AGES)
+@pytest.mark.parametrize(
+    "form", ["<img src='{}'>", '<IMG alt="a" src = "{}" />', "<img src={}>", '<img\nsrc="{}" width=3>']
+)
+def test_a_tag_may_be_written_in_any_way_and_hold_any_type_of_picture(age: str, form: str, start: Start) -> None:
+    host, file = start(age), io.BytesIO()
+    picture().save(file, format="PNG")
+    uri = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    host.completions(f'Beside <img src="a.png"> {form.format(uri)} here')
+    assert host.generated[-1]["inputs"][0].tolist().count(PATCH) == PATCHES
+
+
+@pytest.mark.parametrize("age", AGES)
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ('<img src="data:image/png;base64,AAAA">', "the picture of <img> tag 1: this is no picture"),
+        ('<img src="data:image/png;base64,AAAA', "tag at character 4: it is not closed"),
+        ('<img src="data:text/plain,hello">', "of type 'text/plain', not of an image"),
+    ],
+)
+def test_a_tag_with_data_that_is_no_picture_is_an_error_and_never_letters(
+    age: str, bad: str, said: str, start: Start
+) -> None:
+    host = start(age)
+    with pytest.raises(Exception, match=said):
+        host.completions(f"See {bad}")
 
 
 # budget
@@ -528,3 +558,11 @@ def test_without_trifocal_the_host_still_starts(age: str, start: Start, monkeypa
     host = start(age)
     assert host.extension.params == {}
     assert not hasattr(host.extension, "tokenizer_modifier")
+
+
+@pytest.mark.parametrize("text", ["<img src=" + " " * 200_000, "<img src=' " * 20_000, "<img " + "src= " * 50_000])
+def test_text_that_only_begins_like_a_tag_takes_no_longer_than_its_length(text: str, start: Start) -> None:
+    host = start("C")
+    began = time.perf_counter()
+    assert host.extension.input_modifier(text) == text
+    assert time.perf_counter() - began < 5

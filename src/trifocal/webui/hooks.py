@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from trifocal.checkpoints import Checkpoint
 from trifocal.composer import Composer
-from trifocal.errors import CheckpointError, TrifocalError, UsageError
+from trifocal.errors import BadImage, BadMarkup, CheckpointError, TrifocalError, UsageError
 from trifocal.images import Image, from_pil
 from trifocal.markup import parse
 from trifocal.messages import Part
@@ -69,7 +69,8 @@ _SYNONYMS = {
     "bits": ("vision_bits", "clip_bits"),
     "file": ("projector_filename", "projector_file"),
 }
-_TAG = re.compile(r"<img\s", re.IGNORECASE)
+# a tag whose source is data; one that names an address is a text about web pages, and none of ours
+_TAG = re.compile(r"""<img\b[^<>]*?\bsrc\s*=\s*(?:["']\s*)?data:[^<>]*>?""", re.IGNORECASE)
 
 Asked = ParamSpec("Asked")
 Given = TypeVar("Given")
@@ -167,9 +168,7 @@ class Extension:
             return None
         if self.host.sees_natively and not _TAG.search(prompt):
             return None
-        parts = [*parse(prompt)]
-        if not any(isinstance(part, Image) for part in parts) and MEDIA_MARK not in prompt:
-            return None
+        parts = _tagged(prompt)
         marks = sum(part.count(MEDIA_MARK) for part in parts if isinstance(part, str))
         return self._composer(add_bos=True).count(self._chosen(_placed(parts, MEDIA_MARK, [_stand_in()] * marks)))
 
@@ -234,7 +233,7 @@ class Extension:
 
     def _parts(self, prompt: str, state: Mapping[str, Any]) -> list[Part]:
         """The prompt with its pictures: those in ``<img>`` tags, and those that the host keeps beside it."""
-        parts: list[Part] = [*parse(prompt)] if _TAG.search(prompt) else [prompt]
+        parts = _tagged(prompt)
         if MEDIA_MARK in prompt:
             return _placed(parts, MEDIA_MARK, attached(state, self.host.fetch))
         pictures = attached(state, self.host.fetch) if _unmarked(state) else []
@@ -266,7 +265,7 @@ class Extension:
 
     def _check(self, text: str, beside: bool) -> None:
         """Refuses tags to models that see by themselves, and pictures to loaders that take no embeddings."""
-        tagged = _TAG.search(text) is not None and any(isinstance(part, Image) for part in parse(text))
+        tagged = _TAG.search(text) is not None
         if self.host.sees_natively and tagged:
             raise UsageError(
                 "this model has sight of its own: attach the picture in the chat box or send it as image_url; "
@@ -349,6 +348,21 @@ def fit(parts: Sequence[Part], room: int, count: Callable[[Sequence[Part]], int]
     told = [f"{len(gone)} picture{'s' * (len(gone) > 1)} ({', '.join(image.name for image in gone)})"] * bool(gone)
     told += [f"the first {letters} characters"] * bool(letters)
     return rest, " and ".join(told)
+
+
+def _tagged(prompt: str) -> list[Part]:
+    """The texts and the pictures in ``<img src="data:...">`` tags, in order; every other tag is text."""
+    parts: list[Part] = []
+    at = 0
+    for number, tag in enumerate(_TAG.finditer(prompt), start=1):
+        try:
+            parts += [prompt[at : tag.start()], *parse(tag[0])]
+        except BadMarkup as error:
+            raise BadMarkup(error.detail, tag.start()) from error
+        except BadImage as error:
+            raise error.named(f"the picture of <img> tag {number}") from error
+        at = tag.end()
+    return [part for part in (*parts, prompt[at:]) if part != ""]
 
 
 def _unmarked(state: Mapping[str, Any]) -> bool:

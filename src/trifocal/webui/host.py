@@ -149,8 +149,8 @@ class Host:
         if gradio is not None:
             begun.append((gradio.Error, {"message": str(error)}))
         kinds = tuple(kind for kind, _ in begun) or (RuntimeError,)
-        told = type("PictureError", kinds, {"__str__": lambda self: str(error)})
-        exception: Exception = told.__new__(told, str(error))
+        told: type[Exception] = type("PictureError", kinds, {"__str__": lambda self: str(error)})
+        exception = told.__new__(told, str(error))
         for kind, values in begun:
             kind.__init__(exception, **values)
         return exception
