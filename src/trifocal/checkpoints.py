@@ -266,6 +266,7 @@ def from_folder(
     config = read_json(folder / "config.json")
     language_source = locate(language, (*CONFIGS, *WEIGHTS, *PICKLES)) if language else folder
     projector_source = locate(projector, (*CONFIGS, *WEIGHTS, *PICKLES)) if projector else None
+    config |= _trained_with(projector_source)
     elsewhere = locate(tower, (*CONFIGS, *WEIGHTS)) if tower else None
     if "vision_config" in config and "text_config" in config:
         read = _from_hf(folder, config, elsewhere, projector_source, language_source)
@@ -430,6 +431,14 @@ def _preprocessing(folder: Path, size: int, aspect: str | None) -> Preprocessing
         rescale=float(config.get("rescale_factor", 1 / 255)),
         resample=int(config.get("resample", 3)),
     )
+
+
+def _trained_with(projector: Path | None) -> dict[str, Any]:
+    """What a projector's own folder says about how pictures are to be shown to it, in original LLaVA's words."""
+    file = projector / "config.json" if projector and projector.is_dir() else None
+    config = read_json(file) if file and file.is_file() else {}
+    named = ("image_aspect_ratio", "trifocal_template")
+    return {key: value for key, value in config.items() if key.startswith("mm_") or key in named}
 
 
 def _knows(folder: Path, token: str) -> bool:

@@ -67,9 +67,11 @@ class Weights(Mapping[str, "torch.Tensor"]):
         self, files: Iterable[Path], rename: Callable[[str], str | None], *, allow_pickle: bool = False
     ) -> None:
         self._places: dict[str, tuple[Path, str]] = {}
-        self._pickles: dict[Path, Mapping[str, torch.Tensor]] = {}
+        self._headers: dict[Path, dict[str, Any]] = {}
+        self._pickles: dict[Path, Mapping[str, torch.Tensor] | None] = {}
+        self._allow_pickle = allow_pickle
         for file in files:
-            for stored in self._names(file, allow_pickle):
+            for stored in self._names(file):
                 name = rename(stored)
                 if name is not None:
                     self._places[name] = (file, stored)
@@ -77,7 +79,7 @@ class Weights(Mapping[str, "torch.Tensor"]):
     def __getitem__(self, name: str) -> torch.Tensor:
         file, stored = self._places[name]
         if file in self._pickles:
-            return self._pickles[file][stored]
+            return self._pickle(file)[stored]
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -105,11 +107,35 @@ class Weights(Mapping[str, "torch.Tensor"]):
         """The files that hold any of these tensors."""
         return {file for file, _ in self._places.values()}
 
-    def _names(self, file: Path, allow_pickle: bool) -> Iterable[str]:
+    def spec(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Type (as safetensors spells it) and shape of a tensor, without reading it."""
+        file, stored = self._places[name]
+        if file in self._pickles:
+            tensor = self._pickle(file)[stored]
+            return _SPELLINGS[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape)
+        entry = self._header(file)[stored]
+        return entry["dtype"], tuple(entry["shape"])
+
+    def release(self) -> None:
+        """Lets go of the pages of ``.bin`` files that were read; they are mapped anew when they are needed."""
+        self._pickles = dict.fromkeys(self._pickles)
+
+    def _names(self, file: Path) -> Iterable[str]:
         if file.suffix == ".safetensors":
-            return [name for name in read_header(file) if name != "__metadata__"]
-        self._pickles[file] = _unpickled(file, allow_pickle)
-        return list(self._pickles[file])
+            return [name for name in self._header(file) if name != "__metadata__"]
+        self._pickles[file] = None
+        return list(self._pickle(file))
+
+    def _header(self, file: Path) -> dict[str, Any]:
+        if file not in self._headers:
+            self._headers[file] = read_header(file)
+        return self._headers[file]
+
+    def _pickle(self, file: Path) -> Mapping[str, torch.Tensor]:
+        held = self._pickles[file]
+        if held is None:
+            held = self._pickles[file] = _unpickled(file, self._allow_pickle)
+        return held
 
 
 def read_header(file: Path) -> dict[str, Any]:
@@ -124,7 +150,7 @@ def read_header(file: Path) -> dict[str, Any]:
             length = int.from_bytes(opened.read(8), "little")
             if size < 8 or length > min(HEADER_LIMIT, size - 8):
                 raise CheckpointError(
-                    f"{file}: its header claims {length} bytes, the file has {size}: it is cut short or no safetensors file"
+                    f"{file}: its header claims {length} bytes, the file has {size}: cut short, or no safetensors file"
                 )
             header: Any = json.loads(opened.read(length))
     except OSError as error:
@@ -148,7 +174,9 @@ def weight_files(folder: Path) -> list[Path]:
             named = sorted(set(_weight_map(folder / index).values()))
             absent = [name for name in named if not (folder / name).is_file()]
             if absent:
-                raise CheckpointError(f"{folder / index} names {absent[0]}, which is not there ({len(absent)} are missing)")
+                raise CheckpointError(
+                    f"{folder / index} names {absent[0]}, which is not there ({len(absent)} are missing)"
+                )
             return [folder / name for name in named]
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
@@ -196,6 +224,11 @@ _SIZES = {
     "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
 
+_SPELLINGS = {
+    "float64": "F64", "int64": "I64", "float32": "F32", "int32": "I32", "float16": "F16", "bfloat16": "BF16",
+    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+}  # fmt: skip
+
 
 def _check_header(file: Path, header: dict[str, Any], room: int) -> None:
     for name, entry in header.items():
@@ -230,7 +263,9 @@ def _unpickled(file: Path, allow_pickle: bool) -> Mapping[str, torch.Tensor]:
         try:
             loaded = torch.load(file, map_location="cpu", weights_only=True)
         except Exception:
-            raise CheckpointError(f"{file}: damaged, or a pickle that holds more than tensors; it was not run") from error
+            raise CheckpointError(
+                f"{file}: damaged, or a pickle that holds more than tensors; it was not run"
+            ) from error
     if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
         raise CheckpointError(f"{file}: this is no table of tensors")
     return loaded

@@ -10,10 +10,10 @@ import numpy as np
 import packers
 import pytest
 import torch
-from checkpoint_maker import llama_tokenizer, make_v0, save_tokenizer, shaken
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from checkpoint_maker import llama_tokenizer, make_v0, save_tokenizer, shaken
 from trifocal.checkpoints import from_folder, load_language
 from trifocal.engines.int4 import Int4Linear
 from trifocal.engines.transformers import load
@@ -66,7 +66,7 @@ def released(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     shaken(model, 0)
     random, tensors = np.random.default_rng(0), {}
     for name, parameter in model.state_dict().items():
-        layer, ending = name.rsplit(".", 1)
+        layer = name.rpartition(".")[0]
         if not layer.endswith(LINEARS):
             tensors[name] = parameter.half()
             parameter.copy_(tensors[name])

@@ -20,6 +20,7 @@ COMMANDS = {
     "caption": "trifocal.cli.caption:caption",
     "serve": "trifocal.cli.serve:serve",
     "inspect": "trifocal.cli.inspect:inspect",
+    "convert": "trifocal.cli.convert:convert",
 }
 
 
