@@ -1,142 +1,12 @@
-"""Live servers on free ports of this machine: one that echoes at once, and others made to order."""
+"""The server that most tests of the dialects share: it echoes, in four slots."""
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import contextlib
-import threading
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
-from io import BytesIO
-from typing import Any
+from collections.abc import Iterator
 
 import httpx
 import pytest
-import torch
-from PIL import Image as Pictures
-
-from trifocal.api.app import create_app
-from trifocal.api.server import Listener, listen
-from trifocal.api.settings import ServerSettings
-from trifocal.checkpoints import find_checkpoint
-from trifocal.composer import Composer
-from trifocal.engines.echo import Echo
-from trifocal.images import Image
-from trifocal.llava import Llava
-from trifocal.templates import get_template
-from trifocal.timing import Timings
-
-HIDDEN, POSITIONS = 8, 4
-
-
-class MeanColour:
-    """A vision that sees one thing, the mean colour, in four rows."""
-
-    hidden, identity = HIDDEN, "mean"
-
-    def __init__(self) -> None:
-        self._seen: set[str] = set()
-
-    def encode(self, images: Sequence[Image], timings: Timings | None = None) -> list[torch.Tensor]:
-        with (timings or Timings()).step("tower"):
-            self._seen |= {image.digest for image in images}
-            return [torch.full((POSITIONS, HIDDEN), _mean(image)) for image in images]
-
-    def positions(self, image: Image) -> int:
-        return POSITIONS
-
-    def cached(self, image: Image) -> bool:
-        return image.digest in self._seen
-
-
-class Gated(Echo):
-    """An echo that can be held before every token, and knows how many streams are open."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.gate = threading.Event()
-        self.gate.set()
-        self.open = 0
-        self.made = 0
-        self._lock = threading.Lock()
-
-    def _spoken(self, ids: list[int]) -> Generator[int, None, None]:
-        with self._lock:
-            self.open += 1
-        try:
-            for token in super()._spoken(ids):
-                assert self.gate.wait(60)
-                self.made += 1
-                yield token
-        finally:
-            with self._lock:
-                self.open -= 1
-
-
-def make_llava(engine: Echo | None = None) -> Llava:
-    engine = engine or Echo(hidden=HIDDEN)
-    composer = Composer(engine.tokenizer, MeanColour())
-    checkpoint = replace(find_checkpoint("thimble"), name="echo")
-    return Llava(checkpoint, composer, engine, get_template("llava_v1"))
-
-
-def _mean(image: Image) -> float:
-    small = image.on((0, 0, 0)).resize((1, 1)).getpixel((0, 0))
-    assert isinstance(small, tuple)
-    return sum(small) / 3
-
-
-@dataclass
-class Live:
-    """A server that listens, and what is behind it."""
-
-    url: str
-    port: int
-    listener: Listener
-    llava: Llava
-
-    @property
-    def server(self) -> Any:
-        return self.listener.app.state.server
-
-    def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60, trust_env=False, **options)
-
-    def settled(self, seconds: float = 10.0) -> bool:
-        """Whether nothing runs or waits any more."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            if not self.server.busy and not self.server.admission.waiting:
-                return True
-            time.sleep(0.01)
-        return False
-
-
-@contextlib.contextmanager
-def running(llava: Llava | None = None, **settings: Any) -> Iterator[Live]:
-    """A live server for as long as the block lasts."""
-    llava = llava or make_llava()
-    chosen = replace(ServerSettings(port=0), **settings)
-    sockets = listen(chosen)
-    app = create_app(llava, chosen)
-    listener = Listener(app, chosen)
-    thread = threading.Thread(target=lambda: asyncio.run(listener.serve(sockets)), name="server")
-    thread.start()
-    try:
-        until = time.monotonic() + 20
-        while not listener.started and time.monotonic() < until:
-            time.sleep(0.005)
-        port = sockets[0].getsockname()[1]
-        yield Live(f"http://127.0.0.1:{port}", port, listener, llava)
-    finally:
-        listener.should_exit = True
-        thread.join(20)
-        app.state.server.close()
-        for sock in sockets:
-            sock.close()
-        assert not thread.is_alive()
+from live import Live, running
 
 
 @pytest.fixture(scope="session")
@@ -149,16 +19,3 @@ def live() -> Iterator[Live]:
 def client(live: Live) -> Iterator[httpx.Client]:
     with live.client() as http:
         yield http
-
-
-def png(colour: str | tuple[int, int, int] = "red", size: tuple[int, int] = (8, 8), kind: str = "PNG") -> bytes:
-    buffer = BytesIO()
-    Pictures.new("RGB", size, colour).save(buffer, kind)
-    return buffer.getvalue()
-
-
-def data_uri(colour: str = "red", kind: str = "png") -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(png(colour)).decode()}"
-
-
-Send = Callable[..., httpx.Response]

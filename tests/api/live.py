@@ -1,0 +1,185 @@
+"""Live servers on free ports of this machine: one that echoes at once, and others made to order."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from typing import Any
+
+import httpx
+import torch
+from PIL import Image as Pictures
+
+from trifocal.api.app import create_app
+from trifocal.api.server import Listener, listen
+from trifocal.api.settings import ServerSettings
+from trifocal.checkpoints import find_checkpoint
+from trifocal.composer import Composer
+from trifocal.engines.echo import Echo
+from trifocal.images import Image
+from trifocal.llava import Llava
+from trifocal.templates import get_template
+from trifocal.timing import Timings
+
+HIDDEN, POSITIONS = 8, 4
+
+
+class MeanColour:
+    """A vision that sees one thing, the mean colour, in four rows."""
+
+    hidden, identity = HIDDEN, "mean"
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def encode(self, images: Sequence[Image], timings: Timings | None = None) -> list[torch.Tensor]:
+        with (timings or Timings()).step("tower"):
+            self._seen |= {image.digest for image in images}
+            return [torch.full((POSITIONS, HIDDEN), _mean(image)) for image in images]
+
+    def positions(self, image: Image) -> int:
+        return POSITIONS
+
+    def cached(self, image: Image) -> bool:
+        return image.digest in self._seen
+
+
+class Gated(Echo):
+    """An echo that can be held before every token, and knows how many streams are open."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.open = 0
+        self.made = 0
+        self._lock = threading.Lock()
+
+    def _spoken(self, ids: list[int]) -> Generator[int, None, None]:
+        with self._lock:
+            self.open += 1
+        try:
+            for token in super()._spoken(ids):
+                assert self.gate.wait(60)
+                self.made += 1
+                yield token
+        finally:
+            with self._lock:
+                self.open -= 1
+
+
+def make_llava(engine: Echo | None = None) -> Llava:
+    engine = engine or Echo(hidden=HIDDEN)
+    composer = Composer(engine.tokenizer, MeanColour())
+    checkpoint = replace(find_checkpoint("thimble"), name="echo")
+    return Llava(checkpoint, composer, engine, get_template("llava_v1"))
+
+
+def _mean(image: Image) -> float:
+    small = image.on((0, 0, 0)).resize((1, 1)).getpixel((0, 0))
+    assert isinstance(small, tuple)
+    return sum(small) / 3
+
+
+@dataclass
+class Live:
+    """A server that listens, and what is behind it."""
+
+    url: str
+    port: int
+    listener: Listener
+    llava: Llava
+
+    @property
+    def server(self) -> Any:
+        return self.listener.app.state.server
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60, trust_env=False, **options)
+
+    def settled(self, seconds: float = 10.0) -> bool:
+        """Whether nothing runs or waits any more."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if not self.server.busy and not self.server.admission.waiting:
+                return True
+            time.sleep(0.01)
+        return False
+
+
+@contextlib.contextmanager
+def running(llava: Llava | None = None, **settings: Any) -> Iterator[Live]:
+    """A live server for as long as the block lasts."""
+    llava = llava or make_llava()
+    chosen = replace(ServerSettings(port=0), **settings)
+    sockets = listen(chosen)
+    app = create_app(llava, chosen)
+    listener = Listener(app, chosen)
+    thread = threading.Thread(target=lambda: asyncio.run(listener.serve(sockets)), name="server")
+    thread.start()
+    try:
+        until = time.monotonic() + 20
+        while not listener.started and time.monotonic() < until:
+            time.sleep(0.005)
+        port = sockets[0].getsockname()[1]
+        yield Live(f"http://127.0.0.1:{port}", port, listener, llava)
+    finally:
+        listener.should_exit = True
+        thread.join(20)
+        app.state.server.close()
+        for sock in sockets:
+            sock.close()
+        assert not thread.is_alive()
+
+
+def png(colour: str | tuple[int, int, int] = "red", size: tuple[int, int] = (8, 8), kind: str = "PNG") -> bytes:
+    buffer = BytesIO()
+    Pictures.new("RGB", size, colour).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def data_uri(colour: str = "red", kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(png(colour)).decode()}"
+
+
+FULL = os.environ.get("TRIFOCAL_FULL") == "1"  # the sizes of `make test-hostile`, not those of every run
+
+
+def full(count: int, ci: int) -> int:
+    """A test's size: ``count`` when everything is asked for, ``ci`` in every run."""
+    return count if FULL else ci
+
+
+def error_of(response: httpx.Response, status: int = 400) -> dict[str, Any]:
+    """The error object of a refusal, which has the one shape that all have."""
+    assert response.status_code == status, response.text[:300]
+    assert response.headers["content-type"].startswith("application/json")
+    assert len(response.content) <= 8192
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    error: dict[str, Any] = body["error"]
+    assert isinstance(error["message"], str)
+    assert isinstance(error["code"], str)
+    return error
+
+
+def events_of(response: httpx.Response) -> list[Any]:
+    """The data of a stream's events."""
+    assert response.status_code == 200, response.text[:300]
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n") if line.startswith("data: ")]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+def user(*content: Any) -> dict[str, Any]:
+    """A message of a user in OpenAI's shape."""
+    return {"role": "user", "content": content[0] if len(content) == 1 else list(content)}
