@@ -88,7 +88,7 @@ def test_what_is_not_implemented_is_refused_by_name(client: httpx.Client, name: 
 
 
 def test_every_default_of_the_host_is_taken(client: httpx.Client) -> None:
-    defaults = dict(
+    defaults: dict[str, Any] = dict(  # noqa: C408
         max_new_tokens=200, do_sample=True, temperature=0.5, top_p=1, typical_p=1, repetition_penalty=1.1,
         encoder_repetition_penalty=1.0, top_k=0, min_length=0, no_repeat_ngram_size=0, num_beams=1, penalty_alpha=0,
         length_penalty=1, early_stopping=False, seed=-1, add_bos_token=True, truncation_length=2048,
