@@ -16,7 +16,7 @@ from trifocal import __version__
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.hub import is_here
 from trifocal.templates import TEMPLATES, Template
-from trifocal.webui.eyes import ModelFacts, known_eyes, tells_its_eyes
+from trifocal.webui.eyes import ModelFacts, known_eyes, split_beside, tells_its_eyes
 
 __all__ = ["Finding", "WebUI", "check", "extension", "install", "instruction_template"]
 
@@ -221,6 +221,8 @@ def _eyes(folder: Path) -> Finding:
     eyes = known_eyes(facts)
     if tells_its_eyes(folder):
         return Finding(True, f"{folder.name} tells in its config.json how it sees")
+    if split_beside(folder) is not None:
+        return Finding(True, f"{folder.name} sees with the tower and projector beside {folder.resolve()}")
     if eyes is None:
         todo = "if it is a LLaVA's language half, set llava-checkpoint to that LLaVA; else it is for text alone"
         return Finding(False, f"{folder.name}: nobody knows whose eyes fit it", todo)
@@ -235,9 +237,9 @@ def _eyes(folder: Path) -> Finding:
 def instruction_template(template: Template) -> str:
     """A conversation family as an instruction template of the host: Jinja2 inside YAML.
 
-    The beginning token is the template's affair in hosts from 2025 on; others give no ``bos_token``,
-    which writes nothing. The greeting belongs to the family's own system text, as in the host's template of 2023: a system
-    text of the user's own stands alone.
+    The beginning token is the template's affair in hosts from 2025 on; the others give no
+    ``bos_token``, which writes nothing. The greeting belongs to the family's own system text, as in the
+    host's template of 2023: a system text of the user's own stands alone.
     """
     q = json.dumps
     system = template.system_before + template.system + template.system_after + template.greeting

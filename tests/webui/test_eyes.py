@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny_parts import Parts
 
+from trifocal.checkpoints import find_checkpoint
+from trifocal.convert import split
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.webui.eyes import Eyes, ModelFacts, find_eyes, known_eyes, tells_its_eyes
 
@@ -76,6 +79,18 @@ def test_a_llava_that_was_made_a_language_model_by_its_model_type_still_sees(par
     found = find_eyes(ModelFacts.of_folder(tmp_path))
     assert (found.projector.kind, found.preprocessing.fit) == ("mlp2x", "pad")
     assert found.tower.source == parts.clip
+
+
+def test_parts_that_were_split_are_found_beside_their_language_model_even_through_a_link(tmp_path: Path) -> None:
+    split(find_checkpoint("thimble"), tmp_path / "apart")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine").symlink_to(tmp_path / "apart" / "language")
+    facts, whole = ModelFacts.of_folder(tmp_path / "models" / "mine"), find_checkpoint("thimble")
+    found = find_eyes(replace(facts, hidden=1))  # its shape tells nothing
+    assert found.projector.source == tmp_path / "apart" / "projector"
+    assert (found.tower.feature_layer, found.preprocessing) == (whole.tower.feature_layer, whole.preprocessing)
+    assert (found.projector.kind, found.projector.act) == (whole.projector.kind, whole.projector.act)
+    assert (found.image_start, found.template) == (whole.image_start, whole.template)
 
 
 def test_a_checkpoint_that_is_named_comes_first(parts: Parts) -> None:

@@ -6,12 +6,12 @@ import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from trifocal.checkpoints import CLIP_TOWER, Checkpoint, Projector, find_checkpoint, from_folder
 from trifocal.errors import CheckpointError, UsageError
 
-__all__ = ["Eyes", "ModelFacts", "find_eyes", "known_eyes", "tells_its_eyes"]
+__all__ = ["Eyes", "ModelFacts", "find_eyes", "known_eyes", "split_beside", "tells_its_eyes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +105,11 @@ def find_eyes(
 ) -> Checkpoint:
     """The checkpoint that this model is the language half of.
 
-    A checkpoint that is named comes first, then the model's own folder, since a LLaVA that was made a
-    language model by its ``model_type`` alone still says there how it sees, then the model's shape.
-    ``tower`` and ``projector`` take these parts from elsewhere, as the seed's settings do.
+    A checkpoint that is named comes first; then a projector whose folder tells how it is used; then the
+    model's own folder, since a LLaVA that was made a language model by its ``model_type`` alone still
+    says there how it sees; then the folders beside it, as ``trifocal convert split`` leaves them; then
+    the model's shape. ``tower`` and ``projector`` take these parts from elsewhere, as the seed's
+    settings do.
 
     Raises:
         UsageError: nobody knows; says which setting names it.
@@ -115,8 +117,16 @@ def find_eyes(
     """
     if checkpoint:
         return find_checkpoint(checkpoint, tower=tower, projector=projector)
+    language = str(model.folder) if model.folder is not None else None
+    described = _described(projector)
+    if described is not None:
+        return from_folder(described, tower=tower, projector=projector, language=language)
     if model.folder is not None and tells_its_eyes(model.folder):
         return from_folder(model.folder, tower=tower, projector=projector)
+    beside = split_beside(model.folder)
+    if beside is not None:
+        tower, projector = tower or str(beside / "tower"), projector or str(beside / "projector")
+        return from_folder(beside / "projector", tower=tower, projector=projector, language=language)
     eyes = known_eyes(model)
     if isinstance(eyes, str):
         return find_checkpoint(eyes, tower=tower, projector=projector)
@@ -132,8 +142,26 @@ def find_eyes(
 
 def tells_its_eyes(folder: Path) -> bool:
     """Whether a model's folder says which eyes it was trained with."""
+    return any(key in _config(folder) for key in ("mm_vision_tower", "vision_config"))
+
+
+def split_beside(folder: Path | None) -> Path | None:
+    """The folder in which a model lies beside its ``tower`` and ``projector``; links are followed."""
+    around = folder.resolve().parent if folder is not None else None
+    found = around is not None and (around / "tower").is_dir() and _described(str(around / "projector"))
+    return around if found else None
+
+
+def _described(projector: str | None) -> Path | None:
+    """The folder of a projector whose ``config.json`` says how it is used."""
+    path = Path(projector).expanduser() if projector else None
+    home = path if path is None or path.is_dir() else path.parent
+    return home if home is not None and "mm_projector_type" in _config(home) else None
+
+
+def _config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and any(key in config for key in ("mm_vision_tower", "vision_config"))
+        return {}
+    return config if isinstance(config, dict) else {}
