@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -256,13 +257,17 @@ def from_folder(
 
     Three layouts are told apart by what the configuration says, never by a name: llava-hf
     (``vision_config`` and ``text_config``), original LLaVA (``mm_*`` keys), and a bare language model
-    whose tower and projector come from elsewhere, as in the seed.
+    whose tower and projector come from elsewhere, as in the seed. A fourth needs no configuration: a
+    pair of GGUF files, the language model's (or a folder with both) and the ``mmproj`` one.
 
     Raises:
         CheckpointError: a file or key that is missing or contradicts another.
     """
+    pair = _gguf_pair(folder, projector)
+    if pair is not None and tower is None:
+        return _from_gguf(*pair, name=name, template=template)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: a checkpoint is a folder")
+        raise CheckpointError(f"{folder}: a checkpoint is a folder, or a pair of GGUF files")
     config = read_json(folder / "config.json")
     language_source = locate(language, (*CONFIGS, *WEIGHTS, *PICKLES)) if language else folder
     projector_source = locate(projector, (*CONFIGS, *WEIGHTS, *PICKLES)) if projector else None
@@ -292,6 +297,11 @@ def load_language(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> Lang
     """
     source, config = checkpoint.language.source, checkpoint.language.config
     weights = part_weights(source, "language", allow_pickle=allow_pickle)
+    if source.suffix == ".gguf":
+        from trifocal.quantised.gguf import GgufFile
+        from trifocal.quantised.gguf_tokenizer import tokenizer
+
+        return Language(source, config, weights, tokenizer(GgufFile(source)))
     dense = open_weights(weights, config, source, lambda name: str(weights.where(name)))
     return Language(source, config, dense)
 
@@ -336,9 +346,7 @@ def _from_hf(
         "tower": part,
         "projector": Projector(projector or folder, "mlp2x", act),
         "preprocessing": _preprocessing(tower or folder, part.image_size, config.get("image_aspect_ratio")),
-        "language": _text(
-            language, config["text_config"] if language == folder else read_json(language / "config.json")
-        ),
+        "language": _text(language, config["text_config"] if language == folder else _own_config(language)),
         "template": "llava_v1",
     }
 
@@ -360,18 +368,93 @@ def _from_original(
     where = projector or (beside if "projector" not in inside and beside.is_file() else folder)
     if projector is None and where == folder and "projector" not in inside:
         raise CheckpointError(f"{folder}: there is no projector in it; name one with projector_from (--projector-from)")
-    kind = str(config.get("mm_projector_type") or "linear")
+    kind, _, act = str(config.get("mm_projector_type") or "linear").partition("_")
     first_family = kind == "linear"
     return {
         "family": "llava-v0" if first_family else "llava-1.5",
         "tower": part,
-        "projector": Projector(where, kind.removesuffix("_gelu")),
+        "projector": Projector(where, kind, act or "gelu"),
         "preprocessing": _preprocessing(home, part.image_size, config.get("image_aspect_ratio")),
-        "language": _text(language, config if language == folder else read_json(language / "config.json")),
+        "language": _text(language, config if language == folder else _own_config(language)),
         "template": "llava_v0_webui" if first_family else "llava_v1",
         "framed": first_family and _knows(language, "<im_start>"),
         "strip_around_images": first_family,
     }
+
+
+def _gguf_pair(folder: Path, projector: str | None) -> tuple[Path, Path] | None:
+    """The language model's GGUF file and the ``mmproj`` one: named both, or the only two of a folder.
+
+    Raises:
+        CheckpointError: one of the two is missing, or there are several to choose from.
+    """
+    if folder.is_dir() and (folder / "config.json").is_file():
+        return None
+    files = [folder] if folder.suffix == ".gguf" else sorted(folder.glob("*.gguf"))
+    if not files:
+        return None
+    seeing = [file for file in files if "mmproj" in file.name.lower()]
+    if projector is not None:
+        seeing = [locate(projector, ("*.gguf",))]
+    speaking = [file for file in files if "mmproj" not in file.name.lower() and not _later_part(file)]
+    for found, what in ((speaking, "language model"), (seeing, "mmproj file")):
+        if len(found) != 1:
+            listed = ", ".join(file.name for file in found) or "none"
+            raise CheckpointError(
+                f"{folder}: one GGUF {what} is wanted, here is {listed}; name the language model's file itself "
+                "and the mmproj file with projector_from (--projector-from)"
+            )
+    return speaking[0], seeing[0]
+
+
+def _later_part(file: Path) -> bool:
+    """Whether it is the second part, or a later one, of a model in several files."""
+    part = re.search(r"-(\d{5})-of-\d{5}\.gguf$", file.name)
+    return part is not None and int(part[1]) > 1
+
+
+def _from_gguf(language: Path, mmproj: Path, *, name: str | None, template: str | None) -> Checkpoint:
+    """A pair of GGUF files; what they don't say is the recipe of their generation.
+
+    A projector of one layer is LLaVA v0's (pictures cropped), one of two layers 1.5's (padded).
+    """
+    from trifocal.quantised.gguf import GgufFile
+    from trifocal.quantised.mmproj import Mmproj
+
+    seeing = Mmproj(GgufFile(mmproj))
+    if "image_grid_pinpoints" in seeing.preprocessing or "image_newline" in seeing.projector:
+        raise CheckpointError(
+            f"{mmproj}: is of LLaVA 1.6 (pictures in tiles), which is not read from GGUF; 1.5 and v0 are"
+        )
+    first_family = "weight" in seeing.projector
+    text = _text(language, _own_config(language))
+    tower = _tower(mmproj, seeing.config, seeing.feature_layer, keep_class=False)
+    mean, std = (tuple(map(float, seeing.preprocessing[f"image_{name}"])) for name in ("mean", "std"))
+    if len(mean) != 3 or len(std) != 3:
+        raise CheckpointError(f"{mmproj}: image_mean and image_std are {mean} and {std}, expected three numbers each")
+    framed = first_family and _knows(language, "<im_start>")
+    return Checkpoint(
+        name=name or language.stem,
+        family="llava-v0" if first_family else "llava-1.5",
+        tower=tower,
+        projector=Projector(mmproj, "linear" if first_family else "mlp2x"),
+        preprocessing=Preprocessing(tower.image_size, "crop" if first_family else "pad", mean, std),
+        language=text,
+        template=template or ("llava_v0_webui" if first_family else "llava_v1"),
+        image_start="<im_start>" if framed else "",
+        image_end="<im_end>" if framed else "",
+        strip_around_images=first_family,
+    )
+
+
+def _own_config(language: Path) -> dict[str, Any]:
+    """A language model's configuration: its ``config.json``, or what its GGUF file says."""
+    if language.suffix != ".gguf":
+        return read_json(language / "config.json")
+    from trifocal.quantised.gguf import GgufFile
+    from trifocal.quantised.gguf_language import language_config
+
+    return language_config(GgufFile(language))
 
 
 def _tower(source: Path, config: Mapping[str, Any], layer: int, *, keep_class: bool) -> Tower:
@@ -443,5 +526,9 @@ def _trained_with(projector: Path | None) -> dict[str, Any]:
 
 def _knows(folder: Path, token: str) -> bool:
     """Whether a tokenizer's files mention a token."""
+    if folder.suffix == ".gguf":
+        from trifocal.quantised.gguf import GgufFile
+
+        return token in GgufFile(folder).metadata.get("tokenizer.ggml.tokens", [])
     files = ("added_tokens.json", "tokenizer.json", "tokenizer_config.json")
     return any(f'"{token}"' in (folder / file).read_text("utf-8") for file in files if (folder / file).is_file())

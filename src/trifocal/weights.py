@@ -14,7 +14,7 @@ from trifocal.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Weights", "canonical", "part_weights", "read_header", "stored_names", "weight_files"]
+__all__ = ["GgufWeights", "Weights", "canonical", "part_weights", "read_header", "stored_names", "weight_files"]
 
 HEADER_LIMIT = 16 << 20
 _BUFFERS = re.compile(r"(?:rotary_emb\.inv_freq|\.position_ids|logit_scale)$")
@@ -138,6 +138,34 @@ class Weights(Mapping[str, "torch.Tensor"]):
         return held
 
 
+class GgufWeights(Weights):
+    """One part of a GGUF file: the language model, or the tower or projector of a ``mmproj`` file.
+
+    Quantised tensors come dequantised, as float32.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds no such part.
+    """
+
+    def __init__(self, file: Path, part: str) -> None:
+        from trifocal.quantised.gguf import GgufFile
+        from trifocal.quantised.gguf_language import GgufLanguage
+        from trifocal.quantised.mmproj import Mmproj
+
+        super().__init__((), lambda name: None)
+        opened = GgufFile(file)
+        self._part = GgufLanguage(opened) if part == "language" else Mmproj(opened).parts[part]
+        self._places = {name: (file, name) for name in self._part}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._part[name]
+
+    def spec(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Type and shape of a tensor as it will be read."""
+        info = self._part.info(name)
+        return info.kind.name if info.kind.name in ("F16", "BF16") else "F32", info.shape
+
+
 def read_header(file: Path) -> dict[str, Any]:
     """A safetensors file's header: dtype, shape and place of every tensor, checked against the file.
 
@@ -188,13 +216,16 @@ def part_weights(source: Path, part: str, *, allow_pickle: bool = False) -> Weig
     """One part's tensors (``tower``, ``projector`` or ``language``) out of a file or folder.
 
     The tower's are named as in ``CLIPVisionModel`` without its prefix, the projector's by layer
-    (``weight`` or ``0.weight``, ``2.bias``), the language model's as in ``LlamaForCausalLM``.
+    (``weight`` or ``0.weight``, ``2.bias``), the language model's as in ``LlamaForCausalLM``. GGUF
+    files, ``mmproj`` ones among them, are read too.
     """
 
     def rename(stored: str) -> str | None:
         found = canonical(stored)
         return found[1] if found and found[0] == part else None
 
+    if source.suffix == ".gguf":
+        return GgufWeights(source, part)
     files = [source] if source.is_file() else weight_files(source)
     return Weights(files, rename, allow_pickle=allow_pickle)
 

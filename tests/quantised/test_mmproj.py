@@ -5,94 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gguf_maker as maker
 import numpy as np
 import pytest
 import torch
+from mmproj_maker import BLOCKS, HIDDEN, model, read, state, stored
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from trifocal.errors import CheckpointError
-from trifocal.quantised.gguf import GgufFile
-from trifocal.quantised.mmproj import Mmproj
-
-WIDTH, INNER, BLOCKS, HIDDEN = 32, 64, 4, 48
-NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.out_proj": "attn_out",
-    "layer_norm1": "ln1",
-    "layer_norm2": "ln2",
-}
-TOP = {
-    "embeddings.class_embedding": "v.class_embd",
-    "embeddings.patch_embedding.weight": "v.patch_embd.weight",
-    "embeddings.position_embedding.weight": "v.position_embd.weight",
-    "pre_layrnorm.weight": "v.pre_ln.weight",
-    "pre_layrnorm.bias": "v.pre_ln.bias",
-}
-METADATA: dict[str, Any] = {
-    "general.architecture": "clip",
-    "clip.has_vision_encoder": True,
-    "clip.has_llava_projector": True,
-    "clip.projector_type": "mlp",
-    "clip.use_gelu": False,
-    "clip.vision.image_size": 28,
-    "clip.vision.patch_size": 14,
-    "clip.vision.embedding_length": WIDTH,
-    "clip.vision.feed_forward_length": INNER,
-    "clip.vision.attention.head_count": 2,
-    "clip.vision.attention.layer_norm_epsilon": 1e-5,
-    "clip.vision.block_count": BLOCKS - 1,
-    "clip.vision.image_mean": [0.5, 0.25, 0.75],
-    "clip.vision.image_std": [0.5, 0.5, 0.5],
-}
-
-
-def model() -> CLIPVisionModel:
-    torch.manual_seed(0)
-    config = CLIPVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=INNER,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=2,
-        image_size=28,
-        patch_size=14,
-    )
-    made = CLIPVisionModel(config).eval()
-    for parameter in made.parameters():
-        parameter.data = torch.randn_like(parameter).mul(0.1).half().float()
-    return made
-
-
-def state(made: CLIPVisionModel) -> dict[str, torch.Tensor]:
-    return {name.removeprefix("vision_model."): tensor for name, tensor in made.state_dict().items()}
-
-
-def stored(tensors: dict[str, torch.Tensor], blocks: int, *, swapped: bool) -> dict[str, tuple[np.ndarray, str]]:
-    """Under mmproj's names; ``swapped`` as the first converters wrote the two layers of the MLP."""
-    names = NAMES | {"mlp.fc1": "ffn_down" if swapped else "ffn_up", "mlp.fc2": "ffn_up" if swapped else "ffn_down"}
-    found: dict[str, tuple[np.ndarray, str]] = {}
-    for name, tensor in tensors.items():
-        if name in TOP:
-            target = TOP[name]
-        elif name.startswith("encoder.layers.") and int(name.split(".")[2]) < blocks:
-            _, _, layer, *stem, ending = name.split(".")
-            target = f"v.blk.{layer}.{names['.'.join(stem)]}.{ending}"
-        else:
-            continue
-        found[target] = (tensor.numpy(), "F16" if tensor.ndim > 1 else "F32")
-    random = np.random.default_rng(0)
-    found["mm.0.weight"] = (random.normal(size=(HIDDEN, WIDTH)), "F16")
-    found["mm.0.bias"] = (random.normal(size=HIDDEN), "F32")
-    found["mm.2.weight"] = (random.normal(size=(HIDDEN, HIDDEN)), "F16")
-    found["mm.2.bias"] = (random.normal(size=HIDDEN), "F32")
-    return found
-
-
-def read(path: Path, tensors: dict[str, tuple[np.ndarray, str]], **change: Any) -> Mmproj:
-    metadata = {key: value for key, value in {**METADATA, **change}.items() if value is not None}
-    return Mmproj(GgufFile(maker.write(path / "mmproj.gguf", metadata, tensors)))
 
 
 @pytest.mark.parametrize("swapped", [True, False])
@@ -131,8 +50,7 @@ def test_newer_generations(tmp_path: Path, name: str) -> None:
     parts = read(
         tmp_path, tensors, **{"clip.vision.image_grid_pinpoints": pins, "clip.vision.image_aspect_ratio": "anyres"}
     )
-    assert parts.newline is not None
-    assert parts.newline.tolist() == list(range(HIDDEN))
+    assert parts.projector["image_newline"].tolist() == list(range(HIDDEN))
     assert parts.preprocessing["image_grid_pinpoints"] == [[336, 672], [672, 336]]
     assert parts.preprocessing["image_aspect_ratio"] == "anyres"
 

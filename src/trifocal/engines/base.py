@@ -12,6 +12,7 @@ from trifocal.prompt import Prompt
 
 if TYPE_CHECKING:
     import torch
+    from tokenizers import Tokenizer as Backend
 
 __all__ = ["Engine", "Language", "PackedLinear", "PackedWeights", "Tokenizer"]
 
@@ -48,12 +49,14 @@ class Language:
     ``folder`` holds the tokenizer's files (and the weights, for engines that read them by
     themselves), ``config`` is the language model's own configuration with its ``model_type``, and
     ``weights`` maps canonical names (``model.embed_tokens.weight``, ``lm_head.weight``) to tensors
-    that are read from disk when they are asked for.
+    that are read from disk when they are asked for. ``tokenizer`` is there where the weights' own
+    file holds it (GGUF): then ``folder`` is that file.
     """
 
     folder: Path
     config: Mapping[str, Any]
     weights: Mapping[str, torch.Tensor]
+    tokenizer: Backend | None = None
 
 
 @runtime_checkable

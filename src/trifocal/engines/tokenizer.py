@@ -26,14 +26,15 @@ class FileTokenizer:
     does so again further on is the tokenizer's own rule (``prepend_scheme``; the older ``Prepend``
     normalizer does it every time, as the LLaMA tokenizer of LLaVA's day did).
 
-    ``bos`` is the id that starts a prompt, where the configuration names it.
+    ``bos`` is the id that starts a prompt, where the configuration names it; ``backend`` is the
+    tokenizer itself, where it is read already.
 
     Raises:
         CheckpointError: there is no tokenizer in the folder, or it can't be read.
     """
 
-    def __init__(self, folder: Path, *, bos: int | None = None) -> None:
-        self._whole = _read(folder)
+    def __init__(self, folder: Path, *, bos: int | None = None, backend: Backend | None = None) -> None:
+        self._whole = _read(folder) if backend is None else backend
         made: dict[str, Any] = json.loads(self._whole.to_str())
         self._controls = {
             token["content"]: int(token["id"])

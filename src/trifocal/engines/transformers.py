@@ -176,7 +176,7 @@ def load(
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(f"language model: {device} has no room for it; choose another placement") from error
     length = int(getattr(config, "max_position_embeddings", 0) or 2048)
-    tokenizer = FileTokenizer(language.folder, bos=language.config.get("bos_token_id"))
+    tokenizer = FileTokenizer(language.folder, bos=language.config.get("bos_token_id"), backend=language.tokenizer)
     return Transformers(
         model,
         tokenizer,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from trifocal.errors import CheckpointError
-from trifocal.quantised.gguf import GgufFile
+from trifocal.quantised.gguf import GgufFile, TensorInfo
 
 __all__ = ["GgufLanguage", "language_config", "unpermute"]
 
@@ -58,6 +58,10 @@ class GgufLanguage(Mapping[str, torch.Tensor]):
         source = self._sources[name]
         tensor = self._file[source.name]
         return unpermute(tensor, source.heads) if source.heads else tensor
+
+    def info(self, name: str) -> TensorInfo:
+        """Shape and type of a tensor, without reading it."""
+        return self._file.info(self._sources[name].name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sources)

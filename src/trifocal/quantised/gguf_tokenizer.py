@@ -30,8 +30,8 @@ _CUTS = {
 def tokenizer(file: GgufFile) -> Tokenizer:
     """The file's tokenizer: ``llama`` (SentencePiece with scores) or ``gpt2`` (byte-level merges).
 
-    It adds no beginning or end token by itself. Control tokens are special, so plain text never becomes one unless
-    the caller asks for that.
+    It begins a text with the file's beginning token where the file says so, as SentencePiece files do by default.
+    Control tokens are special, so plain text never becomes one unless the caller asks for that.
 
     Raises:
         CheckpointError: another kind of tokenizer, or tables that do not go together.
@@ -51,6 +51,7 @@ def tokenizer(file: GgufFile) -> Tokenizer:
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(f"{file.path}: the tokenizer can't be built: {error}") from error
     _add_special(built, tokens, kinds)
+    _begin(built, file, tokens)
     return built
 
 
@@ -125,6 +126,19 @@ def _add_special(built: Tokenizer, tokens: list[str], kinds: list[int]) -> None:
     ]
     built.add_special_tokens([token for token in added if token.special])
     built.add_tokens([token for token in added if not token.special])
+
+
+def _begin(built: Tokenizer, file: GgufFile, tokens: list[str]) -> None:
+    from tokenizers import processors
+
+    start = file.metadata.get("tokenizer.ggml.bos_token_id")
+    spm = file.metadata["tokenizer.ggml.model"] == "llama"
+    if start is None or not file.metadata.get("tokenizer.ggml.add_bos_token", spm):
+        return
+    if not 0 <= start < len(tokens):
+        raise CheckpointError(f"{file.path}: the beginning token is {start}, of {len(tokens)} tokens")
+    first = tokens[start]
+    built.post_processor = processors.TemplateProcessing(single=[first, "$A"], special_tokens=[(first, start)])
 
 
 def _vocabulary(file: GgufFile, tokens: list[str]) -> dict[str, int]:

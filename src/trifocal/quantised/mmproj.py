@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from trifocal.errors import CheckpointError
-from trifocal.quantised.gguf import GgufFile
+from trifocal.quantised.gguf import GgufFile, TensorInfo
 
 __all__ = ["Mmproj", "Part"]
 
@@ -48,6 +48,10 @@ class Part(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.file[self.names[name]]
 
+    def info(self, name: str) -> TensorInfo:
+        """Shape and type of a tensor, without reading it."""
+        return self.file.info(self.names[name])
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 
@@ -59,8 +63,9 @@ class Mmproj:
     """What an ``mmproj`` file holds, in the words and the arithmetic of the original checkpoint.
 
     ``tower`` has the names of a CLIP vision model (``embeddings...``, ``encoder.layers...``, ``pre_layrnorm``),
-    ``projector`` those after ``mm_projector.`` (``0.weight``, ``2.weight`` or ``weight``), ``newline`` is the row
-    ``[hidden]`` of 1.6 or None. ``config`` is the tower's own, ``preprocessing`` its size, mean and deviation.
+    ``projector`` those after ``mm_projector.`` (``0.weight``, ``2.weight`` or ``weight``) and 1.6's ``image_newline``
+    ``[hidden]``; ``parts`` has both by name. ``config`` is the tower's own, ``preprocessing`` its size, mean and
+    deviation.
 
     ``feature_layer`` counts as ``hidden_states`` does: 0 is the embeddings, k the output of block k. Files without
     that key keep no block past the one that is wanted (23 of CLIP-L's 24), so there it is the number of blocks held;
@@ -81,7 +86,7 @@ class Mmproj:
         self.config = _config(file)
         self.tower = Part(file, _tower(file, self.config))
         self.projector = Part(file, _projector(file))
-        self.newline = next((file[name] for name in _NEWLINE if name in file), None)
+        self.parts = {"tower": self.tower, "projector": self.projector}
         self.feature_layer = _feature_layer(file, self.config["num_hidden_layers"])
         self.preprocessing = _preprocessing(file)
         _check(self)
@@ -157,11 +162,12 @@ def _is_swapped(file: GgufFile, config: Mapping[str, Any]) -> bool:
 def _projector(file: GgufFile) -> dict[str, str]:
     """``mm.0``, ``mm.2`` are the two linears of 1.5; ``mm.0`` alone, or ``mm``, is the linear of before."""
     names = {name.removeprefix("mm."): name for name in file if name.startswith("mm.")}
+    newline = dict([("image_newline", name) for name in _NEWLINE if name in file][:1])
     if set(names) == {"0.weight", "0.bias"}:
-        return {name.removeprefix("0."): source for name, source in names.items()}
+        return {name.removeprefix("0."): source for name, source in names.items()} | newline
     if set(names) not in ({"0.weight", "0.bias", "2.weight", "2.bias"}, {"weight", "bias"}):
         raise CheckpointError(f"{file.path}: {sorted(names)} are the tensors of no LLaVA projector")
-    return names
+    return names | newline
 
 
 def _preprocessing(file: GgufFile) -> dict[str, Any]:

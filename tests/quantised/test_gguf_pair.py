@@ -1,0 +1,130 @@
+"""A pair of GGUF files is a checkpoint like any other: found, loaded, and answering as the model it was made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf_maker as maker
+import mmproj_maker as eyes
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from checkpoint_maker import llama_tokenizer
+from trifocal.checkpoints import find_checkpoint, load_language
+from trifocal.engines.transformers import load
+from trifocal.errors import CheckpointError
+from trifocal.messages import Sampling
+from trifocal.placement import Placement
+from trifocal.prompt import Prompt, TokenSpan
+from trifocal.vision import load_vision
+from trifocal.weights import part_weights
+
+CPU = Placement("cpu", "float32")
+
+
+def tables(tokenizer: Tokenizer) -> dict[str, Any]:
+    """A tokenizer's tables as a converter writes them: pieces, scores that give its order of merges, types."""
+    made = json.loads(tokenizer.to_str())
+    pieces = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)  # type: ignore[arg-type]
+    rank = {left + right: -float(at + 1) for at, (left, right) in reversed(list(enumerate(made["model"]["merges"])))}
+    special = {token["content"] for token in made["added_tokens"]}
+    kinds = [
+        2 if piece == "<unk>" else 3 if piece in special else 6 if piece.startswith("<0x") else 1 for piece in pieces
+    ]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.scores": [rank.get(piece, -1e6) for piece in pieces],
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor], Tokenizer]:
+    """A folder with the two files, the language model's tensors, and its tokenizer."""
+    folder = tmp_path_factory.mktemp("pair")
+    tokenizer = llama_tokenizer([])
+    tensors = maker.language_tensors(tokenizer.get_vocab_size())
+    maker.write(folder / "tiny-f16.gguf", {**maker.LANGUAGE, **tables(tokenizer)}, maker.stored(tensors, "F16"))
+    sight = eyes.stored(eyes.state(eyes.model()), eyes.BLOCKS - 1, swapped=True)
+    random = np.random.default_rng(1)
+    for name, shape in {"mm.0": (maker.HIDDEN, eyes.WIDTH), "mm.2": (maker.HIDDEN, maker.HIDDEN)}.items():
+        sight[f"{name}.weight"] = (random.normal(size=shape), "F16")
+        sight[f"{name}.bias"] = (random.normal(size=shape[0]), "F32")
+    maker.write(folder / "mmproj-tiny-f16.gguf", eyes.METADATA, sight)
+    return folder, tensors, tokenizer
+
+
+def test_the_folder_is_a_checkpoint(pair: Any) -> None:
+    checkpoint = find_checkpoint(str(pair[0]))
+    assert (checkpoint.family, checkpoint.template, checkpoint.projector.kind) == ("llava-1.5", "llava_v1", "mlp2x")
+    assert checkpoint.preprocessing.fit == "pad"
+    assert checkpoint.preprocessing.mean == (0.5, 0.25, 0.75)
+    assert checkpoint.tower.blocks == eyes.BLOCKS - 1
+    named = find_checkpoint(str(pair[0] / "tiny-f16.gguf"), projector=str(pair[0] / "mmproj-tiny-f16.gguf"))
+    assert named.language == checkpoint.language
+    assert named.tower == checkpoint.tower
+
+
+@torch.inference_mode()
+def test_it_answers_as_the_model_it_was_made_of(pair: Any) -> None:
+    folder, tensors, tokenizer = pair
+    engine = load(load_language(find_checkpoint(str(folder))), CPU)
+    config = LlamaConfig(
+        hidden_size=maker.HIDDEN,
+        intermediate_size=maker.INNER,
+        num_hidden_layers=maker.LAYERS,
+        num_attention_heads=maker.HEADS,
+        num_key_value_heads=maker.KEYS,
+        rms_norm_eps=1e-5,
+        vocab_size=tokenizer.get_vocab_size(),
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.load_state_dict(tensors)
+    text = "USER: What is shown in this image?"
+    ids = engine.tokenizer.encode(text, start=True)
+    assert ids == tokenizer.encode(text).ids
+    assert engine.tokenizer.decode(ids) == text
+    steps = list(engine.stream(Prompt((TokenSpan(tuple(ids)),)), Sampling(max_tokens=5)))
+    expected = torch.tensor([ids])
+    for _ in range(5):
+        expected = torch.cat([expected, model(expected).logits[:, -1:].argmax(-1)], 1)
+    assert steps == expected[0, len(ids) :].tolist()[: len(steps)]
+    assert steps
+
+
+def test_it_sees_as_the_tower_it_was_made_of(pair: Any, drawn: Any) -> None:
+    checkpoint = find_checkpoint(str(pair[0]))
+    vision = load_vision(checkpoint, CPU, CPU)
+    rows = vision.encode([drawn(0)])[0]
+    assert rows.shape == (4, maker.HIDDEN)
+    assert bool(rows.isfinite().all())
+    tower = part_weights(checkpoint.tower.source, "tower")
+    whole = eyes.state(eyes.model())
+    assert all(torch.equal(tower[name].float(), whole[name]) for name in tower)
+
+
+def test_a_file_that_is_missing_or_one_too_many_is_told(pair: Any, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="one GGUF mmproj file is wanted, here is none"):
+        find_checkpoint(str(pair[0] / "tiny-f16.gguf"))
+    for name in ("a.gguf", "b.gguf", "mmproj.gguf"):
+        (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=r"one GGUF language model is wanted, here is a\.gguf, b\.gguf"):
+        find_checkpoint(str(tmp_path))
+
+
+def test_types_and_shapes_are_known_without_reading(pair: Any) -> None:
+    weights = part_weights(pair[0] / "tiny-f16.gguf", "language")
+    for name in weights:
+        tensor = weights[name]
+        kind = {"F16": torch.float16, "F32": torch.float32}[weights.spec(name)[0]]
+        assert (kind, weights.spec(name)[1]) == (tensor.dtype, tuple(tensor.shape))
+        assert weights.where(name).name == "tiny-f16.gguf"
