@@ -21,6 +21,7 @@ COMMANDS = {
     "serve": "trifocal.cli.serve:serve",
     "inspect": "trifocal.cli.inspect:inspect",
     "convert": "trifocal.cli.convert:convert",
+    "extension": "trifocal.extension:extension",
 }
 
 
