@@ -12,6 +12,7 @@ from trifocal.engines.base import PackedLinear
 from trifocal.engines.int4 import Int4Linear, bind
 
 CPU = torch.device("cpu")
+DEVICES = [CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])]
 OUT, IN = 64, 256
 
 
@@ -40,14 +41,17 @@ GROUPS = {
 }
 
 
+@pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("rows", [(1,), (2, 5)])
-def test_equal_to_the_dense_layer_within_bfloat16(group: str, bias: bool, rows: tuple[int, ...]) -> None:
+def test_equal_to_the_dense_layer_within_bfloat16(
+    device: torch.device, group: str, bias: bool, rows: tuple[int, ...]
+) -> None:
     packed = layer(GROUPS[group], bias=bias)
-    assert Int4Linear.fits(packed, CPU)
+    assert Int4Linear.fits(packed, device)
     x = torch.randn(*rows, IN, generator=torch.Generator().manual_seed(2))
-    found = Int4Linear(packed, CPU)(x)
+    found = Int4Linear(packed, device)(x.to(device)).cpu()
     expected = nn.functional.linear(x, dense(packed), packed.bias)
     assert found.dtype == torch.float32
     assert found.shape == (*rows, OUT)

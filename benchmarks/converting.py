@@ -1,0 +1,182 @@
+"""How much memory and time converting takes, by the size of the checkpoint: random weights in the shape of a 13B.
+
+    python benchmarks/converting.py --layers 2 4 8 --folder /tmp/converting
+
+Each conversion runs in a process of its own. ``grown`` is its highest resident memory less what it was after the
+imports; ``anonymous`` leaves out pages of mapped files, which the system takes back when it needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+HIDDEN, INNER, ROWS, WIDTH = 5120, 13824, 32000, 1024
+SHARD = 10 << 30
+
+
+def shapes(layers: int, rows: int, *, projector: str = "") -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a LLaMA 13B of so many blocks; with a ``linear`` or ``mlp`` projector, of a LLaVA."""
+    made: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (rows, HIDDEN)}
+    for layer in range(layers):
+        at = f"model.layers.{layer}."
+        made |= {f"{at}self_attn.{name}_proj.weight": (HIDDEN, HIDDEN) for name in "qkvo"}
+        made |= {f"{at}mlp.{name}_proj.weight": (INNER, HIDDEN) for name in ("gate", "up")}
+        made |= {f"{at}mlp.down_proj.weight": (HIDDEN, INNER)}
+        made |= {f"{at}{name}.weight": (HIDDEN,) for name in ("input_layernorm", "post_attention_layernorm")}
+    made |= {"model.norm.weight": (HIDDEN,), "lm_head.weight": (rows, HIDDEN)}
+    if projector == "linear":
+        made |= {"model.mm_projector.weight": (HIDDEN, WIDTH), "model.mm_projector.bias": (HIDDEN,)}
+    if projector == "mlp":
+        made |= {"model.mm_projector.0.weight": (HIDDEN, WIDTH), "model.mm_projector.2.weight": (HIDDEN, HIDDEN)}
+        made |= {f"model.mm_projector.{at}.bias": (HIDDEN,) for at in (0, 2)}
+    return made
+
+
+def write(folder: Path, tensors: dict[str, tuple[int, ...]], config: dict[str, object]) -> None:
+    """safetensors shards of at most `SHARD` bytes, every one full of the same small random numbers."""
+    import numpy as np
+
+    folder.mkdir(parents=True)
+    pattern = (np.random.default_rng(0).normal(size=32 << 20) / 100).astype(np.float16).tobytes()
+    places: dict[str, str] = {}
+    for number, names in enumerate(grouped(tensors)):
+        file = f"model-{number:05d}.safetensors"
+        header, at = {}, 0
+        for name in names:
+            size = 2 * int(np.prod(tensors[name]))
+            header[name] = {"dtype": "F16", "shape": tensors[name], "data_offsets": [at, at + size]}
+            at += size
+        text = json.dumps(header).encode()
+        with (folder / file).open("wb") as opened:
+            opened.write(len(text).to_bytes(8, "little") + text)
+            for left in range(at, 0, -len(pattern)):
+                opened.write(pattern[:left])
+        places |= dict.fromkeys(names, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def grouped(tensors: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
+    """Names by shard."""
+    import numpy as np
+
+    held, names = 0, []
+    for name, shape in tensors.items():
+        size = 2 * int(np.prod(shape))
+        if held + size > SHARD:
+            yield names
+            held, names = 0, []
+        held += size
+        names.append(name)
+    yield names
+
+
+def config(layers: int, rows: int, **more: object) -> dict[str, object]:
+    return {
+        "model_type": "llama",
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 40,
+        "max_position_embeddings": 2048,
+        "vocab_size": rows,
+        **more,
+    }
+
+
+def tower(folder: Path) -> None:
+    """CLIP-L's tower, 336."""
+    block = {"self_attn.q_proj": 1, "self_attn.k_proj": 1, "self_attn.v_proj": 1, "self_attn.out_proj": 1}
+    made: dict[str, tuple[int, ...]] = {
+        "vision_model.embeddings.class_embedding": (1024,),
+        "vision_model.embeddings.patch_embedding.weight": (1024, 3, 14, 14),
+        "vision_model.embeddings.position_embedding.weight": (577, 1024),
+    }
+    for layer in range(24):
+        at = f"vision_model.encoder.layers.{layer}."
+        made |= {f"{at}{name}.weight": (1024, 1024) for name in block}
+        made |= {f"{at}mlp.fc1.weight": (4096, 1024), f"{at}mlp.fc2.weight": (1024, 4096)}
+    write(folder, made, {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14})
+
+
+def measured(what: str, *words: str) -> dict[str, float]:
+    """Runs one conversion in a process of its own."""
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, __file__, "--one", what, *words], check=True, capture_output=True, text=True)
+    return {**json.loads(done.stdout), "seconds": round(time.perf_counter() - started, 1)}
+
+
+def one(what: str, words: list[str]) -> None:
+    """The conversion, in this process, watched by a thread."""
+    import torch
+
+    from trifocal import convert
+    from trifocal.checkpoints import find_checkpoint
+
+    torch.set_num_threads(1)
+    paths = [Path(word) for word in words]
+    before, peak, over = resident(), {"VmRSS": 0, "RssAnon": 0}, threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.01):
+            for name, value in resident().items():
+                peak[name] = max(peak[name], value)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    if what == "delta":
+        convert.apply_delta(paths[0], paths[1], paths[2])
+    elif what == "split":
+        convert.split(find_checkpoint(words[0], tower=words[1]), paths[2])
+    over.set()
+    watcher.join()
+    size = sum(file.stat().st_size for file in paths[2].rglob("*.safetensors"))
+    grown = {name: (peak[name] - before[name]) / 1e6 for name in peak}
+    print(json.dumps({"GB": size / 1e9, "grown": round(grown["VmRSS"]), "anonymous": round(grown["RssAnon"])}))
+
+
+def resident() -> dict[str, int]:
+    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    return {words[0][:-1]: int(words[1]) * 1024 for words in lines if words[0] in ("VmRSS:", "RssAnon:")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/converting"))
+    parser.add_argument("--only", choices=["delta", "split"])
+    parser.add_argument("--one", nargs=argparse.REMAINDER)
+    given = parser.parse_args()
+    if given.one:
+        one(given.one[0], given.one[1:])
+        return
+    print(
+        "| conversion | blocks | result, GB | memory grown, MB | of it anonymous, MB | seconds |\n|---|---|---|---|---|---|"
+    )
+    for layers in given.layers:
+        for what in [given.only] if given.only else ["delta", "split"]:
+            here = given.folder / str(os.getpid())
+            if what == "delta":
+                write(here / "a", shapes(layers, ROWS), config(layers, ROWS))
+                write(here / "b", shapes(layers, ROWS + 3, projector="linear"), config(layers, ROWS + 3))
+            else:
+                mm = {"mm_projector_type": "mlp2x_gelu", "mm_hidden_size": WIDTH}
+                write(here / "a", shapes(layers, ROWS, projector="mlp"), config(layers, ROWS, **mm))
+                tower(here / "b")
+            found = measured(what, str(here / "a"), str(here / "b"), str(here / "out"))
+            row = (f"{found['GB']:.1f}", *(f"{found[name]:.0f}" for name in ("grown", "anonymous", "seconds")))
+            print(f"| {what} | {layers} | {' | '.join(row)} |", flush=True)
+            shutil.rmtree(here)
+
+
+if __name__ == "__main__":
+    main()
