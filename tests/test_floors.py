@@ -21,14 +21,16 @@ FLOORS = [
     {"messages"},
     {"templates", "engines.base"},
     {"markup", "history", "engines"},
-    {"settings"},
-    {"quantised"},
-    {"checkpoints", "weights", "hub", "decoding"},
-    {"vision"},
-    {"composer", "convert"},
+    {"settings", "quantised"},
+    {"hub", "weights", "decoding"},
+    {"checkpoints"},
+    {"vision", "convert"},
+    {"composer"},
     {"llava", "webui"},
-    {"api", "web", "extension"},
+    {"extension", "api"},
+    {"web"},
     {"cli"},
+    {"__main__"},
 ]
 FOLDERS = {"engines", "quantised", "api", "cli", "vision", "web", "webui"}
 
@@ -90,16 +92,18 @@ def test_there_is_no_circle() -> None:
 def test_engines_know_neither_vision_nor_checkpoints() -> None:
     for name, path in modules().items():
         if name.split(".")[0] == "engines":
-            allowed = {"errors", "messages", "prompt", "placement", "timing"}
-            assert {folder(other) for other in imports(path)} <= allowed | {"engines"}, name
+            allowed = {"errors", "messages", "prompt", "placement", "timing", "engines"}
+            assert {folder(other) for other in imports(path)} <= allowed, name
 
 
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_what_a_module_exports_is_there_and_sorted(name: str) -> None:
+    if name == "__main__":
+        return
     module = importlib.import_module(f"trifocal.{name}")
     exported = getattr(module, "__all__", None)
     if exported is None:
-        assert name.endswith("__main__"), f"{name} has no __all__"
+        assert name == "__main__", f"{name} has no __all__"
         return
     assert all(hasattr(module, public) for public in exported)
     assert module.__doc__, f"{name} does not say what it owns"

@@ -165,10 +165,10 @@ def _print_known() -> None:
     from rich.table import Table
 
     table = Table()
-    for column in ("name", "tower", "projector", "needs"):
-        table.add_column(column)
+    table.add_column("name", overflow="fold")
+    table.add_column("needs", overflow="fold")
     for name, source in KNOWN.items():
-        table.add_row(name, source.tower or "inside", source.projector or "inside", source.needs)
+        table.add_row(name, source.needs)
     Console().print(table)
 
 
