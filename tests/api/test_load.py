@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -36,8 +37,13 @@ def state(live: Live) -> dict[str, int]:
         "runs": len(server._runs),
         "streams": engine.open,
         "tasks": len(live.listener.server_state.tasks),
-        "threads": threading.active_count(),
+        "threads": threads(),
     }
+
+
+def threads() -> int:
+    """All but the server's own, which are started when they are first needed, at most one a slot."""
+    return sum(not thread.name.startswith("answer") for thread in threading.enumerate())
 
 
 def files() -> int:
@@ -100,8 +106,8 @@ async def storm(port: int, count: int, seed: int) -> Counter[str]:
 def aborted(live: Live, count: int) -> tuple[dict[str, int], dict[str, int]]:
     """The state before and after a storm."""
     asyncio.run(storm(live.port, 20, 1))
-    assert live.settled()
-    before = settle(live, state(live), 1)
+    at_rest = {"running": 0, "waiting": 0, "runs": 0, "streams": 0, "tasks": 0, "threads": threads()}
+    before = settle(live, at_rest)
     open_files = files()
     seen = asyncio.run(storm(live.port, count, 2))
     assert seen["left"] > count * 0.1
@@ -294,7 +300,16 @@ def test_a_signal_drains_and_every_stream_is_told() -> None:
         port = int(process.stdout.readline())
         answers: list[bytes] = []
 
+        async def ready() -> None:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+                while True:
+                    with suppress(httpx.ConnectError):
+                        await client.get("/readyz")
+                        return
+                    await asyncio.sleep(0.05)
+
         async def main() -> float:
+            await ready()
             body = {"messages": [user("Hello")], "stream": True}
             streams = [asyncio.create_task(request(port, CHAT, body, None, "close")) for _ in range(8)]
             halves = [asyncio.create_task(request(port, CHAT, body, 20, "body")) for _ in range(4)]

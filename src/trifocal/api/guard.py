@@ -128,11 +128,12 @@ class Doorkeeper:
         if scope["type"] in ("http", "websocket"):
             try:
                 self._check(scope)
+                if scope.get("method") == "OPTIONS" and header(scope, b"origin") in self._settings.origins:
+                    await preflight(send)
+                    return
+                self._check_key(scope)
             except Refusal as refusal:
                 await respond(scope, receive, send, refusal)
-                return
-            if scope.get("method") == "OPTIONS" and header(scope, b"origin") in self._settings.origins:
-                await preflight(send)
                 return
         await self._app(scope, receive, send)
 
@@ -140,7 +141,6 @@ class Doorkeeper:
         self._check_headers(scope)
         self._check_host(scope)
         self._check_origin(scope)
-        self._check_key(scope)
 
     def _check_headers(self, scope: Scope) -> None:
         count, size = len(scope["headers"]), sum(len(name) + len(value) for name, value in scope["headers"])

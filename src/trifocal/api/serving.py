@@ -342,7 +342,7 @@ def caller_of(request: Any) -> str:
     return str(request.scope.get("trifocal.caller", "-"))
 
 
-def _server(request: Request) -> Server:
+async def _server(request: Request) -> Server:  # async, or FastAPI would ask for it in a thread
     server: Server = request.app.state.server
     return server
 
