@@ -236,7 +236,7 @@ def find_checkpoint(
     folder = locate(known.language, (*CONFIGS, *WEIGHTS, *PICKLES))
     return from_folder(
         folder,
-        name=name if name in KNOWN else folder.name,
+        name=folder.name if Path(name).expanduser().exists() else name,
         tower=tower or known.tower,
         projector=projector or known.projector,
         language=language,
@@ -272,7 +272,7 @@ def from_folder(
     language_source = locate(language, (*CONFIGS, *WEIGHTS, *PICKLES)) if language else folder
     projector_source = locate(projector, (*CONFIGS, *WEIGHTS, *PICKLES)) if projector else None
     config |= _trained_with(projector_source)
-    elsewhere = locate(tower, (*CONFIGS, *WEIGHTS)) if tower else None
+    elsewhere = locate(tower, (*CONFIGS, *WEIGHTS, *PICKLES)) if tower else None
     if "vision_config" in config and "text_config" in config:
         read = _from_hf(folder, config, elsewhere, projector_source, language_source)
     else:
@@ -316,7 +316,7 @@ def read_json(file: Path) -> dict[str, Any]:
         value = json.loads(file.read_text("utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} is not there") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: this is no JSON") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: a JSON object was expected, this is a {type(value).__name__}")
@@ -335,12 +335,13 @@ def _from_hf(
         raise CheckpointError(
             f"{folder / 'config.json'}: vision_feature_select_strategy {strategy!r}; known: default, full"
         )
-    layer = config.get("vision_feature_layer", -2)
-    if not isinstance(layer, int):
-        raise CheckpointError(f"{folder / 'config.json'}: vision_feature_layer {layer!r}; one layer is supported")
+    layer = _layer(folder, config, "vision_feature_layer")
+    for key in ("vision_config", "text_config"):
+        if not isinstance(config[key], dict):
+            raise CheckpointError(f"{folder / 'config.json'}: {key} is {config[key]!r}, a JSON object was expected")
     vision = config["vision_config"] if tower is None else read_json(tower / "config.json")
     part = _tower(tower or folder, vision, layer, keep_class=strategy == "full")
-    act = config.get("projector_hidden_act", "gelu")
+    act = str(config.get("projector_hidden_act", "gelu"))
     return {
         "family": "llava-1.5",
         "tower": part,
@@ -358,16 +359,13 @@ def _from_original(
     names = [canonical(name) for name in stored_names(folder)]
     inside = {found[0] for found in names if found}
     named = config.get("mm_vision_tower") or CLIP_TOWER
-    home = tower or locate(str(named), (*CONFIGS, *WEIGHTS))
+    home = tower or locate(str(named), (*CONFIGS, *WEIGHTS, *PICKLES))
     vision = read_json(home / "config.json")
-    layer = int(config.get("mm_vision_select_layer", -2))
+    layer = _layer(folder, config, "mm_vision_select_layer")
     select = config.get("mm_vision_select_feature", "patch")
     source = folder if tower is None and "tower" in inside else home
     part = _tower(source, vision, layer, keep_class=select == "cls_patch")
-    beside = folder / "mm_projector.bin"
-    where = projector or (beside if "projector" not in inside and beside.is_file() else folder)
-    if projector is None and where == folder and "projector" not in inside:
-        raise CheckpointError(f"{folder}: there is no projector in it; name one with projector_from (--projector-from)")
+    where = projector or _own_projector(folder, config, inside)
     kind, _, act = str(config.get("mm_projector_type") or "linear").partition("_")
     first_family = kind == "linear"
     return {
@@ -380,6 +378,18 @@ def _from_original(
         "framed": first_family and _knows(language, "<im_start>"),
         "strip_around_images": first_family,
     }
+
+
+def _own_projector(folder: Path, config: Mapping[str, Any], inside: set[str]) -> Path:
+    """An original checkpoint's projector: among its tensors, or in a file beside them."""
+    if "projector" in inside:
+        return folder
+    for name in ("mm_projector.safetensors", "mm_projector.bin"):
+        if (folder / name).is_file():
+            return folder / name
+    if not inside and "mm_hidden_size" in config:
+        return folder  # one pickle: what it holds is known when it is opened
+    raise CheckpointError(f"{folder}: there is no projector in it; name one with projector_from (--projector-from)")
 
 
 def _gguf_pair(folder: Path, projector: str | None) -> tuple[Path, Path] | None:
@@ -459,12 +469,17 @@ def _own_config(language: Path) -> dict[str, Any]:
 
 def _tower(source: Path, config: Mapping[str, Any], layer: int, *, keep_class: bool) -> Tower:
     own = config.get("vision_config", config)
+    if not isinstance(own, dict):
+        raise CheckpointError(f"{source}: vision_config is {own!r}, a JSON object was expected")
     kind = own.get("model_type", "clip_vision_model")
     if kind not in ("clip_vision_model", "clip"):
         raise CheckpointError(
             f"{source}: a vision tower of type {kind!r} is not supported; supported: clip_vision_model"
         )
-    values = {key: int(own.get(key, default)) for key, default in _VISION_DEFAULTS.items()}
+    values = {key: _whole(source, own, key, default) for key, default in _VISION_DEFAULTS.items()}
+    for whole, part in (("hidden_size", "num_attention_heads"), ("image_size", "patch_size")):
+        if values[whole] < values[part] or (whole == "hidden_size" and values[whole] % values[part]):
+            raise CheckpointError(f"{source}: {whole} {values[whole]} does not go with {part} {values[part]}")
     if not -values["num_hidden_layers"] - 1 <= layer <= values["num_hidden_layers"]:
         raise CheckpointError(f"{source}: feature layer {layer} of a tower with {values['num_hidden_layers']} blocks")
     return Tower(
@@ -476,7 +491,7 @@ def _tower(source: Path, config: Mapping[str, Any], layer: int, *, keep_class: b
         image_size=values["image_size"],
         patch_size=values["patch_size"],
         act=str(own.get("hidden_act", "quick_gelu")),
-        eps=float(own.get("layer_norm_eps", 1e-5)),
+        eps=_real(source, own.get("layer_norm_eps", 1e-5), "layer_norm_eps"),
         feature_layer=layer,
         keep_class=keep_class,
     )
@@ -489,8 +504,7 @@ def _text(source: Path, config: Mapping[str, Any]) -> Text:
     own = {key: value for key, value in config.items() if not key.startswith(("mm_", "image_", "trifocal_"))}
     filled = {**_TEXT_DEFAULTS.get(kind, {}), **own, "model_type": kind}
     for key in ("hidden_size", "max_position_embeddings"):
-        if key not in filled:
-            raise CheckpointError(f"{source}: the language model's configuration lacks {key}")
+        _whole(source, filled, key)
     return Text(source, filled)
 
 
@@ -503,17 +517,47 @@ def _preprocessing(folder: Path, size: int, aspect: str | None) -> Preprocessing
         side = side.get("height", side.get("shortest_edge", size))
     if side != size:
         raise CheckpointError(f"{file}: pictures of {side} pixels for a tower that takes {size}")
+    if aspect not in (None, "square", "pad"):
+        raise CheckpointError(f"{folder}: image_aspect_ratio {aspect!r} is not supported; supported: square, pad")
     pad = aspect == "pad" or (aspect is None and bool(config.get("do_pad")))
-    red, green, blue = config.get("image_mean", CLIP_MEAN)
-    spread = config.get("image_std", CLIP_STD)
+    resample = config.get("resample", 3)
+    if resample not in range(6):
+        raise CheckpointError(f"{file}: resample is {resample!r}, one of PIL's numbers 0 to 5 was expected")
     return Preprocessing(
         size=size,
         fit="pad" if pad else "crop",
-        mean=(red, green, blue),
-        std=(spread[0], spread[1], spread[2]),
-        rescale=float(config.get("rescale_factor", 1 / 255)),
-        resample=int(config.get("resample", 3)),
+        mean=_colours(file, config.get("image_mean", CLIP_MEAN), "image_mean"),
+        std=_colours(file, config.get("image_std", CLIP_STD), "image_std"),
+        rescale=_real(file, config.get("rescale_factor", 1 / 255), "rescale_factor"),
+        resample=int(resample),
     )
+
+
+def _whole(source: Path, config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = config.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(f"{source}: {key} is {value!r}, a whole number above 0 was expected")
+    return value
+
+
+def _real(source: Path, value: Any, key: str) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e6:
+        raise CheckpointError(f"{source}: {key} is {value!r}, a number above 0 was expected")
+    return float(value)
+
+
+def _colours(source: Path, value: Any, key: str) -> tuple[float, float, float]:
+    if not isinstance(value, (list, tuple)) or len(value) != 3:
+        raise CheckpointError(f"{source}: {key} is {value!r}, three numbers were expected")
+    red, green, blue = (_real(source, one, key) for one in value)
+    return red, green, blue
+
+
+def _layer(folder: Path, config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key, -2)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise CheckpointError(f"{folder / 'config.json'}: {key} is {value!r}, one layer's number was expected")
+    return value
 
 
 def _trained_with(projector: Path | None) -> dict[str, Any]:

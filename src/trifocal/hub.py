@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,24 +54,59 @@ def is_here(name: str) -> bool:
 
 
 def _fetched(repository: str, patterns: Sequence[str]) -> Path:
+    """The snapshot's folder: this machine's, else the hub's; pickles only where there are no other weights."""
+    lean = [pattern for pattern in patterns if pattern not in PICKLES]
+    choices = [lean] if lean == list(patterns) else [lean, list(patterns)]
+    for wanted in choices:
+        local = _local(repository, wanted)
+        if local and _usable(local, wanted):
+            return local
+    for wanted in choices:
+        folder = _download(repository, wanted)
+        if _usable(folder, wanted):
+            return folder
+    raise CheckpointError(f"{repository}: there is nothing in it of what is needed ({', '.join(patterns)})")
+
+
+def _local(repository: str, patterns: list[str]) -> Path | None:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        local = Path(snapshot_download(repository, allow_patterns=list(patterns), local_files_only=True))
-        if _complete(local, patterns):
-            return local
-    except (LocalEntryNotFoundError, HFValidationError):
-        pass
+        return Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise CheckpointError(f"{repository!r} is no file or folder here and no hub id ({error})") from error
+
+
+def _download(repository: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError
+
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(patterns)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        return Path(snapshot_download(repository, allow_patterns=patterns))
+    except (HTTPError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{repository} is not on this machine and could not be fetched from the hub ({type(error).__name__}); "
             "check the name and the network, or download it elsewhere and give the folder's path"
         ) from error
 
 
-def _complete(folder: Path, patterns: Sequence[str]) -> bool:
-    """Whether an earlier fetch of these patterns left something for the last of them."""
-    return any(any(folder.glob(pattern)) for pattern in patterns)
+def _usable(folder: Path, patterns: Sequence[str]) -> bool:
+    """Whether a fetch of these patterns was not cut off: weights are there, all that an index names among them.
+
+    Files appear in the cache whole or not at all.
+    """
+    weights = [pattern for pattern in patterns if pattern not in CONFIGS]
+    indexes = [index for pattern in weights if pattern.endswith(".index.json") for index in folder.glob(pattern)]
+    if indexes:
+        return any(all((folder / shard).is_file() for shard in _shards(index)) for index in indexes)
+    return any(any(folder.glob(pattern)) for pattern in weights or patterns)
+
+
+def _shards(index: Path) -> set[str]:
+    try:
+        return set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: this is no index of weights") from error

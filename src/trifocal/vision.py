@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -28,6 +29,7 @@ __all__ = ["PROJECTORS", "ClipTower", "ClipVision", "FeatureCache", "Vision", "l
 
 log = logging.getLogger("trifocal")
 BATCH = 8
+_NO_ROOM = re.compile(r"can't allocate memory|out of memory")
 PartT = TypeVar("PartT", bound=nn.Module)
 
 
@@ -291,7 +293,10 @@ def _layer(weights: Weights, prefix: str) -> nn.Linear:
     name = f"{prefix}weight"
     if name not in weights:
         raise CheckpointError(f"the projector has no {name}; it has {', '.join(sorted(weights)) or 'nothing'}")
-    rows, columns = weights[name].shape
+    _, shape = weights.spec(name)
+    if len(shape) != 2:
+        raise CheckpointError(f"{weights.where(name)}: {name} is {list(shape)}, [rows, columns] was expected")
+    rows, columns = shape
     return nn.Linear(columns, rows, bias=f"{prefix}bias" in weights, device="meta")
 
 
@@ -327,6 +332,12 @@ def load_vision(
     seeing = _placed("vision tower", empty, eyes, tower)
     kind = checkpoint.projector.kind
     reading = _placed("projector", PROJECTORS[kind](hands, checkpoint.projector.act, kind), hands, projector)
+    over = sorted(set(hands) - set(reading.state_dict()))
+    if over:
+        raise CheckpointError(
+            f"{hands.where(over[0])}: the projector is said to be {kind}, which has no {', '.join(over)}: "
+            "its configuration belongs to another file"
+        )
     linears = [module for module in reading.modules() if isinstance(module, nn.Linear)]
     if linears[0].in_features != checkpoint.tower.hidden:
         raise CheckpointError(
@@ -343,25 +354,15 @@ def load_vision(
     )
 
 
-
-
 def _placed(what: str, empty: PartT, weights: Weights, placement: Placement) -> PartT:
-    """A part with its weights, each cast and moved as it is read; buffers of the file that it has no use for stay."""
+    """A part with its weights, each cast and moved as it is read; the tower's last blocks stay on disk."""
     device, dtype = placement.resolve()
     started = time.perf_counter()
-    state = {}
     with _room(what):
-        for name, wanted in empty.state_dict().items():
-            if name not in weights:
-                raise CheckpointError(f"{what}: the tensor {name} is missing")
-            tensor = weights[name]
-            if tensor.shape != wanted.shape:
-                raise CheckpointError(
-                    f"{what}: {weights.where(name).name}: {name} is {list(tensor.shape)}, {list(wanted.shape)} was expected"
-                )
-            if not torch.isfinite(tensor).all():
-                raise CheckpointError(f"{what}: {weights.where(name).name}: {name} holds numbers that are not finite")
-            state[name] = tensor.to(device=device, dtype=dtype, copy=True)
+        state = {
+            name: _checked(what, name, wanted.shape, weights).to(device=device, dtype=dtype, copy=True)
+            for name, wanted in empty.state_dict().items()
+        }
     empty.load_state_dict(state, assign=True)
     empty.requires_grad_(False)
     size = sum(tensor.nbytes for tensor in state.values())
@@ -369,13 +370,29 @@ def _placed(what: str, empty: PartT, weights: Weights, placement: Placement) -> 
     return empty
 
 
+def _checked(what: str, name: str, shape: torch.Size, weights: Weights) -> torch.Tensor:
+    """A tensor as it is stored; its shape is looked at before it is read."""
+    if name not in weights:
+        raise CheckpointError(f"{what}: the tensor {name} is missing")
+    found, file = weights.spec(name)[1], weights.where(name)
+    if found != tuple(shape):
+        raise CheckpointError(f"{what}: {file}: {name} is {list(found)}, {list(shape)} was expected")
+    tensor = weights[name]
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{what}: {file}: {name} holds {tensor.dtype}, floating point numbers were expected")
+    if not torch.isfinite(tensor).all():
+        raise CheckpointError(f"{what}: {file}: {name} holds numbers that are not finite")
+    return tensor
+
+
 def _identity(checkpoint: Checkpoint, *parts: nn.Module) -> str:
     """A digest of weights, precision and preprocessing: what makes two visions see the same."""
-    digest = hashlib.sha256(repr((checkpoint.preprocessing, _shape(checkpoint.tower), checkpoint.projector.act)).encode())
+    facts = (checkpoint.preprocessing, _shape(checkpoint.tower), checkpoint.projector.act)
+    digest = hashlib.sha256(repr(facts).encode())
     for part in parts:
         for name, tensor in part.state_dict().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device.type}".encode())
-            digest.update(tensor.flatten()[:: max(1, tensor.numel() // 4096)].float().cpu().numpy().tobytes())
+            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -403,5 +420,7 @@ def _on(values: torch.Tensor, part: nn.Module) -> torch.Tensor:
 def _room(what: str) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(f"{what}: its device has no room; place it elsewhere (cpu) or in float16") from error
+    except RuntimeError as error:  # of the CPU and of mps torch says it in words alone
+        if isinstance(error, torch.OutOfMemoryError) or _NO_ROOM.search(str(error)):
+            raise OutOfMemory(f"{what}: its device has no room; place it elsewhere (cpu) or in float16") from error
+        raise

@@ -73,8 +73,13 @@ class Weights(Mapping[str, "torch.Tensor"]):
         for file in files:
             for stored in self._names(file):
                 name = rename(stored)
-                if name is not None:
-                    self._places[name] = (file, stored)
+                if name is None:
+                    continue
+                if name in self._places:
+                    raise CheckpointError(
+                        f"{file} holds {stored}, which {self._places[name][0].name} holds too; take one of them away"
+                    )
+                self._places[name] = (file, stored)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         file, stored = self._places[name]
@@ -183,7 +188,7 @@ def read_header(file: Path) -> dict[str, Any]:
             header: Any = json.loads(opened.read(length))
     except OSError as error:
         raise CheckpointError(f"{file}: {error.strerror or 'cannot be read'}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: its header is no JSON: the file is damaged") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{file}: its header is no table of tensors")
@@ -193,6 +198,8 @@ def read_header(file: Path) -> dict[str, Any]:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files of a folder that hold weights: what an index lists, else every safetensors or ``.bin`` file.
+
+    A folder with nothing but ``mm_projector.bin`` is a projector's.
 
     Raises:
         CheckpointError: there are none, or the index names one that is not there.
@@ -207,6 +214,7 @@ def weight_files(folder: Path) -> list[Path]:
                 )
             return [folder / name for name in named]
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    files = files or sorted(folder.glob("mm_projector*.bin"))
     if not files:
         raise CheckpointError(f"{folder}: no weights there (*.safetensors or pytorch_model*.bin)")
     return files
