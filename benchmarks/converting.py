@@ -159,9 +159,8 @@ def main() -> None:
     if given.one:
         one(given.one[0], given.one[1:])
         return
-    print(
-        "| conversion | blocks | result, GB | memory grown, MB | of it anonymous, MB | seconds |\n|---|---|---|---|---|---|"
-    )
+    columns = ("conversion", "blocks", "result, GB", "memory grown, MB", "of it anonymous, MB", "seconds")
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for layers in given.layers:
         for what in [given.only] if given.only else ["delta", "split"]:
             here = given.folder / str(os.getpid())
