@@ -152,9 +152,13 @@ def make_hf15(
 
 def make_v0(folder: Path, *, seed: int = 0, pickle: bool = False) -> V0:
     """The seed's arrangement: an openai CLIP repository, ``mm_projector``, and a LLaMA with v0's tokens."""
-    places = V0(folder / "clip", folder / ("mm_projector.bin" if pickle else "mm_projector.safetensors"), folder / "llama")
+    places = V0(
+        folder / "clip", folder / ("mm_projector.bin" if pickle else "mm_projector.safetensors"), folder / "llama"
+    )
     torch.manual_seed(seed)
-    text = CLIPTextConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
+    text = CLIPTextConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50
+    )
     clip = CLIPConfig(text_config=text.to_dict(), vision_config=CLIPVisionConfig(**VISION).to_dict(), projection_dim=16)
     eyes = shaken(CLIPModel(clip), seed)
     places.tower.mkdir(parents=True)
@@ -198,7 +202,11 @@ def respelt(name: str, spelling: Spelling) -> str:
 
 def hub_clip_name(name: str) -> str:
     """A name of transformers 5's ``CLIPModel`` as the openai repositories have it."""
-    return name if name.startswith(("vision_model.", "text_model.", "visual_", "text_proj", "logit")) else f"vision_model.{name}"
+    return (
+        name
+        if name.startswith(("vision_model.", "text_model.", "visual_", "text_proj", "logit"))
+        else f"vision_model.{name}"
+    )
 
 
 def preprocessor(size: int) -> dict[str, object]:

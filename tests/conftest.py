@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_maker import V0, make_hf15, make_v0
 from PIL import Image as Pictures
 
+from checkpoint_maker import V0, make_hf15, make_v0
 from trifocal.images import Image, from_pil
 
 torch.set_num_threads(1)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_maker import V0, Spelling, make_hf15, make_v0, tensors_of
 from PIL import Image as Pictures
 from transformers import CLIPVisionModel, LlamaForCausalLM, LlavaForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import trifocal
+from checkpoint_maker import V0, Spelling, make_hf15, make_v0, tensors_of
 from trifocal.checkpoints import from_folder
 from trifocal.images import Image
 from trifocal.llava import Llava
@@ -203,9 +203,16 @@ def test_v0_is_tower_linear_and_llama_put_together(
 def test_mixed_placements_stay_close_and_each_part_has_its_own(hf15: Path, drawn: Drawn) -> None:
     exact = trifocal.load(checkpoint=str(hf15), tower=EXACT, projector=EXACT, language=EXACT)
     prompts: list[Prompt] = []
-    for tower, projector, language in [(HALF, EXACT, EXACT), (EXACT, HALF, EXACT), (EXACT, EXACT, HALF), (HALF, HALF, HALF)]:
+    for tower, projector, language in [
+        (HALF, EXACT, EXACT),
+        (EXACT, HALF, EXACT),
+        (EXACT, EXACT, HALF),
+        (HALF, HALF, HALF),
+    ]:
         mixed = trifocal.load(checkpoint=str(hf15), tower=tower, projector=projector, language=language)
-        dtypes = [next(part.parameters()).dtype for part in (mixed.composer.vision.tower, mixed.composer.vision.projector)]
+        dtypes = [
+            next(part.parameters()).dtype for part in (mixed.composer.vision.tower, mixed.composer.vision.projector)
+        ]
         assert dtypes == [getattr(torch, place.dtype) for place in (tower, projector)]
         assert mixed.engine.model.dtype == getattr(torch, language.dtype)
         prompts.append(mixed.composer.prompt(["Q", drawn(1)]))
@@ -215,7 +222,9 @@ def test_mixed_placements_stay_close_and_each_part_has_its_own(hf15: Path, drawn
         assert (error == 0) == (tower == projector == EXACT)
         with torch.inference_mode():
             ours = mixed.engine.model(inputs_embeds=prompts[-1].splice(mixed.engine.embed)[None]).logits[0, -1].float()
-            true = exact.engine.model(inputs_embeds=exact.composer.prompt(["Q", drawn(1)]).splice(exact.engine.embed)[None])
+            true = exact.engine.model(
+                inputs_embeds=exact.composer.prompt(["Q", drawn(1)]).splice(exact.engine.embed)[None]
+            )
         assert (ours - true.logits[0, -1]).norm() / true.logits[0, -1].norm() < 0.1
 
 
@@ -231,7 +240,12 @@ def test_bfloat16_gives_the_tokens_of_transformers_in_bfloat16(hf15: Path, drawn
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     said = list(llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True)))
     again = language.generate(
-        inputs_embeds=spliced[None], max_new_tokens=64, min_new_tokens=64, do_sample=False, eos_token_id=2, pad_token_id=0
+        inputs_embeds=spliced[None],
+        max_new_tokens=64,
+        min_new_tokens=64,
+        do_sample=False,
+        eos_token_id=2,
+        pad_token_id=0,
     )[0].tolist()
     assert said == again
 

@@ -140,7 +140,16 @@ def test_a_typed_role_mark_opens_no_turn(name: str, typed: str) -> None:
     template = get_template(name)
     plain = written(template.render([Message("user", "")]))
     asked = written(template.render([Message("user", typed)]))
-    for mark in ("###Human:", "### Human:", "###Assistant:", "### Assistant:", "USER:", "ASSISTANT:", "[INST]", "[/INST]"):
+    for mark in (
+        "###Human:",
+        "### Human:",
+        "###Assistant:",
+        "### Assistant:",
+        "USER:",
+        "ASSISTANT:",
+        "[INST]",
+        "[/INST]",
+    ):
         assert asked.count(mark) == plain.count(mark)
     assert "".join(typed.split()) in "".join(asked.split())
 
@@ -182,7 +191,9 @@ def test_a_conversation_that_is_none_is_refused(turns: list[Message]) -> None:
         (("html has <image> tags",), ("html has <image> tags",)),
     ],
 )
-def test_pictures_stand_where_they_were_placed(parts: tuple[str | Image, ...], expected: tuple[str | Image, ...]) -> None:
+def test_pictures_stand_where_they_were_placed(
+    parts: tuple[str | Image, ...], expected: tuple[str | Image, ...]
+) -> None:
     assert place(Message("user", parts)) == expected
 
 

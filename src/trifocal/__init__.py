@@ -1,8 +1,8 @@
 """Trifocal: LLaVA in three parts, each placed where you want it.
 
-    >>> import trifocal
-    >>> llava = trifocal.load()
-    >>> print(llava.complete([llava.question("What is this?", [trifocal.open_image("cat.png")])]).text)
+>>> import trifocal
+>>> llava = trifocal.load()
+>>> print(llava.complete([llava.question("What is this?", [trifocal.open_image("cat.png")])]).text)
 """
 
 from __future__ import annotations

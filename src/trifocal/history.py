@@ -21,8 +21,10 @@ def parse_keep(text: str | int) -> Keep:
     Raises:
         UsageError: none of these.
     """
-    if text == "all" or text == "last":
-        return text
+    if text == "all":
+        return "all"
+    if text == "last":
+        return "last"
     if isinstance(text, bool) or not str(text).isdecimal():
         raise UsageError(f"images: {text!r} is not 'all', 'last' or a number of pictures to keep")
     return int(text)

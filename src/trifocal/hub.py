@@ -82,7 +82,7 @@ def _local(repository: str, patterns: list[str]) -> Path | None:
 
 def _download(repository: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of whichever client the hub uses
 
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))

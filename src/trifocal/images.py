@@ -268,7 +268,9 @@ def _digest(pixels: Picture) -> str:
 
 
 def _from_base64(text: str, name: str) -> bytes:
-    letters = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/").replace("%2B", "+").replace("%2F", "/")
+    letters = (
+        "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/").replace("%2B", "+").replace("%2F", "/")
+    )
     try:
         return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
     except (binascii.Error, ValueError) as error:

@@ -118,9 +118,7 @@ class Llava:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _answer(
-        self, prompt: Prompt, sampling: Sampling, facts: End, timings: Timings
-    ) -> Generator[Chunk, None, None]:
+    def _answer(self, prompt: Prompt, sampling: Sampling, facts: End, timings: Timings) -> Generator[Chunk, None, None]:
         started, first = time.perf_counter(), None
         with closing(stream_text(self.engine.stream(prompt, sampling), self.engine.tokenizer, sampling)) as pieces:
             for piece in pieces:

@@ -45,7 +45,7 @@ def _parts(prompt: str, limits: Limits) -> Iterator[Part]:
             continue
         whole = _SRC.match(prompt, tag.start())
         if not whole:
-            raise BadMarkup("it is not closed; <img src=\"data:image/...;base64,...\"> is expected", tag.start())
+            raise BadMarkup('it is not closed; <img src="data:image/...;base64,..."> is expected', tag.start())
         yield _text(prompt, at, tag.start())
         yield _picture(whole["double"] or whole["single"] or whole["bare"] or "", number, tag.start(), limits)
         at = whole.end()

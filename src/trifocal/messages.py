@@ -88,7 +88,7 @@ class Sampling:
     def __post_init__(self) -> None:
         def check(option: str, ok: bool, allowed: str) -> None:
             value = getattr(self, option)
-            if isinstance(value, float) and not math.isfinite(value) or not ok:
+            if (isinstance(value, float) and not math.isfinite(value)) or not ok:
                 raise BadSampling(option, f"{value!r} is out of range; allowed: {allowed}")
 
         check("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "1 or more")

@@ -62,7 +62,9 @@ class Placement:
         except RuntimeError as error:
             raise UsageError(f"no device is called {name!r}; say cpu, cuda:0 or mps") from error
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise UsageError(f"{name}: torch sees {torch.cuda.device_count()} CUDA devices; say cpu or install a CUDA build of torch")
+            raise UsageError(
+                f"{name}: torch sees {torch.cuda.device_count()} CUDA devices; say cpu or install a CUDA build of torch"
+            )
         if device.type == "mps" and not torch.backends.mps.is_available():
             raise UsageError("mps: this machine has no Apple GPU that torch can use; say cpu")
         if self.dtype == "auto":

@@ -99,9 +99,7 @@ class Prompt:
     def ids(self, placeholder: int) -> list[int]:
         """One id a position, with ``placeholder`` where pictures stand: for hosts that want ids too."""
         return [
-            i
-            for span in self.spans
-            for i in (span.ids if isinstance(span, TokenSpan) else [placeholder] * len(span))
+            i for span in self.spans for i in (span.ids if isinstance(span, TokenSpan) else [placeholder] * len(span))
         ]
 
     def splice(self, embed: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:

@@ -214,7 +214,9 @@ def _single(name: str, system: str, greeting: str = "", **more: object) -> Templ
     )
 
 
-def _two(name: str, system: str, system_after: str = " ", line: str = " ", end: str = "</s>", **more: object) -> Template:
+def _two(
+    name: str, system: str, system_after: str = " ", line: str = " ", end: str = "</s>", **more: object
+) -> Template:
     """``USER: ... ASSISTANT: ...</s>``: two separators in turn."""
     return Template(
         name=name,

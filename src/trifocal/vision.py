@@ -112,26 +112,40 @@ class ClipTower(nn.Module):
     def __init__(self, config: Tower) -> None:
         super().__init__()
         self.config = config
-        self.embeddings = nn.Module()
-        self.embeddings.class_embedding = nn.Parameter(torch.empty(config.hidden))
-        patch = config.patch_size
-        self.embeddings.patch_embedding = nn.Conv2d(3, config.hidden, patch, stride=patch, bias=False)
-        rows = (config.image_size // patch) ** 2 + 1
-        self.embeddings.position_embedding = nn.Embedding(rows, config.hidden)
+        self.embeddings = _Embeddings(config)
         self.pre_layrnorm = nn.LayerNorm(config.hidden, eps=config.eps)
-        self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(_Block(config) for _ in range(config.blocks))
+        self.encoder = _Encoder(config)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """``[images, 3, side, side]`` to ``[images, patches, hidden]``: class token first, if it is kept."""
-        grid = self.embeddings.patch_embedding(pixel_values)  # [images, hidden, rows, columns]
-        patches = grid.flatten(2).transpose(1, 2)  # [images, patches, hidden]
-        first = self.embeddings.class_embedding.expand(len(patches), 1, -1)
-        hidden = torch.cat([first, patches], 1) + self.embeddings.position_embedding.weight
-        hidden = self.pre_layrnorm(hidden)
-        for block in self.encoder.layers:
-            hidden = block(hidden)
+        hidden: torch.Tensor = self.encoder(self.pre_layrnorm(self.embeddings(pixel_values)))
         return hidden if self.config.keep_class else hidden[:, 1:]
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, config: Tower) -> None:
+        super().__init__()
+        patch = config.patch_size
+        self.class_embedding = nn.Parameter(torch.empty(config.hidden))
+        self.patch_embedding = nn.Conv2d(3, config.hidden, patch, stride=patch, bias=False)
+        self.position_embedding = nn.Embedding((config.image_size // patch) ** 2 + 1, config.hidden)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        grid = self.patch_embedding(pixel_values)  # [images, hidden, rows, columns]
+        patches = grid.flatten(2).transpose(1, 2)  # [images, patches, hidden]
+        first = self.class_embedding.expand(len(patches), 1, -1)
+        return torch.cat([first, patches], 1) + self.position_embedding.weight
+
+
+class _Encoder(nn.Module):
+    def __init__(self, config: Tower) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_Block(config) for _ in range(config.blocks))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        for block in self.layers:
+            hidden = block(hidden)
+        return hidden
 
 
 class _Attention(nn.Module):
@@ -143,7 +157,7 @@ class _Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         def split(rows: torch.Tensor) -> torch.Tensor:  # [images, heads, patches, head]
-            return rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            return rows.view(*rows.shape[:-1], self.heads, -1).transpose(1, 2)
 
         mixed = functional.scaled_dot_product_attention(
             split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x))
@@ -245,7 +259,7 @@ def shown(image: Image, preprocessing: Preprocessing) -> Pictures.Image:
 def pixels(image: Image, preprocessing: Preprocessing) -> torch.Tensor:
     """The pixel values of a picture, ``[3, size, size]`` in float32."""
     values = np.asarray(shown(image, preprocessing), dtype=np.float32) * np.float32(preprocessing.rescale)
-    mean, std = np.float32(preprocessing.mean), np.float32(preprocessing.std)
+    mean, std = np.array(preprocessing.mean, np.float32), np.array(preprocessing.std, np.float32)
     return torch.from_numpy(((values - mean) / std).transpose(2, 0, 1).copy())
 
 

@@ -71,8 +71,8 @@ def caption(
             text = llava.complete([llava.question(question, [image])], sampling).text.strip()
             _write(path, folder, out, text)
     click.echo(f"{len(todo) - len(refused)} captions written, {len(done)} were there, {len(refused)} files refused")
-    for error in refused:
-        click.echo(f"{click.style('refused:', fg='red')} {error}", err=True)
+    for refusal in refused:
+        click.echo(f"{click.style('refused:', fg='red')} {refusal}", err=True)
     if refused:
         raise click.exceptions.Exit(1)
 

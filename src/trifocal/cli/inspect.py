@@ -92,7 +92,9 @@ def part_facts(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> list[Pa
         numbers = sum(math.prod(shape) for _, shape in specs)
         nbytes = sum(_BYTES.get(kind, 4) * math.prod(shape) for kind, shape in specs)
         types = tuple(sorted({kind for kind, _ in specs}))
-        found.append(PartFacts(name, source, f"{what}, {len(files)} file{'s' * (len(files) > 1)}", numbers, types, nbytes))
+        found.append(
+            PartFacts(name, source, f"{what}, {len(files)} file{'s' * (len(files) > 1)}", numbers, types, nbytes)
+        )
     return found
 
 

@@ -15,8 +15,9 @@ from trifocal.settings import Settings
 __all__ = ["model_options", "parse_engine_options", "sampling_options"]
 
 Command = Callable[..., Any]
+Option = Callable[[Command], Command]
 
-_MODEL = [
+_MODEL: list[Option] = [
     click.option("-m", "--checkpoint", metavar="NAME", help="Folder, hub id or known name.  [default: thimble]"),
     click.option("--tower-from", metavar="WHERE", help="Take the vision tower from this folder or hub id."),
     click.option("--projector-from", metavar="WHERE", help="Take the projector from this file, folder or hub id."),
@@ -31,7 +32,7 @@ _MODEL = [
     click.option("--allow-pickle", is_flag=True, default=None, help="Read .bin weights (without running code)."),
     click.option("--config", type=click.Path(path_type=Path), help="Settings file.  [default: ./trifocal.toml]"),
 ]
-_SAMPLING = [
+_SAMPLING: list[Option] = [
     click.option("--max-tokens", type=int, help="At most this many tokens.  [default: as many as fit, up to 1024]"),
     click.option("--temperature", type=float, help="0 is greedy.  [default: 0]"),
     click.option("--top-p", type=float, help="Likeliest tokens that make up this much.  [default: 1]"),
@@ -94,13 +95,13 @@ def _literal(text: str) -> Any:
     return text
 
 
-def _with(options: list[Callable[[Command], Command]], command: Command) -> Command:
+def _with(options: list[Option], command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
 
 
-def _names(options: list[Callable[[Command], Command]]) -> list[str]:
+def _names(options: list[Option]) -> list[str]:
     """The parameter names that these options make, but for those that are gathered by hand."""
     probe = _with(options, lambda: None)
     names = [str(param.name) for param in probe.__click_params__]  # type: ignore[attr-defined]

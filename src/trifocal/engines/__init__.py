@@ -37,7 +37,9 @@ def load_engine(name: str, language: Language, placement: Placement, **options: 
         OutOfMemory: the device has no room.
     """
     load = _loader(name)
-    known = [parameter for parameter in inspect.signature(load).parameters if parameter not in ("language", "placement")]
+    known = [
+        parameter for parameter in inspect.signature(load).parameters if parameter not in ("language", "placement")
+    ]
     for option in options:
         if option not in known:
             raise UnknownName(f"option of the engine {name}", option, known)

@@ -86,8 +86,6 @@ class Echo:
             yield token
 
 
-def load(
-    language: Language, placement: Placement, *, hidden: int = 0, context: int = 4096, delay: float = 0.0
-) -> Echo:
+def load(language: Language, placement: Placement, *, hidden: int = 0, context: int = 4096, delay: float = 0.0) -> Echo:
     """An echo as wide as the checkpoint's language model, unless told otherwise; no weight is read."""
     return Echo(hidden=hidden or int(language.config.get("hidden_size", 8)), context=context, delay=delay)

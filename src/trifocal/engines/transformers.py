@@ -209,7 +209,7 @@ def _empty(config: Any, dtype: torch.dtype) -> Any:
 
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+            return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()  # type: ignore[no-untyped-call]
     except (ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"language model: {config.model_type!r} is no causal language model") from error
 
