@@ -182,4 +182,7 @@ def events_of(response: httpx.Response) -> list[Any]:
 
 def user(*content: Any) -> dict[str, Any]:
     """A message of a user in OpenAI's shape."""
-    return {"role": "user", "content": content[0] if len(content) == 1 else list(content)}
+    return {
+        "role": "user",
+        "content": content[0] if len(content) == 1 and isinstance(content[0], str) else list(content),
+    }

@@ -135,7 +135,8 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 def _translated(error: Exception) -> Refusal:
     """FastAPI's and Starlette's own errors as ours."""
     if isinstance(error, RequestValidationError):
-        return invalid(error.errors())
+        errors = [{**each, "loc": each["loc"][1:]} for each in error.errors()]  # without "body" or "path"
+        return invalid(errors, error.body)
     if isinstance(error, HTTPException):
         codes = {404: ("not_found", "there is nothing here"), 405: ("method_not_allowed", "another method is needed")}
         code, message = codes.get(error.status_code, ("invalid_request", "the request can't be read"))

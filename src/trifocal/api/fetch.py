@@ -172,7 +172,10 @@ class Fetcher:
         addresses = self._resolve(target.host, target.port)
         if not addresses or not all(map(is_public, addresses)):
             raise BadImage("url_not_allowed", "pictures are not fetched from this host", name)
-        plain = socket.create_connection((addresses[0], target.port), timeout=_left(until))
+        return self._open(addresses[0], target, until)
+
+    def _open(self, address: str, target: Target, until: float) -> http.client.HTTPConnection:
+        plain = socket.create_connection((address, target.port), timeout=_left(until))
         connection = http.client.HTTPSConnection(target.host, target.port)
         try:
             connection.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=target.host)
@@ -186,8 +189,9 @@ class Fetcher:
     ) -> bytes:
         data = bytearray()
         while True:
+            left = _left(until)
             if connection.sock:
-                connection.sock.settimeout(_left(until))
+                connection.sock.settimeout(left)
             piece = response.read1(64 << 10)
             if not piece:
                 return bytes(data)

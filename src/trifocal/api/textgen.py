@@ -287,7 +287,8 @@ async def _answer_frame(socket: WebSocket, server: Server, kind: Kind, data: byt
     """
     number = 0
     try:
-        body = kind.model_validate(loads(data, depth=server.settings.json_depth, values=server.settings.json_values))
+        content = loads(data, depth=server.settings.json_depth, values=server.settings.json_values)
+        body = kind.model_validate(content)
         async with aclosing(server.steps(body.job(server), caller_of(socket))) as steps:
             said = ""
             async for step in steps:
@@ -301,7 +302,7 @@ async def _answer_frame(socket: WebSocket, server: Server, kind: Kind, data: byt
     except (WebSocketDisconnect, RuntimeError):
         raise
     except Exception as error:
-        refusal = invalid(error.errors()) if isinstance(error, ValidationError) else explain(error)
+        refusal = invalid(error.errors(), content) if isinstance(error, ValidationError) else explain(error)
         await _send(socket, server, {"event": "error", "message_num": number, **refusal.body})
     await _send(socket, server, {"event": "stream_end", "message_num": number})
 

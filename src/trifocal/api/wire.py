@@ -32,7 +32,6 @@ __all__ = [
 ]
 
 _TAG = re.compile(r"<img\b[^<>]{0,400}?src\s*=\s*[\"']?\s*data:", re.IGNORECASE)
-_NAME = re.compile(r"[a-z_][a-z0-9_-]*")
 _BLOB = re.compile(r"[A-Za-z0-9+/_-]{512}")
 
 
@@ -158,19 +157,30 @@ def _decode(picture: Picture, limits: Limits) -> Image:
     return from_data_uri(picture.source, name=picture.name, limits=limits)
 
 
-def invalid(errors: Sequence[Any]) -> Refusal:
-    """The first thing that is wrong with a body, with its place, and how many more there are.
+def invalid(errors: Sequence[Any], body: Any) -> Refusal:
+    """The most precise thing that is wrong with a body, with its place, and how many more there are.
 
-    ``errors`` are pydantic's; a path through a union also names the kind that was tried, which is
-    no place in the body and is left out.
+    ``errors`` are pydantic's for ``body``.
     """
     codes = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
-    first = errors[0]
-    steps = [step for step in first["loc"] if isinstance(step, int) or _NAME.fullmatch(step)]
-    place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
-    place = place.removeprefix(".body").lstrip(".")[:200]
+    words = {"extra_forbidden": "there is no such parameter", "missing": "it is required"}
+    placed = [(error, _steps(error, body)) for error in errors]
+    first, steps = max(placed, key=lambda pair: len(pair[1]))
+    place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")[:200]
     kind = str(first["type"])
     code = codes.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
     more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
-    words = {"extra_forbidden": "there is no such parameter", "missing": "it is required"}
     return refuse(code, f"{place or 'body'}: {words.get(kind, str(first['msg'])[:200])}{more}", place or None)
+
+
+def _steps(error: Any, body: Any) -> list[str | int]:
+    """An error's way through the body; the names of the types that were tried on it are no steps."""
+    found: list[str | int] = []
+    value = body
+    for at, step in enumerate(error["loc"]):
+        if (isinstance(value, list) and isinstance(step, int)) or (isinstance(value, dict) and step in value):
+            found.append(step)
+            value = value[step]
+        elif error["type"] == "missing" and at == len(error["loc"]) - 1:
+            found.append(step)
+    return found

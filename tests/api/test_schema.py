@@ -1,0 +1,46 @@
+"""Schemathesis over the OpenAPI document: no server error, no undocumented status (T-13)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from live import make_llava
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from trifocal.api.app import create_app
+from trifocal.api.settings import ServerSettings
+
+EXAMPLES = int(os.environ.get("TRIFOCAL_EXAMPLES", "40"))
+CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
+
+app = create_app(make_llava(), ServerSettings(slots=4, public_hosts=("testserver",)))
+schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers={"Host": "localhost"})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def closing() -> Iterator[None]:
+    yield
+    app.state.server.close()
+
+
+@schema.parametrize()
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+def test_every_operation_answers_as_documented(case: schemathesis.Case) -> None:
+    response = case.call(headers={"Host": "localhost"})
+    case.validate_response(response, checks=list(CHECKS))
