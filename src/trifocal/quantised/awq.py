@@ -117,8 +117,10 @@ def _layer(parts: Parts, levels: torch.Tensor, scales: torch.Tensor, zeros: torc
 
 def _gemm_columns(words: torch.Tensor) -> torch.Tensor:
     """``[rows, columns / 8] -> uint8 [rows, columns]``, out of the interleaved nibble order."""
-    nibbles = torch.stack([words >> 4 * nibble & 15 for nibble in _NIBBLE_OF_COLUMN], dim=-1)
-    return nibbles.reshape(len(words), -1).to(torch.uint8)
+    values = torch.empty(*words.shape, 8, dtype=torch.uint8)
+    for column, nibble in enumerate(_NIBBLE_OF_COLUMN):
+        values[..., column] = words >> 4 * nibble & 15
+    return values.reshape(len(words), -1)
 
 
 def _fast_levels(words: torch.Tensor) -> torch.Tensor:

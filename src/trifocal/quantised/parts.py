@@ -13,7 +13,7 @@ from trifocal.errors import CheckpointError
 
 __all__ = ["Parts", "Scheme", "dequantise", "unpack"]
 
-_COLUMNS = 1024  # input columns dequantised at a time: bounds the float32 intermediates
+_ROWS = 256  # output rows dequantised at a time: bounds the float32 intermediates
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +99,9 @@ def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
 def dequantise(layer: PackedLinear) -> torch.Tensor:
     """``scale * (level - zero)``, float32 ``[out, in]``."""
     weight = torch.empty(layer.levels.shape, dtype=torch.float32)
-    for start in range(0, weight.shape[1], _COLUMNS):
-        columns = slice(start, start + _COLUMNS)
-        group = layer.group[columns]
-        levels = layer.levels[:, columns].float()
-        weight[:, columns] = (levels - layer.zeros[group].T) * layer.scales[group].T
+    scales, zeros = layer.scales.T.contiguous(), layer.zeros.T.contiguous()  # [out, groups]
+    for start in range(0, len(weight), _ROWS):
+        rows = slice(start, start + _ROWS)
+        torch.sub(layer.levels[rows], zeros[rows].index_select(1, layer.group), out=weight[rows])
+        weight[rows] *= scales[rows].index_select(1, layer.group)
     return weight
