@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, CLIPVisionModel, LlavaForConditionalGeneration
 
-from checkpoint_maker import TEXT, llama_tokenizer, make_hf15, save_tokenizer, tensors_of
+from checkpoint_maker import TEXT, V0, llama_tokenizer, make_hf15, make_v0, save_tokenizer, tensors_of
 from trifocal.checkpoints import find_checkpoint, load_language
 from trifocal.cli import cli
 from trifocal.convert import apply_delta, join, split
@@ -242,6 +244,68 @@ def test_what_join_has_no_place_for_is_told(taken_apart: Any, tmp_path: Path) ->
     (tmp_path / "projector" / "config.json").write_text('{"mm_projector_type": "linear"}')
     with pytest.raises(CheckpointError, match=r"linear with .* has no place"):
         join(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("spare", [True, False])
+def test_an_original_checkpoint_gets_its_image_token(taken_apart: Any, tmp_path: Path, spare: bool) -> None:
+    """``spare``: the embedding table has a row for it already."""
+    _, parts = taken_apart
+    language = tmp_path / "parts" / "language"
+    shutil.copytree(parts, tmp_path / "parts")
+    tokenizer = json.loads((language / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = [
+        token for token in tokenizer["added_tokens"] if token["content"] not in ("<image>", "<pad>")
+    ]
+    (language / "tokenizer.json").write_text(json.dumps(tokenizer))
+    first = len(tokenizer["model"]["vocab"])
+    tensors = tensors_of(language)
+    if not spare:
+        for file in [*language.glob("*.safetensors"), language / "model.safetensors.index.json"]:
+            file.unlink()
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            tensors[name] = tensors[name][:first].clone()
+        save_file(tensors, language / "model.safetensors")
+    join(tmp_path / "parts", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["image_token_index"] == first
+    opened = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    table = opened.get_input_embeddings().weight
+    rows = len(tensors["model.embed_tokens.weight"])
+    assert len(table) == (rows if spare else -(-(first + 1) // 64) * 64)
+    assert torch.equal(table[:rows], tensors["model.embed_tokens.weight"])
+    assert Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")).encode("<image>").ids[-1] == first
+    pixels = torch.randn(1, 3, 56, 56)
+    with torch.inference_mode():
+        seen = opened(input_ids=torch.tensor([[1, *[first] * 16, 300]]), pixel_values=pixels).logits
+    assert bool(seen.isfinite().all())
+
+
+def test_three_places_and_a_linear_projector_are_split_too(tmp_path: Path) -> None:
+    places = make_v0(tmp_path / "v0", pickle=True)
+    whole = find_checkpoint(str(places.language), tower=str(places.tower), projector=str(places.projector))
+    split(whole, tmp_path / "parts", allow_pickle=True)
+    assert set(tensors_of(tmp_path / "parts" / "projector")) == {"model.mm_projector.weight", "model.mm_projector.bias"}
+    assert not [name for name in tensors_of(tmp_path / "parts" / "tower") if not name.startswith("vision_model.")]
+    found = find_checkpoint(
+        str(tmp_path / "parts" / "language"),
+        tower=str(tmp_path / "parts" / "tower"),
+        projector=str(tmp_path / "parts" / "projector"),
+    )
+    assert (found.family, found.template, found.image_start) == (whole.family, whole.template, whole.image_start)
+    assert found.preprocessing == whole.preprocessing
+
+
+def test_packed_weights_stay_packed(tmp_path: Path, v0: V0) -> None:
+    language = shutil.copytree(v0.language, tmp_path / "language")
+    tensors = tensors_of(language)
+    packed = torch.zeros(HIDDEN // 8, HIDDEN, dtype=torch.int32)
+    del tensors["model.layers.0.self_attn.q_proj.weight"]
+    tensors["model.layers.0.self_attn.q_proj.qweight"] = packed
+    save_file(tensors, language / "model.safetensors")
+    (language / "quantize_config.json").write_text('{"bits": 4, "group_size": -1}')
+    split(find_checkpoint(str(language), tower=str(v0.tower), projector=str(v0.projector)), tmp_path / "parts")
+    assert tensors_of(tmp_path / "parts" / "language").keys() == tensors.keys()
+    assert (tmp_path / "parts" / "language" / "quantize_config.json").is_file()
 
 
 def test_from_the_command_line(lineage: Any, tmp_path: Path) -> None:

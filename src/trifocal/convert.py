@@ -140,21 +140,28 @@ def split(
 def join(folder: Path, out: Path, *, shard: int = SHARD, tell: Tell | None = None) -> Converted:
     """Puts ``language``, ``tower`` and ``projector`` of a folder together: a checkpoint in llava-hf's 1.5 layout.
 
+    That layout has a token ``<image>``, which original checkpoints lack: then it is added to the tokenizer, and where
+    the embedding table and the head have no row for it, they get some more, as llava-hf's own conversion does: up to
+    the next multiple of 64, each the mean of the others. No picture ever uses these rows.
+
     Raises:
         UsageError: ``out`` is there already, or the disk has no room.
         CheckpointError: a part is missing, or the layout has no place for it: a projector of other than two layers,
-            a row of image separators, a tokenizer without ``<image>``.
+            a row of image separators.
     """
     parts = {part: part_weights(_there(folder / part), part) for part in ("language", "tower", "projector")}
-    config = _joined_config(folder, parts["projector"])
+    token, rows = _image_token(folder / "language", parts["language"])
+    config = _joined_config(folder, parts["projector"], token)
+    config["text_config"]["vocab_size"] = rows
     linears = {"0.": "linear_1.", "2.": "linear_2."}
     entries = [
         *_renamed(parts["tower"], lambda name: f"vision_tower.vision_model.{name}"),
         *_renamed(parts["projector"], lambda name: f"multi_modal_projector.{linears[name[:2]]}{name[2:]}"),
-        *_renamed(parts["language"], lambda name: f"language_model.{name}"),
+        *(_grown(entry, rows) for entry in _renamed(parts["language"], lambda name: f"language_model.{name}")),
     ]
     with _new_folder(out, sum(entry.bytes for entry in entries)) as place:
         _copy_files(folder / "language", place)
+        _teach_image_token(place, token)
         shutil.copyfile(folder / "tower" / "preprocessor_config.json", place / "preprocessor_config.json")
         _write_json(place / "config.json", config)
         _write_json(place / "processor_config.json", _processor_config(config))
@@ -315,7 +322,7 @@ def _projector_config(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _joined_config(folder: Path, projector: Weights) -> dict[str, Any]:
+def _joined_config(folder: Path, projector: Weights, token: int) -> dict[str, Any]:
     """llava-hf's ``config.json`` from those of the three parts."""
     text, seen = read_json(folder / "language" / "config.json"), read_json(folder / "projector" / "config.json")
     vision = read_json(folder / "tower" / "config.json")
@@ -330,7 +337,7 @@ def _joined_config(folder: Path, projector: Weights) -> dict[str, Any]:
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
-        "image_token_index": _image_token(folder / "language"),
+        "image_token_index": token,
         "image_seq_length": patches,
         "image_aspect_ratio": seen.get("image_aspect_ratio"),
         "projector_hidden_act": kind.removeprefix("mlp2x_"),
@@ -345,18 +352,57 @@ def _joined_config(folder: Path, projector: Weights) -> dict[str, Any]:
     }
 
 
-def _image_token(language: Path) -> int:
-    """The id of ``<image>``, which llava-hf's own classes put pictures at."""
-    for name in ("tokenizer.json", "added_tokens.json"):
-        if not (language / name).is_file():
-            continue
-        tokens = read_json(language / name)
-        added = {token["content"]: token["id"] for token in tokens.get("added_tokens", [])} or tokens
-        if isinstance(added.get("<image>"), int):
-            return int(added["<image>"])
-    raise CheckpointError(
-        f"{language}: its tokenizer has no token '<image>', which llava-hf's layout needs; {_AS_THEY_ARE}"
-    )
+def _image_token(language: Path, weights: Weights) -> tuple[int, int]:
+    """The id of ``<image>``, which llava-hf's own classes put pictures at, and the rows that it needs."""
+    if _TABLES[0] not in weights:
+        raise CheckpointError(f"{language}: the tensor {_TABLES[0]!r} is missing")
+    rows = weights.spec(_TABLES[0])[1][0]
+    known = _token_ids(language)
+    token = known.get("<image>", max(known.values(), default=rows - 1) + 1)
+    return token, rows if token < rows else -(-(token + 1) // 64) * 64
+
+
+def _token_ids(language: Path) -> dict[str, int]:
+    """Every token that the tokenizer's files name, with its id; none for one that is in ``tokenizer.model`` alone."""
+    file = language / "tokenizer.json"
+    if not file.is_file():
+        added = language / "added_tokens.json"
+        return read_json(added) if added.is_file() else {}
+    tokenizer = read_json(file)
+    vocabulary = tokenizer.get("model", {}).get("vocab", {})
+    pieces = vocabulary if isinstance(vocabulary, dict) else {piece: at for at, (piece, _) in enumerate(vocabulary)}
+    return pieces | {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+
+
+def _teach_image_token(folder: Path, token: int) -> None:
+    """Adds ``<image>`` to the tokenizer's files, if it is not there."""
+    known = _token_ids(folder)
+    if "<image>" in known:
+        return
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        _write_json(folder / "added_tokens.json", known | {"<image>": token})
+        return
+    tokenizer = read_json(file)
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = {"id": token, "content": "<image>", **plain, "special": True}
+    tokenizer["added_tokens"] = [*tokenizer.get("added_tokens", []), added]
+    file.write_text(json.dumps(tokenizer, ensure_ascii=False), "utf-8")
+
+
+def _grown(entry: _Entry, rows: int) -> _Entry:
+    """A table with more rows, each the mean of those there are; any other tensor as it is."""
+    if not entry.name.endswith(_TABLES) or entry.shape[0] == rows:
+        return entry
+
+    def read() -> torch.Tensor:
+        table = entry.read()
+        mean = table.float().mean(0, keepdim=True).to(table.dtype)
+        grown = mean.repeat(rows, 1)
+        grown[: len(table)] = table
+        return grown
+
+    return _Entry(entry.name, entry.dtype, (rows, entry.shape[1]), read)
 
 
 def _processor_config(config: Mapping[str, Any]) -> dict[str, Any]:
