@@ -13,6 +13,7 @@ __all__ = ["CONFIGS", "PICKLES", "WEIGHTS", "is_here", "locate"]
 CONFIGS = ("*.json", "*.model", "*.jinja", "*.txt")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 PICKLES = ("*.bin", "*.bin.index.json")
+_ADVICE = "check the name and the network, or download it elsewhere and give the folder's path"
 
 
 def locate(name: str, patterns: Sequence[str]) -> Path:
@@ -65,7 +66,10 @@ def _fetched(repository: str, patterns: Sequence[str]) -> Path:
         folder = _download(repository, wanted)
         if _usable(folder, wanted):
             return folder
-    raise CheckpointError(f"{repository}: there is nothing in it of what is needed ({', '.join(patterns)})")
+    raise CheckpointError(
+        f"{repository}: what is needed of it ({', '.join(patterns)}) is not whole on this machine and could not be "
+        f"fetched; {_ADVICE}"
+    )
 
 
 def _local(repository: str, patterns: list[str]) -> Path | None:
@@ -89,7 +93,7 @@ def _download(repository: str, patterns: list[str]) -> Path:
     except (HTTPError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{repository} is not on this machine and could not be fetched from the hub ({type(error).__name__}); "
-            "check the name and the network, or download it elsewhere and give the folder's path"
+            f"{_ADVICE}"
         ) from error
 
 
