@@ -158,7 +158,7 @@ def place(message: Message) -> tuple[Part, ...]:
 
 def _on_own_lines(parts: Sequence[Part]) -> Iterator[Part]:
     """The parts, with a line break between a picture and whatever stands beside it."""
-    for before, part in zip(("\n", *parts), parts):
+    for before, part in zip(("\n", *parts), parts, strict=False):
         beside = isinstance(before, Image) or isinstance(part, Image)
         broken = (isinstance(before, str) and before[-1].isspace()) or (isinstance(part, str) and part[0].isspace())
         if beside and not broken:

@@ -1,0 +1,230 @@
+"""Every kind of picture comes in upright and bounded, and everything else is refused by name and rule."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as Pictures
+
+from trifocal.errors import BadImage
+from trifocal.images import LIMITS, Image, Limits, from_bytes, from_data_uri, from_path, from_pil, load
+
+GREY = 100
+
+
+def encoded(mode: str = "RGB", form: str = "PNG", size: tuple[int, int] = (6, 4), **save: object) -> bytes:
+    out = BytesIO()
+    Pictures.new(mode, size, GREY if mode in ("L", "P", "I;16", "1") else None).save(out, form, **save)
+    return out.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and has no pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def refused(data: bytes, limits: Limits = LIMITS) -> str:
+    with pytest.raises(BadImage) as error:
+        from_bytes(data, name="mine.png", limits=limits)
+    assert str(error.value).startswith("mine.png: ")
+    assert " at 0x" not in str(error.value)
+    return error.value.rule
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"),
+    [
+        ("RGB", "PNG"),
+        ("RGB", "JPEG"),
+        ("RGB", "WEBP"),
+        ("L", "PNG"),
+        ("L", "JPEG"),
+        ("1", "PNG"),
+        ("P", "PNG"),
+        ("P", "GIF"),
+        ("I;16", "PNG"),
+        ("CMYK", "JPEG"),
+    ],
+)
+def test_every_mode_and_format_becomes_rgb(mode: str, form: str) -> None:
+    image = from_bytes(encoded(mode, form))
+    assert image.pixels.mode == "RGB"
+    assert (image.width, image.height) == (6, 4)
+    assert image.seconds > 0
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_shows_the_background_and_opaque_alpha_is_dropped(mode: str) -> None:
+    clear = from_pil(Pictures.new(mode, (2, 2), (0,) * len(mode)))
+    assert clear.pixels.mode == "RGBA"
+    assert clear.on((255, 255, 255)).getpixel((0, 0)) == (255, 255, 255)
+    assert clear.on((9, 8, 7)).getpixel((1, 1)) == (9, 8, 7)
+    opaque = from_pil(Pictures.new(mode, (2, 2), (5,) * (len(mode) - 1) + (255,)))
+    assert opaque.pixels.mode == "RGB"
+
+
+def test_a_transparent_palette_colour_shows_the_background() -> None:
+    picture = Pictures.new("P", (2, 2), 0)
+    picture.putpalette([10, 20, 30] * 256)
+    out = BytesIO()
+    picture.save(out, "PNG", transparency=0)
+    assert from_bytes(out.getvalue()).on((1, 2, 3)).getpixel((0, 0)) == (1, 2, 3)
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
+    out = BytesIO()
+    Pictures.new("I;16", (2, 2), 0x8000).save(out, "PNG")
+    assert from_bytes(out.getvalue()).pixels.getpixel((0, 0)) == (128, 128, 128)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    from PIL import ImageOps
+
+    picture = Pictures.linear_gradient("L").resize((16, 8)).convert("RGB")
+    exif = Pictures.Exif()
+    exif[0x0112] = orientation
+    out = BytesIO()
+    picture.save(out, "PNG", exif=exif)
+    upright = from_bytes(out.getvalue())
+    assert (upright.width, upright.height) == ((16, 8) if orientation < 5 else (8, 16))
+    assert upright == from_pil(ImageOps.exif_transpose(Pictures.open(BytesIO(out.getvalue()))))
+
+
+def test_the_digest_is_of_what_can_be_seen() -> None:
+    one, two = (from_bytes(encoded(form=form), name=form) for form in ("PNG", "WEBP"))
+    assert one == from_bytes(encoded(), name="other")
+    assert hash(one) == hash(from_bytes(encoded()))
+    assert len(two.digest) == 64
+    shapes = [from_pil(Pictures.new("RGB", size)) for size in ((2, 3), (3, 2), (6, 1), (1, 6))]
+    assert len({image.digest for image in shapes}) == 4
+    assert from_pil(Pictures.new("RGB", (1, 1))) != "a string"
+
+
+def test_only_the_first_frame_of_a_gif() -> None:
+    out = BytesIO()
+    frames = [Pictures.new("RGB", (3, 3), colour) for colour in ("red", "blue")]
+    frames[0].save(out, "GIF", save_all=True, append_images=frames[1:])
+    assert from_bytes(out.getvalue()).pixels.getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("start", "rule"),
+    [
+        (b"", "empty"),
+        (b"hello", "not_an_image"),
+        (b"%PDF-1.7", "unsupported_format"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'>", "unsupported_format"),
+        (b"<?xml version='1.0'?><svg>", "unsupported_format"),
+        (b"II*\0" + bytes(50), "unsupported_format"),
+        (b"BM" + bytes(50), "unsupported_format"),
+        (b"8BPS" + bytes(50), "unsupported_format"),
+        (b"SIMPLE  =                    T", "unsupported_format"),
+        (b"%!PS-Adobe", "unsupported_format"),
+        (bytes(4) + b"ftypheic", "unsupported_format"),
+        (b"\0\0\1\0" + bytes(50), "unsupported_format"),
+        (b"PK\3\4" + bytes(50), "unsupported_format"),
+        (png_header(1, 65535), "side_too_long"),
+        (png_header(65535, 1), "side_too_long"),
+        (png_header(13000, 13000), "too_many_pixels"),
+        (png_header(1, 16000), "too_thin"),
+        (png_header(0, 5), "damaged"),
+        (encoded(size=(64, 64))[:60], "damaged"),
+        (encoded(form="JPEG", size=(64, 64))[:200], "damaged"),
+        (png_header(8, 8), "damaged"),
+    ],
+)
+def test_what_is_refused_says_the_rule(start: bytes, rule: str) -> None:
+    assert refused(start) == rule
+
+
+def test_the_byte_limit_comes_before_anything_is_read() -> None:
+    assert refused(b"x" * 101, Limits(bytes=100)) == "too_many_bytes"
+
+
+def test_a_one_pixel_picture_is_a_picture() -> None:
+    assert from_bytes(encoded(size=(1, 1))).width == 1
+
+
+def test_paths_are_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(encoded())
+    assert from_path(file).name == str(file)
+    for path, rule in [(tmp_path / "none.png", "not_found"), (tmp_path, "is_a_folder")]:
+        with pytest.raises(BadImage) as error:
+            from_path(path)
+        assert error.value.rule == rule
+    with pytest.raises(BadImage, match="allowed are 10"):
+        from_path(file, limits=Limits(bytes=10))
+
+
+BASE64 = base64.b64encode(encoded()).decode()
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"data:image/png;base64,{BASE64}",
+        f"data:image/jpeg;base64,{BASE64}",
+        f"DATA:IMAGE/PNG;BASE64,{BASE64}",
+        f"data:image/png;charset=utf-8;base64,{BASE64}",
+        f" data:image/png;base64,\n{BASE64[:20]}\n {BASE64[20:]}\n",
+        f"data:image/png;base64,{BASE64.rstrip('=')}",
+        f"data:image/png;base64,{BASE64.replace('+', '-').replace('/', '_')}",
+        f"data:;base64,{BASE64}",
+    ],
+)
+def test_near_misses_of_a_data_uri_are_pictures(uri: str) -> None:
+    assert from_data_uri(uri) == load(uri) == from_bytes(encoded())
+
+
+@pytest.mark.parametrize(
+    ("uri", "rule"),
+    [
+        ("http://example.org/a.png", "not_a_data_uri"),
+        ("data:image/png", "not_a_data_uri"),
+        (f"data:image/png,{BASE64}", "bad_base64"),
+        (f"data:text/html;base64,{BASE64}", "not_an_image"),
+        (f"data:image/png;base64,{BASE64[:30]}*{BASE64[30:]}", "bad_base64"),
+        ("data:image/png;base64,AAAAA", "bad_base64"),
+        ("data:image/png;base64,", "empty"),
+        ("data:image/png;base64,AAAA", "not_an_image"),
+    ],
+)
+def test_other_uris_are_refused(uri: str, rule: str) -> None:
+    with pytest.raises(BadImage) as error:
+        from_data_uri(uri)
+    assert error.value.rule == rule
+
+
+def test_load_takes_whatever_a_picture_can_be(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded())
+    image = load(tmp_path / "a.png")
+    assert image == load(str(tmp_path / "a.png")) == load(encoded()) == load(image) == load(image.pixels)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(["PNG", "JPEG", "WEBP", "GIF"]),
+    st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=8),
+)
+def test_any_damage_is_a_picture_or_a_refusal(form: str, damage: list[tuple[int, int]]) -> None:
+    data = bytearray(encoded(form=form, size=(16, 12)))
+    for at, value in damage:
+        data[at % len(data)] = value
+    try:
+        assert isinstance(from_bytes(bytes(data)), Image)
+    except BadImage as error:
+        assert error.rule
