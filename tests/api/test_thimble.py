@@ -55,9 +55,7 @@ def test_openai_sees_our_errors_as_its_own(thimble: Live) -> None:
             client.chat.completions.create(model="gpt-9", messages=[{"role": "user", "content": "Hi"}])
         assert missing.value.code == "model_not_found"
         with pytest.raises(openai.BadRequestError) as bad:
-            client.chat.completions.create(
-                model="thimble", messages=[{"role": "user", "content": "Hi"}], temperature=-1
-            )
+            client.chat.completions.create(model="thimble", messages=[{"role": "user", "content": "Hi"}], top_p=-1)
         assert bad.value.param == "top_p"
 
 

@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from trifocal.api.errors import explain, refuse
-from trifocal.api.events import EventStream, event
+from trifocal.api.events import STREAMED, EventStream, event
 from trifocal.api.openai import additions_of
 from trifocal.api.serving import Answers, Job, Server, Serving, Step
 from trifocal.api.wire import Draft, Json, Picture, Wire, check_text, dump, user_text
@@ -108,7 +108,7 @@ class MessagesRequest(Wire):
         return Job(drafts, server.sampling(max_tokens=self.max_tokens, stop=self.stop_sequences, **chosen))
 
 
-@router.post("/v1/messages", summary="Answer a conversation")
+@router.post("/v1/messages", summary="Answer a conversation", responses=STREAMED)
 async def messages(request: Request, body: MessagesRequest, server: Serving) -> Response:
     """The next turn of a conversation; streamed as server-sent events when asked."""
     server.check_model(body.model)

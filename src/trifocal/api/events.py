@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-__all__ = ["EventStream", "event"]
+__all__ = ["LINES", "STREAMED", "EventStream", "event"]
+
+# what a route's documentation says of its 200: JSON, or a stream when asked for
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {}}}}}
+LINES: dict[int | str, dict[str, Any]] = {200: {"content": {"application/x-ndjson": {"schema": {}}}}}
 
 
 def event(data: str, name: str | None = None) -> str:

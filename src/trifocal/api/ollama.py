@@ -13,7 +13,7 @@ from pydantic import Field
 from trifocal import __version__
 from trifocal.api.anthropic import from_base64
 from trifocal.api.errors import explain, refuse
-from trifocal.api.events import EventStream
+from trifocal.api.events import LINES, EventStream
 from trifocal.api.openai import additions_of
 from trifocal.api.serving import Answers, Job, Server, Serving, Step
 from trifocal.api.wire import Draft, Json, Picture, Tagged, Wire, check_text, dump, user_text
@@ -103,7 +103,7 @@ class ShowRequest(Wire):
     verbose: bool | None = None
 
 
-@router.post("/api/chat", summary="Answer a conversation")
+@router.post("/api/chat", summary="Answer a conversation", responses=LINES)
 async def chat(request: Request, body: ChatRequest, server: Serving) -> Response:
     """The next turn of a conversation with pictures."""
     body.check(server)
@@ -115,7 +115,7 @@ async def chat(request: Request, body: ChatRequest, server: Serving) -> Response
     )
 
 
-@router.post("/api/generate", summary="Answer one question")
+@router.post("/api/generate", summary="Answer one question", responses=LINES)
 async def generate(request: Request, body: GenerateRequest, server: Serving) -> Response:
     """The answer to one question with pictures."""
     body.check(server)

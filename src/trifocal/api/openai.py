@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from trifocal.api.errors import explain, refuse
-from trifocal.api.events import EventStream, event
+from trifocal.api.events import STREAMED, EventStream, event
 from trifocal.api.serving import Answers, Job, Server, Serving, Step
 from trifocal.api.wire import Draft, Json, Picture, Tagged, Wire, check_text, dump, user_text
 from trifocal.errors import UsageError
@@ -155,7 +155,7 @@ class CompletionRequest(Options):
     best_of: int | None = None
 
 
-@router.post("/v1/chat/completions", summary="Answer a conversation")
+@router.post("/v1/chat/completions", summary="Answer a conversation", responses=STREAMED)
 async def chat(request: Request, body: ChatRequest, server: Serving) -> Response:
     """The next turn of a conversation with pictures; streamed as server-sent events when asked."""
     server.check_model(body.model)
@@ -166,7 +166,7 @@ async def chat(request: Request, body: ChatRequest, server: Serving) -> Response
     return await _reply(request, server, job, body, _Chat)
 
 
-@router.post("/v1/completions", summary="Go on with a text")
+@router.post("/v1/completions", summary="Go on with a text", responses=STREAMED)
 async def complete(request: Request, body: CompletionRequest, server: Serving) -> Response:
     """The continuation of a raw prompt, without any conversation template."""
     server.check_model(body.model)

@@ -178,7 +178,8 @@ def _steps(error: Any, body: Any) -> list[str | int]:
     found: list[str | int] = []
     value = body
     for at, step in enumerate(error["loc"]):
-        if (isinstance(value, list) and isinstance(step, int)) or (isinstance(value, dict) and step in value):
+        inside = isinstance(value, list) and isinstance(step, int) and step < len(value)
+        if inside or (isinstance(value, dict) and step in value):
             found.append(step)
             value = value[step]
         elif error["type"] == "missing" and at == len(error["loc"]) - 1:
