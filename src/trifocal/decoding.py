@@ -13,7 +13,7 @@ from trifocal.messages import Chunk, End, Reply, Sampling
 __all__ = ["Decoder", "Piece", "collect", "stream_text"]
 
 UNSURE = "\N{REPLACEMENT CHARACTER}"
-LONGEST_CHARACTER = 4  # bytes of UTF-8: ids that still end in half a character after this many never will be whole
+LONGEST_CHARACTER = 8  # ids: twice the bytes of UTF-8, since some ids have no text; after that it never will be whole
 
 
 @dataclass(frozen=True, slots=True)

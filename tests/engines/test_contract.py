@@ -1,0 +1,180 @@
+"""What every engine promises, held against every engine that can run here."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trifocal.checkpoints import from_folder, load_language
+from trifocal.engines import ENGINES, engine_names, load_engine
+from trifocal.engines.base import Engine, Language
+from trifocal.errors import EngineError, PromptTooLong, UnknownName
+from trifocal.messages import Sampling
+from trifocal.placement import Placement
+from trifocal.prompt import ImageSpan, Prompt, Span, TokenSpan
+
+HERE = [name for name in ENGINES if name in ("transformers", "echo")]
+CPU = Placement("cpu", "float32")
+TEN = Sampling(max_tokens=10, ignore_end=True)
+Loader = Callable[..., Engine]
+
+
+@pytest.fixture(scope="module")
+def language(hf15: Path) -> Language:
+    return load_language(from_folder(hf15))
+
+
+@pytest.fixture(scope="module", params=HERE)
+def loader(request: pytest.FixtureRequest, language: Language) -> Loader:
+    return lambda **options: load_engine(request.param, language, CPU, **options)
+
+
+@pytest.fixture(scope="module")
+def engine(loader: Loader) -> Iterator[Engine]:
+    made = loader()
+    yield made
+    made.close()
+
+
+def picture(engine: Engine, seed: int, rows: int = 4) -> ImageSpan:
+    features = torch.randn(rows, engine.hidden, generator=torch.Generator().manual_seed(seed))
+    return ImageSpan(features, f"picture {seed}")
+
+
+def text(engine: Engine, words: str, start: bool = False) -> TokenSpan:
+    return TokenSpan(tuple(engine.tokenizer.encode(words, start=start)))
+
+
+def answer(engine: Engine, *spans: Span, sampling: Sampling = TEN) -> list[int]:
+    return list(engine.stream(Prompt([text(engine, "", start=True), *spans]), sampling))
+
+
+def test_every_built_in_engine_is_tried_here() -> None:
+    assert sorted(HERE) == sorted(ENGINES)
+
+
+def test_it_has_what_the_protocol_names(engine: Engine) -> None:
+    assert isinstance(engine, Engine)
+    assert engine.hidden > 0
+    assert engine.context > 0
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(words=st.text(max_size=40))
+def test_text_goes_there_and_back(engine: Engine, words: str) -> None:
+    ids = engine.tokenizer.encode(words, start=False)
+    assert engine.tokenizer.decode(ids).strip() == words.strip()
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    words=st.lists(
+        st.sampled_from(
+            ["<image>", "<pad>", "</s>", "<s>", "<unk>", "<im_patch>", "<im_start>", "<|im_end|>", " ", "a", "\n"]
+        ),
+        max_size=8,
+    )
+)
+def test_text_never_becomes_a_control_token(engine: Engine, words: list[str]) -> None:
+    names = ("<image>", "<pad>", "</s>", "<s>", "<unk>", "<im_patch>", "<im_start>", "<|im_end|>")
+    controls = {engine.tokenizer.token(name) for name in names} - {None}
+    assert controls
+    assert not controls & set(engine.tokenizer.encode("".join(words), start=False))
+    start = engine.tokenizer.encode("".join(words), start=True)
+    assert not controls & set(start[1:])
+
+
+def test_control_tokens_are_found_by_name_and_not_decoded(engine: Engine) -> None:
+    end = engine.tokenizer.token("</s>")
+    assert end is not None
+    assert engine.tokenizer.token("<nonsense>") is None
+    assert engine.tokenizer.decode([end]) == ""
+
+
+def test_greedy_is_the_same_every_time_and_keeps_to_its_limit(engine: Engine) -> None:
+    one, two = (answer(engine, text(engine, "What is shown here?")) for _ in range(2))
+    assert one == two
+    assert len(one) == 10
+    assert (
+        answer(engine, text(engine, "What is shown here?"), sampling=Sampling(max_tokens=4, ignore_end=True)) == one[:4]
+    )
+
+
+def test_one_seed_draws_one_answer(engine: Engine) -> None:
+    def drawn(seed: int) -> list[int]:
+        return answer(engine, text(engine, "What?"), sampling=Sampling(temperature=1, seed=seed, max_tokens=10))
+
+    assert drawn(1) == drawn(1)
+
+
+@pytest.mark.parametrize("order", ["p", "pt", "tp", "tpt", "ppt", "tptp"])
+def test_two_pictures_give_two_answers_wherever_they_stand(engine: Engine, order: str) -> None:
+    def ask(seed: int) -> list[int]:
+        spans = [picture(engine, seed) if kind == "p" else text(engine, "What is it?") for kind in order]
+        return answer(engine, *spans, sampling=Sampling(max_tokens=60, ignore_end=True))
+
+    assert len({tuple(ask(seed)) for seed in range(4)}) > 1
+
+
+def test_closing_the_stream_ends_the_work_and_the_engine_goes_on(engine: Engine) -> None:
+    spans = text(engine, "What is shown here?")
+    whole = answer(engine, spans)
+    stream = engine.stream(Prompt([text(engine, "", start=True), spans]), TEN)
+    assert next(stream) == whole[0]
+    stream.close()
+    assert list(stream) == []
+    assert answer(engine, spans) == whole
+
+
+def test_a_stream_leaves_the_callers_torch_as_it_was(engine: Engine) -> None:
+    stream = engine.stream(Prompt([text(engine, "What?", start=True)]), TEN)
+    next(stream)
+    assert not torch.is_inference_mode_enabled()
+    assert torch.is_grad_enabled()
+    stream.close()
+
+
+def test_threads_get_what_they_would_get_alone(engine: Engine) -> None:
+    questions = [[text(engine, f"What is shown in picture {n}?"), picture(engine, n)] for n in range(4)]
+    alone = [answer(engine, *question) for question in questions]
+    together: list[list[int]] = [[] for _ in questions]
+
+    def ask(at: int) -> None:
+        together[at] = answer(engine, *questions[at])
+
+    threads = [threading.Thread(target=ask, args=(at,)) for at in range(len(questions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_said(loader: Loader) -> None:
+    engine = loader(context=16)
+    assert engine.context == 16
+    with pytest.raises(PromptTooLong):
+        engine.stream(Prompt([picture(engine, 1, rows=16)]), TEN)
+    full = list(engine.stream(Prompt([picture(engine, 1, rows=12)]), Sampling(max_tokens=100, ignore_end=True)))
+    assert len(full) == 4
+
+
+def test_a_closed_engine_says_so(loader: Loader) -> None:
+    engine = loader()
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.stream(Prompt([TokenSpan((1, 2))]), TEN)
+
+
+def test_options_and_names_that_are_not_known_list_those_that_are(loader: Loader, language: Language) -> None:
+    with pytest.raises(UnknownName, match="known: .*context"):
+        loader(contxt=3)
+    with pytest.raises(UnknownName, match="echo, transformers"):
+        load_engine("warp", language, CPU)
+    assert set(ENGINES) <= set(engine_names())

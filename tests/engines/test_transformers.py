@@ -1,0 +1,175 @@
+"""The transformers engine: its prefix cache, its loader's checks, its log-probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_maker import bytes_tokenizer, llama_tokenizer, save_tokenizer
+
+from trifocal.checkpoints import from_folder, load_language
+from trifocal.engines.base import Language
+from trifocal.engines.prefixes import Prefixes, position_keys
+from trifocal.engines.tokenizer import FileTokenizer
+from trifocal.engines.transformers import Transformers, load
+from trifocal.errors import CheckpointError, EngineError
+from trifocal.messages import Sampling
+from trifocal.placement import Placement
+from trifocal.prompt import ImageSpan, Prompt, TokenSpan
+
+CPU = Placement("cpu", "float32")
+LONG = Sampling(max_tokens=24, ignore_end=True)
+
+
+@pytest.fixture(scope="module")
+def language(hf15: Path) -> Language:
+    return load_language(from_folder(hf15))
+
+
+@pytest.fixture(scope="module")
+def engine(language: Language) -> Transformers:
+    return load(language, CPU)
+
+
+def forwarded(engine: Transformers, prompt: Prompt, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many positions of a prompt really run."""
+    ran: list[int] = []
+    forward = engine._forward
+
+    def counting(cache: object, **inputs: torch.Tensor) -> torch.Tensor:
+        ran.append(next(iter(inputs.values())).shape[1])
+        return forward(cache, **inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_forward", counting)
+        list(engine.stream(prompt, LONG))
+    return ran[0]
+
+
+def test_a_second_turn_runs_only_over_what_is_new_and_says_the_same(
+    language: Language, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remembering, forgetful = load(language, CPU), load(language, CPU, prefix_cache=0)
+    image = ImageSpan(torch.randn(16, remembering.hidden, generator=torch.Generator().manual_seed(1)), "one")
+    first = Prompt([TokenSpan((1, 270, 280)), image, TokenSpan((290, 300))])
+    said = list(remembering.stream(first, LONG))
+    assert said == list(forgetful.stream(first, LONG))
+    second = Prompt([*first.spans, TokenSpan((*said, 310, 320))])
+    assert forwarded(remembering, second, monkeypatch) <= 3
+    assert forwarded(forgetful, second, monkeypatch) == len(second)
+    third = Prompt([*first.spans, TokenSpan((330,))])
+    for prompt in (second, third, first, third, second):
+        assert list(remembering.stream(prompt, LONG)) == list(forgetful.stream(prompt, LONG))
+
+
+def test_another_picture_shares_nothing_from_there_on() -> None:
+    one, two = (Prompt([TokenSpan((1, 2)), ImageSpan(torch.zeros(3, 2), name), TokenSpan((5,))]) for name in "ab")
+    held: Prefixes[str] = Prefixes(limit=100)
+    held.put(position_keys(one), "state", 10)
+    assert held.take(position_keys(two)) == ("state", 2, 6)
+    assert held.take(position_keys(two)) == (None, 0, 0)
+
+
+def test_the_prefix_cache_keeps_to_its_bytes() -> None:
+    held: Prefixes[str] = Prefixes(limit=25)
+    for name in "abc":
+        held.put([name], name, 10)
+    held.put(["too large"], "d", 26)
+    assert [held.take([name])[0] for name in "abc"] == [None, "b", "c"]
+    assert held.take(["too large"])[0] is None
+
+
+def test_an_abandoned_stream_leaves_a_cache_that_can_be_used(engine: Transformers) -> None:
+    prompt = Prompt([TokenSpan((1, 270, 280, 290))])
+    whole = list(engine.stream(prompt, LONG))
+    stream = engine.stream(prompt, LONG)
+    assert [next(stream), next(stream)] == whole[:2]
+    stream.close()
+    assert list(engine.stream(prompt, LONG)) == whole
+
+
+def test_log_probabilities_are_those_of_the_logits(engine: Transformers) -> None:
+    prompt = Prompt([TokenSpan((1, 270, 280))])
+    steps = list(engine.steps(prompt, replace(LONG, max_tokens=3, top_logprobs=4)))
+    with torch.inference_mode():
+        logprobs = engine.model(input_ids=torch.tensor([[1, 270, 280]])).logits[0, -1].log_softmax(-1)
+    best = logprobs.topk(4)
+    assert [i for i, _ in steps[0].top] == best.indices.tolist()
+    assert steps[0].logprob == pytest.approx(float(logprobs[steps[0].id]), abs=1e-5)
+    assert steps[0].id == steps[0].top[0][0]
+
+
+def test_an_empty_prompt_is_refused(engine: Transformers) -> None:
+    with pytest.raises(EngineError, match="nothing to continue"):
+        engine.stream(Prompt([]), LONG)
+
+
+def test_weights_that_are_not_finite_are_told(language: Language) -> None:
+    broken = {name: language.weights[name] for name in language.weights}
+    broken["model.norm.weight"] = broken["model.norm.weight"] * float("nan")
+    engine = load(replace(language, weights=broken), CPU)
+    with pytest.raises(EngineError, match="no finite logits"):
+        list(engine.stream(Prompt([TokenSpan((1,))]), LONG))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"model.norm.weight": None}, "1 tensors of the language model are missing, first 'model.norm.weight'"),
+        ({"model.extra.weight": torch.zeros(1)}, "unexpected, first 'model.extra.weight'"),
+        ({"model.norm.weight": torch.zeros(3)}, r"model.norm.weight is \[3\], \[64\] was expected"),
+    ],
+)
+def test_weights_of_another_model_are_refused_by_name(
+    language: Language, change: dict[str, torch.Tensor | None], match: str
+) -> None:
+    weights = {**{name: language.weights[name] for name in language.weights}, **change}
+    changed = {name: tensor for name, tensor in weights.items() if tensor is not None}
+    with pytest.raises(CheckpointError, match=match):
+        load(replace(language, weights=changed), CPU)
+
+
+def test_a_configuration_that_is_none_is_refused(language: Language) -> None:
+    with pytest.raises(CheckpointError, match="warp"):
+        load(replace(language, config={**language.config, "model_type": "warp"}), CPU)
+
+
+def test_the_vocabulary_is_that_of_the_tensor(language: Language) -> None:
+    wrong = replace(language, config={**language.config, "vocab_size": 7})
+    assert load(wrong, CPU).model.config.vocab_size == language.weights["model.embed_tokens.weight"].shape[0]
+
+
+def test_text_after_a_picture_is_encoded_as_llavas_tokenizer_does(tmp_path: Path) -> None:
+    legacy = llama_tokenizer(["<x>"])
+    save_tokenizer(legacy, tmp_path)
+    ours = FileTokenizer(tmp_path, bos=1)
+    assert ours.encode("What is", start=True) == legacy.encode("What is").ids
+    assert ours.encode("What is", start=True)[1:] == ours.encode("What is", start=False)  # a space before every run
+    assert ours.encode("", start=True) == [1]
+
+
+def test_a_tokenizer_that_begins_only_once_begins_only_once(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    words = {"<unk>": 0, "<s>": 1, "▁a": 2, "a": 3, "▁": 4}
+    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[("▁", "a")], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="first")
+    tokenizer.add_special_tokens(["<s>"])
+    save_tokenizer(tokenizer, tmp_path)
+    ours = FileTokenizer(tmp_path, bos=1)
+    assert (ours.encode("a", start=True), ours.encode("a", start=False)) == ([1, 2], [3])
+
+
+def test_a_tokenizer_without_a_start_token_gets_none(tmp_path: Path) -> None:
+    save_tokenizer(bytes_tokenizer(["<|im_end|>"]), tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": null}')
+    ours = FileTokenizer(tmp_path)
+    assert ours.encode("a", start=True) == ours.encode("a", start=False)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        FileTokenizer(tmp_path)
