@@ -27,7 +27,7 @@ def test_golden_words() -> None:
 
 
 def test_three_bits_run_over_word_borders() -> None:
-    words = torch.tensor([[1 << 30], [1 | -(1 << 31)], [2]], dtype=torch.int32)
+    words = torch.tensor([[1 << 30, 1 | -(1 << 31), 2]], dtype=torch.int32)
     values = unpack(words, 3).flatten().tolist()
     assert values[10] == 0b101
     assert values[21] == 0b101

@@ -20,7 +20,7 @@ __all__ = ["VERSIONS", "Awq"]
 
 VERSIONS = ("gemm", "gemv", "gemv_fast")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-_NIBBLE_OF_COLUMN = (0, 4, 1, 5, 2, 6, 3, 7)  # GEMM: column k of eight is this nibble, lowest first
+_NIBBLE_OF_COLUMN = [0, 4, 1, 5, 2, 6, 3, 7]  # GEMM: column k of eight is this nibble, lowest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +79,7 @@ class Awq:
                 "qzeros", f"has the shape {list(zeros.shape)}, expected [{parts.outputs}, {-(-groups // 8)} or more]"
             )
         scales = parts.need("scales", _FLOATS, (parts.outputs, 8 * zeros.shape[1]))
-        levels = unpack(words.T.contiguous(), 4).T.contiguous()
-        return _layer(parts, levels, scales[:, :groups].T, unpack(zeros.T.contiguous(), 4)[:groups], size)
+        return _layer(parts, unpack(words, 4), scales[:, :groups].T, unpack(zeros, 4)[:, :groups].T, size)
 
     def _gemv_fast(self, parts: Parts) -> PackedLinear:
         """Zeros are stored as ``-scale * zero``, rounded; a whole zero that rounds to just that is taken back."""
@@ -117,10 +116,8 @@ def _layer(parts: Parts, levels: torch.Tensor, scales: torch.Tensor, zeros: torc
 
 def _gemm_columns(words: torch.Tensor) -> torch.Tensor:
     """``[rows, columns / 8] -> uint8 [rows, columns]``, out of the interleaved nibble order."""
-    values = torch.empty(*words.shape, 8, dtype=torch.uint8)
-    for column, nibble in enumerate(_NIBBLE_OF_COLUMN):
-        values[..., column] = words >> 4 * nibble & 15
-    return values.reshape(len(words), -1)
+    nibbles = unpack(words, 4).reshape(*words.shape, 8)
+    return nibbles[..., _NIBBLE_OF_COLUMN].reshape(len(words), -1)
 
 
 def _fast_levels(words: torch.Tensor) -> torch.Tensor:

@@ -73,9 +73,9 @@ class Gptq:
         packed_zeros = parts.need("qzeros", (torch.int32,), (len(scales), parts.outputs * bits // 32))
         return PackedLinear(
             bits,
-            unpack(words, bits).T.contiguous(),
+            unpack(words.T, bits),
             scales.float(),
-            self._zeros(unpack(packed_zeros.T.contiguous(), bits).T, bits),
+            self._zeros(unpack(packed_zeros, bits), bits),
             self._groups(parts, len(scales)),
             parts.tensors.get("bias"),
         )

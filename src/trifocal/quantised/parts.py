@@ -79,21 +79,32 @@ class Scheme(Protocol):
 
 
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """Unsigned values of ``bits`` bits from int32 words, lowest bits first, along the first dimension.
+    """Unsigned values of ``bits`` bits from int32 words, lowest bits first, along the last dimension.
 
-    ``[words, columns] -> uint8 [words * 32 / bits, columns]``. Three-bit values run on over word borders: 32 of them
-    fill 3 words.
+    ``[rows, words] -> uint8 [rows, words * 32 / bits]``. Three-bit values run on over word borders: 32 of them fill 3
+    words. The others lie within a byte, and a word's bytes are in order.
     """
-    period = 3 if bits == 3 else 1
-    rows = words.reshape(-1, period, words.shape[1])
-    values = torch.empty(rows.shape[0], period * 32 // bits, words.shape[1], dtype=torch.uint8)
-    for index in range(values.shape[1]):
-        word, shift = divmod(index * bits, 32)
-        value = rows[:, word] >> shift & ((1 << min(bits, 32 - shift)) - 1)
-        if shift + bits > 32:
-            value = value | rows[:, word + 1] << (32 - shift) & ((1 << bits) - 1)
-        values[:, index] = value.to(torch.uint8)
-    return values.reshape(-1, words.shape[1])
+    if bits == 3:
+        return _unpack_three(words)
+    packed = words.reshape(-1).view(torch.uint8).reshape(len(words), -1)  # [rows, bytes]
+    if bits == 8:
+        return packed
+    values = torch.empty(*packed.shape, 8 // bits, dtype=torch.uint8)
+    for index in range(8 // bits):
+        torch.bitwise_and(packed >> index * bits, (1 << bits) - 1, out=values[..., index])
+    return values.reshape(len(words), -1)
+
+
+def _unpack_three(words: torch.Tensor) -> torch.Tensor:
+    triples = words.reshape(len(words), -1, 3)
+    values = torch.empty(len(words), triples.shape[1], 32, dtype=torch.uint8)
+    for index in range(32):
+        word, shift = divmod(index * 3, 32)
+        value = triples[..., word] >> shift & ((1 << min(3, 32 - shift)) - 1)
+        if shift + 3 > 32:
+            value = value | triples[..., word + 1] << (32 - shift) & 7
+        values[..., index] = value
+    return values.reshape(len(words), -1)
 
 
 def dequantise(layer: PackedLinear) -> torch.Tensor:
