@@ -18,6 +18,7 @@ from checkpoint_maker import llama_tokenizer
 from trifocal.checkpoints import find_checkpoint, load_language
 from trifocal.engines.transformers import load
 from trifocal.errors import CheckpointError
+from trifocal.llava import load as load_llava
 from trifocal.messages import Sampling
 from trifocal.placement import Placement
 from trifocal.prompt import Prompt, TokenSpan
@@ -128,3 +129,19 @@ def test_types_and_shapes_are_known_without_reading(pair: Any) -> None:
         kind = {"F16": torch.float16, "F32": torch.float32}[weights.spec(name)[0]]
         assert (kind, weights.spec(name)[1]) == (tensor.dtype, tuple(tensor.shape))
         assert weights.where(name).name == "tiny-f16.gguf"
+
+
+def test_a_whole_answer_about_a_picture(pair: Any, drawn: Any) -> None:
+    values = {"checkpoint": str(pair[0]), "tower": CPU, "projector": CPU, "language": CPU}
+    with load_llava(**values) as llava:
+        question = llava.question("What is shown in this image?", [drawn(0)])
+        reply = llava.complete([question], Sampling(max_tokens=4))
+    assert reply.end.image_tokens == 4
+    assert reply.end.completion_tokens <= 4
+
+
+def test_the_language_half_of_one_and_the_sight_of_another(pair: Any, hf15: Path) -> None:
+    checkpoint = find_checkpoint(str(hf15), language=str(pair[0] / "tiny-f16.gguf"))
+    assert checkpoint.language.hidden == maker.HIDDEN
+    assert checkpoint.tower.source == hf15
+    assert set(load_language(checkpoint).weights) == set(pair[1])
