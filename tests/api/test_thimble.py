@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from live import Live, png, running
 from websockets.sync.client import connect
 
 import trifocal
+from trifocal.api.server import listen
+from trifocal.api.settings import ServerSettings
+from trifocal.errors import UsageError
 
 QUESTION = "What colour is the picture?"
 SEED = Path(__file__).with_name("seed_example.txt")  # the example of the README that this project began with
@@ -109,12 +113,26 @@ def test_the_old_websocket(thimble: Live) -> None:
     assert "red" in text
 
 
+def wait_for_port(port: int) -> None:
+    """Until the port is free: somebody else on this machine may run the same test."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            for sock in listen(ServerSettings(port=port)):
+                sock.close()
+            return
+        except UsageError:
+            time.sleep(0.5)
+    pytest.fail(f"port {port}, which the script names, is taken by another program")
+
+
 def test_the_seed_s_own_script_runs_word_for_word(tmp_path: Path) -> None:
     """Port 5000 and the picture's name are the script's own; the picture is one that thimble knows."""
     script = tmp_path / "script.py"
     shutil.copy(SEED, script)
     (tmp_path / "extreme_ironing.jpg").write_bytes(png("red", (224, 224), "JPEG"))
     environment = {**os.environ, "NO_PROXY": "*"}
+    wait_for_port(5000)
     with trifocal.load() as llava, running(llava, port=5000):
         command = [sys.executable, str(script)]
         shown = subprocess.run(
