@@ -11,7 +11,7 @@ import pytest
 
 from trifocal.errors import BadImage
 from trifocal.images import from_bytes
-from trifocal.webui.attached import attached
+from trifocal.webui.attached import attached, has_images
 
 
 def png(colour: str, size: tuple[int, int] = (8, 6)) -> bytes:
@@ -95,3 +95,18 @@ def test_what_can_t_be_fetched_is_an_error_with_its_place() -> None:
 def test_what_is_no_picture_is_an_error_and_not_left_out(bad: str) -> None:
     with pytest.raises(BadImage, match=r"messages\[0\].content\[1\]"):
         attached({"history": {"messages": [said(bad)]}}, bytes)
+
+
+@pytest.mark.parametrize(
+    ("state", "has"),
+    [
+        ({}, False),
+        ({"messages": [{"role": "user", "content": "Hi"}]}, False),
+        ({"raw_images": [PIL.Image.new("RGB", (8, 6))]}, True),
+        ({"messages": [said("https://example.com/")]}, True),
+        ({"history": {"messages": [said("nonsense")]}}, True),
+        ({"history": {"messages": [said()]}, "messages": "nonsense"}, False),
+    ],
+)
+def test_whether_there_are_pictures_is_told_without_looking(state: dict[str, Any], has: bool) -> None:
+    assert has_images(state) is has

@@ -462,11 +462,23 @@ def test_bits_that_do_not_exist_are_refused_with_what_does(start: Start, setting
 def test_without_a_model_nothing_breaks(age: str, ui: bool, start: Start) -> None:
     host = start(age, model=None, ui=ui)
     extension = host.extension
-    assert extension.input_modifier(f"See {tag(picture())}") == f"See {tag(picture())}"
+    assert extension.input_modifier("Text alone.", {}) == "Text alone."
+    assert extension.state_modifier({"history": {}}) == {"history": {}}
     assert extension.custom_tokenized_length(f"See {tag(picture())}") is None
+    with pytest.raises(Exception, match=r"no model is loaded, .* load one in the Model tab"):
+        extension.input_modifier(f"See {tag(picture())}")
     if ui:
         field(host)[0].fire("upload", picture())
-        assert "<img" in extension.chat_input_modifier("x", "x", {})[0]
+        with pytest.raises(Exception, match="no model is loaded"):
+            extension.chat_input_modifier("x", "x", {})
+        assert extension.input_hijack["state"] is True  # the picture waits for a model
+
+
+def test_without_a_model_a_picture_of_the_chat_api_is_answered_with_a_sentence(start: Start) -> None:
+    host = start("C", model=None, ui=False)
+    url = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+    with pytest.raises(host.invalid, match="no model is loaded"):
+        host.api_chat([{"role": "user", "content": [{"type": "text", "text": "What?"}, url]}])
 
 
 @pytest.mark.parametrize("age", AGES)
@@ -491,6 +503,9 @@ def test_a_loader_without_embeddings_is_told_before_it_reads_letters(age: str, s
     with pytest.raises(Exception, match="Transformers loader"):
         host.extension.custom_tokenized_length("<__media__>\n\nWhat?")
     assert host.extension.input_modifier("Text alone.") == "Text alone."
+    assert (
+        host.extension.input_modifier("Text alone.", {"messages": [{"role": "user", "content": "Hi"}]}) == "Text alone."
+    )
 
 
 def test_a_model_with_sight_of_its_own_is_left_alone_but_for_tags(start: Start) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from trifocal.errors import BadImage
 from trifocal.images import Image, from_bytes, from_data_uri, from_pil
 
-__all__ = ["attached"]
+__all__ = ["attached", "has_images"]
 
 
 def attached(state: Mapping[str, Any], fetch: Callable[[str], bytes]) -> list[Image]:
@@ -34,6 +34,12 @@ def attached(state: Mapping[str, Any], fetch: Callable[[str], bytes]) -> list[Im
     return []
 
 
+def has_images(state: Mapping[str, Any]) -> bool:
+    """Whether a request of the API brings pictures, as far as its form tells; none is looked at."""
+    messages = (state.get("history") or {}).get("messages") or state.get("messages") or ()
+    return bool(state.get("raw_images") or any(True for _ in _addresses(messages)))
+
+
 def _attachments(attachments: Any) -> Iterator[Image]:
     for attachment in attachments:
         if attachment.get("type") == "image":
@@ -42,13 +48,16 @@ def _attachments(attachments: Any) -> Iterator[Image]:
 
 
 def _messages(messages: Any, fetch: Callable[[str], bytes]) -> Iterator[Image]:
-    """Pictures of a request in OpenAI's form."""
+    return (_behind(url, name, fetch) for name, url in _addresses(messages))
+
+
+def _addresses(messages: Any) -> Iterator[tuple[str, str]]:
+    """Place and address of each picture of a request in OpenAI's form."""
     for number, message in enumerate(messages):
         content = message.get("content") if isinstance(message, Mapping) else None
         for at, item in enumerate(content if isinstance(content, list) else ()):
             if isinstance(item, Mapping) and item.get("type") == "image_url":
-                url = str((item.get("image_url") or {}).get("url", ""))
-                yield _behind(url, f"messages[{number}].content[{at}]", fetch)
+                yield f"messages[{number}].content[{at}]", str((item.get("image_url") or {}).get("url", ""))
 
 
 def _behind(url: str, name: str, fetch: Callable[[str], bytes]) -> Image:

@@ -30,7 +30,7 @@ from trifocal.placement import Placement
 from trifocal.prompt import Prompt
 from trifocal.templates import IMAGE_MARK
 from trifocal.vision import Vision, load_vision
-from trifocal.webui.attached import attached
+from trifocal.webui.attached import attached, has_images
 from trifocal.webui.eyes import ModelFacts, find_eyes
 from trifocal.webui.host import Host, HostTokenizer
 
@@ -144,16 +144,22 @@ class Extension:
         """Puts the uploaded picture into the message; hosts before July 2023 do this by `input_hijack`."""
         if not self.input_hijack["state"]:
             return text, visible_text
+        self.host.check_loader()
         add = self.input_hijack["value"]
         self._disarm()
-        if self.host.model is not None:
-            self.host.check_loader()
         return add(text, visible_text)  # type: ignore[no-any-return]
+
+    @_telling
+    def state_modifier(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Leaves the state as it is, but says that no model is loaded before the host trips over a picture."""
+        if self.host.model is None and has_images(state):
+            self.host.check_loader()
+        return state
 
     @_telling
     def input_modifier(self, text: str, state: Mapping[str, Any] | None = None, is_chat: bool = False) -> str:
         """Leaves the text as it is, but refuses a picture that this loader would read as letters."""
-        if self.host.model is not None and (_TAG.search(text) or _unmarked(state or {})):
+        if _TAG.search(text) or _unmarked(state or {}):
             self._check(text, beside=_unmarked(state or {}))
         return text
 
@@ -367,7 +373,7 @@ def _tagged(prompt: str) -> list[Part]:
 
 def _unmarked(state: Mapping[str, Any]) -> bool:
     """Whether this is a completion with pictures beside it, for which the host puts no marks into the text."""
-    return bool(state.get("raw_images") or state.get("messages")) and not (state.get("history") or {}).get("messages")
+    return has_images(state) and not (state.get("history") or {}).get("messages")
 
 
 def _placed(parts: Iterable[Part], mark: str, images: Sequence[Image]) -> list[Part]:

@@ -24,6 +24,7 @@ else:
     setup = _extension.setup
     ui = _extension.ui
     chat_input_modifier = _extension.chat_input_modifier
+    state_modifier = _extension.state_modifier
     input_modifier = _extension.input_modifier
     custom_tokenized_length = _extension.custom_tokenized_length
     tokenizer_modifier = _extension.tokenizer_modifier
