@@ -9,15 +9,19 @@ prefix are warm in both, which is the hardest case for the server: nothing hides
 from __future__ import annotations
 
 import argparse
-import asyncio
 import base64
 import http.client
 import json
 import os
 import platform
+import signal
+import socket
 import statistics
-import threading
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,9 +30,6 @@ import torch
 from PIL import Image as Pictures
 
 import trifocal
-from trifocal.api.app import create_app
-from trifocal.api.server import Listener, listen
-from trifocal.api.settings import ServerSettings
 from trifocal.images import from_data_uri
 from trifocal.llava import Llava
 from trifocal.messages import Sampling
@@ -71,29 +72,35 @@ def through_http(connection: http.client.HTTPConnection, uri: str) -> float:
     return seconds
 
 
+@contextmanager
+def server() -> Iterator[http.client.HTTPConnection]:
+    """A connection to ``trifocal serve`` in a process of its own, as every client has it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "trifocal", "serve", "--port", str(port)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        while process.poll() is None:
+            try:
+                connection.connect()
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.1)
+        yield connection
+        connection.close()
+        process.send_signal(signal.SIGTERM)
+
+
 def measure(rounds: int) -> tuple[list[float], list[float]]:
     """Both series, in seconds, after ten rounds to warm up."""
-    settings = ServerSettings(port=0)
     direct, served = [], []
-    with trifocal.load() as llava:
-        sockets = listen(settings)
-        app = create_app(llava, settings)
-        listener = Listener(app, settings)
-        thread = threading.Thread(target=lambda: asyncio.run(listener.serve(sockets)))
-        thread.start()
-        while not listener.started:
-            time.sleep(0.01)
-        connection = http.client.HTTPConnection("127.0.0.1", sockets[0].getsockname()[1])
-        uri = picture()
+    uri = picture()
+    with trifocal.load() as llava, server() as connection:
         for at in range(rounds + 10):
             pair = in_process(llava, uri), through_http(connection, uri)
             if at >= 10:
                 direct.append(pair[0])
                 served.append(pair[1])
-        connection.close()
-        listener.should_exit = True
-        thread.join()
-        app.state.server.close()
     return direct, served
 
 

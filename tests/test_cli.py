@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkpoint_maker import V0
 from click.testing import CliRunner
 from PIL import Image as Pictures
 
+from checkpoint_maker import V0
 from trifocal import cli
 from trifocal.cli.ask import ask
 from trifocal.cli.caption import caption
@@ -115,7 +115,7 @@ def test_captions_are_written_once_and_damaged_files_are_told(files: Path) -> No
 @pytest.mark.usefixtures("echo")
 def test_captions_that_would_overwrite_each_other_are_refused(files: Path) -> None:
     Pictures.new("RGB", (9, 9)).save(files / "red.jpg")
-    with pytest.raises(UsageError, match="both be captioned in red.txt"):
+    with pytest.raises(UsageError, match=r"both be captioned in red\.txt"):
         run(caption, str(files))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator
 
 import pytest
-from checkpoint_maker import bytes_tokenizer, llama_tokenizer, save_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checkpoint_maker import bytes_tokenizer, llama_tokenizer, save_tokenizer
 from trifocal.decoding import Decoder, collect, stream_text
 from trifocal.engines.base import Tokenizer
 from trifocal.engines.echo import Bytes

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from checkpoint_maker import V0
 
 import trifocal
+from checkpoint_maker import V0
 from trifocal.composer import Composer
 from trifocal.engines.echo import Bytes
 from trifocal.errors import BadMessages, CheckpointError, PromptTooLong, UnknownName, UsageError

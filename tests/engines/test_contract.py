@@ -173,7 +173,7 @@ def test_a_closed_engine_says_so(loader: Loader) -> None:
 
 
 def test_options_and_names_that_are_not_known_list_those_that_are(loader: Loader, language: Language) -> None:
-    with pytest.raises(UnknownName, match="known: .*context"):
+    with pytest.raises(UnknownName, match=r"known: .*context"):
         loader(contxt=3)
     with pytest.raises(UnknownName, match="echo, transformers"):
         load_engine("warp", language, CPU)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_maker import bytes_tokenizer, llama_tokenizer, save_tokenizer
 
+from checkpoint_maker import bytes_tokenizer, llama_tokenizer, save_tokenizer
 from trifocal.checkpoints import from_folder, load_language
 from trifocal.engines.base import Language
 from trifocal.engines.prefixes import Prefixes, position_keys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import mmproj_maker as eyes
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -22,16 +25,20 @@ from trifocal.llava import load as load_llava
 from trifocal.messages import Sampling
 from trifocal.placement import Placement
 from trifocal.prompt import Prompt, TokenSpan
+from trifocal.quantised.gguf import GgufFile
+from trifocal.quantised.gguf_language import GgufLanguage
+from trifocal.quantised.gguf_tokenizer import tokenizer
+from trifocal.quantised.mmproj import Mmproj
 from trifocal.vision import load_vision
 from trifocal.weights import part_weights
 
 CPU = Placement("cpu", "float32")
 
 
-def tables(tokenizer: Tokenizer) -> dict[str, Any]:
+def tables(made_by: Tokenizer) -> dict[str, Any]:
     """A tokenizer's tables as a converter writes them: pieces, scores that give its order of merges, types."""
-    made = json.loads(tokenizer.to_str())
-    pieces = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)  # type: ignore[arg-type]
+    made = json.loads(made_by.to_str())
+    pieces = sorted(made_by.get_vocab(), key=made_by.get_vocab().get)  # type: ignore[arg-type]
     rank = {left + right: -float(at + 1) for at, (left, right) in reversed(list(enumerate(made["model"]["merges"])))}
     special = {token["content"] for token in made["added_tokens"]}
     kinds = [
@@ -52,16 +59,16 @@ def tables(tokenizer: Tokenizer) -> dict[str, Any]:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor], Tokenizer]:
     """A folder with the two files, the language model's tensors, and its tokenizer."""
     folder = tmp_path_factory.mktemp("pair")
-    tokenizer = llama_tokenizer([])
-    tensors = maker.language_tensors(tokenizer.get_vocab_size())
-    maker.write(folder / "tiny-f16.gguf", {**maker.LANGUAGE, **tables(tokenizer)}, maker.stored(tensors, "F16"))
+    pieces = llama_tokenizer([])
+    tensors = maker.language_tensors(pieces.get_vocab_size())
+    maker.write(folder / "tiny-f16.gguf", {**maker.LANGUAGE, **tables(pieces)}, maker.stored(tensors, "F16"))
     sight = eyes.stored(eyes.state(eyes.model()), eyes.BLOCKS - 1, swapped=True)
     random = np.random.default_rng(1)
     for name, shape in {"mm.0": (maker.HIDDEN, eyes.WIDTH), "mm.2": (maker.HIDDEN, maker.HIDDEN)}.items():
         sight[f"{name}.weight"] = (random.normal(size=shape), "F16")
         sight[f"{name}.bias"] = (random.normal(size=shape[0]), "F32")
     maker.write(folder / "mmproj-tiny-f16.gguf", eyes.METADATA, sight)
-    return folder, tensors, tokenizer
+    return folder, tensors, pieces
 
 
 def test_the_folder_is_a_checkpoint(pair: Any) -> None:
@@ -77,7 +84,7 @@ def test_the_folder_is_a_checkpoint(pair: Any) -> None:
 
 @torch.inference_mode()
 def test_it_answers_as_the_model_it_was_made_of(pair: Any) -> None:
-    folder, tensors, tokenizer = pair
+    folder, tensors, pieces = pair
     engine = load(load_language(find_checkpoint(str(folder))), CPU)
     config = LlamaConfig(
         hidden_size=maker.HIDDEN,
@@ -86,13 +93,13 @@ def test_it_answers_as_the_model_it_was_made_of(pair: Any) -> None:
         num_attention_heads=maker.HEADS,
         num_key_value_heads=maker.KEYS,
         rms_norm_eps=1e-5,
-        vocab_size=tokenizer.get_vocab_size(),
+        vocab_size=pieces.get_vocab_size(),
     )
     model = LlamaForCausalLM(config).eval()
     model.load_state_dict(tensors)
     text = "USER: What is shown in this image?"
     ids = engine.tokenizer.encode(text, start=True)
-    assert ids == tokenizer.encode(text).ids
+    assert ids == pieces.encode(text).ids
     assert engine.tokenizer.decode(ids) == text
     steps = list(engine.stream(Prompt((TokenSpan(tuple(ids)),)), Sampling(max_tokens=5)))
     expected = torch.tensor([ids])
@@ -145,3 +152,32 @@ def test_the_language_half_of_one_and_the_sight_of_another(pair: Any, hf15: Path
     assert checkpoint.language.hidden == maker.HIDDEN
     assert checkpoint.tower.source == hf15
     assert set(load_language(checkpoint).weights) == set(pair[1])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_no_flipped_byte_gives_anything_but_a_checkpoint_error(pair: Any, data: st.DataObject) -> None:
+    """Either the file still makes sense, or it is refused: nothing else comes out of a damaged head."""
+    name = data.draw(st.sampled_from(["tiny-f16.gguf", "mmproj-tiny-f16.gguf"]))
+    whole = bytearray((pair[0] / name).read_bytes())
+    head = 12_000 if name.startswith("tiny") else 5_000
+    for _ in range(data.draw(st.integers(1, 3))):
+        whole[data.draw(st.integers(0, head))] = data.draw(st.integers(0, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        damaged = Path(folder) / name
+        damaged.write_bytes(whole)
+        told = complaint(damaged)
+    assert told is None or str(damaged) in told
+
+
+def complaint(path: Path) -> str | None:
+    """What the file is refused with."""
+    try:
+        if path.name.startswith("tiny"):
+            GgufLanguage(GgufFile(path))
+            tokenizer(GgufFile(path))
+        else:
+            Mmproj(GgufFile(path))
+    except CheckpointError as error:
+        return str(error)
+    return None

@@ -129,4 +129,5 @@ def test_descriptions_that_cannot_be_followed(config: dict[str, Any], told: str)
 
 def test_description() -> None:
     assert Gptq.from_config({"bits": 3, "group_size": -1, "desc_act": True}, "x") == Gptq(3, -1)
+    assert Gptq.from_config({"bits": 4, "zero_wraps": True}, "x") == Gptq(4, wrap=True)
     assert Gptq.from_config({"bits": 4, "group_size": 128, "checkpoint_format": "gptq_v2"}, "x") == Gptq(4, 128, True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -286,22 +286,27 @@ async def _events(answers: Answers, head: dict[str, Any], shape: _Shape, usage: 
     started: set[int] = set()
     try:
         async for step in answers.all():
-            if step.index not in started:
-                started.add(step.index)
-                first = shape.first(step.index)
-                if first:
-                    yield event(dump({**head, "choices": [first]}))
-            if step.text:
-                yield event(dump({**head, "choices": [shape.delta(step.index, step.text, None)]}))
             if step.end:
                 last.append(step)
-                final = {**head, "choices": [shape.delta(step.index, "", step.end.finish)]}
-                yield event(dump({**final, "trifocal": additions_of(step)}))
+            # one write a step: each costs a turn of the interpreter, which the model's thread wants too
+            yield "".join(event(dump({**head, **part})) for part in _parts(step, shape, step.index not in started))
+            started.add(step.index)
         if usage:
             yield event(dump({**head, "choices": [], "usage": usage_of(last)}))
     except Exception as error:
         yield event(dump(explain(error).body))
     yield event("[DONE]")
+
+
+def _parts(step: Step, shape: _Shape, is_first: bool) -> Iterator[dict[str, Any]]:
+    """What is said of one step: that an answer begins, its text, that it ends."""
+    first = shape.first(step.index)
+    if is_first and first:
+        yield {"choices": [first]}
+    if step.text:
+        yield {"choices": [shape.delta(step.index, step.text, None)]}
+    if step.end:
+        yield {"choices": [shape.delta(step.index, "", step.end.finish)], "trifocal": additions_of(step)}
 
 
 def _draft(message: ChatMessage, where: str) -> Draft:

@@ -26,6 +26,8 @@ __all__ = ["Listener", "listen", "serve"]
 
 log = logging.getLogger("trifocal.api")
 BACKLOG = 2048
+# seconds that a thread keeps the interpreter: at Python's own 0.005 every send waits that long for the model's thread
+SWITCH = 0.0002
 
 
 class Listener(uvicorn.Server):
@@ -114,6 +116,7 @@ def serve(settings: Settings, server: ServerSettings, page: BaseRoute | None = N
     """
     sockets = listen(server)
     _log_to_stderr(server)
+    sys.setswitchinterval(SWITCH)
     with load(settings) as llava:
         app = create_app(llava, server, page)
         places = ", ".join(f"http://{_host(server.host)}:{sock.getsockname()[1]}" for sock in sockets)

@@ -40,7 +40,7 @@ class Gptq:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str) -> Gptq:
-        """Reads ``quantize_config.json`` or ``quantization_config``.
+        """Reads ``quantize_config.json`` or ``quantization_config``; ``zero_wraps`` is a key of our own there.
 
         Raises:
             CheckpointError: bits or a format that can't be unpacked here.
@@ -55,7 +55,7 @@ class Gptq:
             raise CheckpointError(f"{where}: bits is {bits!r}, expected one of {', '.join(map(str, BITS))}")
         if group is not None and (not isinstance(group, int) or (group < 1 and group != -1)):
             raise CheckpointError(f"{where}: group_size is {group!r}, expected a whole number above 0, or -1")
-        return cls(bits, group, stored_zero=form == "gptq_v2")
+        return cls(bits, group, stored_zero=form == "gptq_v2", wrap=bool(config.get("zero_wraps", False)))
 
     def packed(self, parts: Parts) -> PackedLinear:
         """Levels, scales and zeros of a layer.
