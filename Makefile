@@ -14,7 +14,7 @@ QUESTION ?= What is in this picture?
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test check unit lock format clean install install-test
+.PHONY: run test test-hostile check unit lock format clean install install-test
 .DEFAULT_GOAL := run
 
 run: install
@@ -30,6 +30,10 @@ check:
 
 unit:
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# the server's tests at full size: 2,000 aborted requests, 1,200 slow clients, 500 examples an operation
+test-hostile: install-test
+	TRIFOCAL_FULL=1 TRIFOCAL_EXAMPLES=500 $(BIN)/pytest tests/api -n 2 --dist loadfile
 
 # torch comes first and from its own index, since the plain registry has only the CUDA build for Linux.
 # The CPU build is held to the lock's hash; another build is the reader's own choice.
