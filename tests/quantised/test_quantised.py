@@ -143,6 +143,18 @@ def test_float8_among_ordinary_layers(tmp_path: Path) -> None:
     assert torch.equal(found["model.layers.0.self_attn.q_proj.weight"], weight.float() / 2)
 
 
+@pytest.mark.parametrize("described", [True, False])
+def test_rows_of_bitsandbytes_among_ordinary_layers(described: bool, tmp_path: Path) -> None:
+    rows, highest = torch.randint(-127, 128, (512, 256), dtype=torch.int8), torch.rand(512)
+    layer = "model.layers.0.mlp.up_proj"
+    tensors = {**PLAIN, f"{layer}.weight": rows, f"{layer}.SCB": highest, f"{layer}.weight_format": torch.tensor(0)}
+    config = CONFIG | ({"quantization_config": {"quant_method": "bitsandbytes"}} if described else {})
+    found = open_weights(tensors, config, tmp_path)
+    assert list(found) == [*PLAIN, f"{layer}.weight"]
+    assert torch.equal(found[f"{layer}.weight"], rows * (highest / 127)[:, None])
+    assert found.packed(f"{layer}.weight") is None  # type: ignore[attr-defined]
+
+
 def test_unknown_kinds_are_refused_by_name(tmp_path: Path) -> None:
     config = {**CONFIG, "quantization_config": {"quant_method": "aqlm"}}
     with pytest.raises(CheckpointError, match=rf"'aqlm'; can be read: .*{max(SCHEMES)}"):
