@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from checkpoint_maker import llama_tokenizer, make_v0, save_tokenizer, shaken
-from trifocal.checkpoints import from_folder, load_language
+from trifocal.checkpoints import find_checkpoint, from_folder, load_language
 from trifocal.engines.int4 import Int4Linear
 from trifocal.engines.transformers import load
 from trifocal.messages import Sampling
@@ -133,3 +133,21 @@ def test_packed_it_comes_within_bfloat16(released: Any, language: Any) -> None:
     ids = torch.tensor([IDS])
     expected, found = released[1](ids).logits, engine.model(ids).logits
     assert (found - expected).norm() / expected.norm() < 0.05
+
+
+def test_the_seed_release_by_its_name(released: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = make_v0(tmp_path / "v0", pickle=True)
+    name = "wojtab/llava-13b-v0-4bit-128g"
+    hub = {
+        name: released[0],
+        "openai/clip-vit-large-patch14": places.tower,
+        "liuhaotian/LLaVA-13b-delta-v0/mm_projector.bin": places.projector,
+    }
+    monkeypatch.setattr("trifocal.checkpoints.locate", lambda asked, patterns: hub[asked])
+    checkpoint = find_checkpoint(name)
+    assert (checkpoint.name, checkpoint.template, checkpoint.family) == (name, "llava_v0_webui", "llava-v0")
+    assert (checkpoint.image_start, checkpoint.projector.kind) == ("<im_start>", "linear")
+    weights = load_language(checkpoint).weights
+    assert set(weights) == set(released[1].state_dict())
+    last = "model.layers.1.mlp.down_proj.weight"
+    assert torch.equal(weights[last], released[1].state_dict()[last])
