@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
+
+import torch
 
 from trifocal.checkpoints import Checkpoint, find_checkpoint, load_language
 from trifocal.composer import Composer
@@ -27,6 +30,7 @@ from trifocal.vision import load_vision
 __all__ = ["Llava", "load"]
 
 log = logging.getLogger("trifocal")
+NARROW = 512
 
 
 class Llava:
@@ -182,6 +186,7 @@ def load(settings: Settings | None = None, **values: Any) -> Llava:
         language=settings.language_from,
     )
     template = get_template(settings.template or checkpoint.template)
+    _spare_threads(checkpoint)
     language = load_language(checkpoint, allow_pickle=settings.allow_pickle)
     engine = load_engine(settings.engine, language, settings.language, **settings.engine_options)
     vision = load_vision(
@@ -204,3 +209,13 @@ def load(settings: Settings | None = None, **values: Any) -> Llava:
         strip_around_images=checkpoint.strip_around_images,
     )
     return Llava(checkpoint, composer, engine, template, settings.images)
+
+
+def _spare_threads(checkpoint: Checkpoint) -> None:
+    """One CPU thread for a model so narrow that more of them only wait for each other.
+
+    Measured on thimble on two busy cores: ten times faster at the median. Torch's threads are the
+    whole process's; who has set ``OMP_NUM_THREADS`` is left alone.
+    """
+    if checkpoint.language.hidden <= NARROW and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)

@@ -1,0 +1,72 @@
+"""What the pages say is so: links lead somewhere, commands exist, examples run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from trifocal.cli import COMMANDS
+from trifocal.templates import TEMPLATES
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "training").glob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for target in [*re.findall(r"\]\(([^)\s]+)\)", text), *re.findall(r'src="([^"]+)"', text)]:
+        if not target.startswith(("http", "#", "data:", "/")):
+            assert (page.parent / target.split("#")[0]).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_that_are_shown_exist(page: Path) -> None:
+    for line in re.findall(r"^(?:\$ )?trifocal (.+)$", page.read_text("utf-8"), re.MULTILINE):
+        word = shlex.split(line.split("#")[0].rstrip("\\ "))[0]
+        assert word in COMMANDS or word.startswith("-"), f"{page.name} shows: trifocal {line}"
+
+
+def test_the_make_targets_that_are_shown_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for page in PAGES:
+        for target in re.findall(r"^make ([a-z-]+)", page.read_text("utf-8"), re.MULTILINE):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page.name} shows: make {target}"
+
+
+def test_the_readmes_program_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (program,) = re.findall(r"```python\n(.+?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    exec(compile(program, "README.md", "exec"), {})
+    assert capsys.readouterr().out == "The dog is in the bottom right."
+
+
+def test_the_tree_of_the_readme_is_the_tree() -> None:
+    text = (ROOT / "README.md").read_text("utf-8").split("## The tree")[1]
+    for name in re.findall(r"([a-z_]+(?:\.py|/))", text):
+        found = [ROOT / name, ROOT / "src" / "trifocal" / name, ROOT / "src" / name]
+        assert name in ("src/", "trifocal/") or any(path.exists() for path in found), name
+
+
+def test_the_architecture_names_what_is_there() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+    for name in re.findall(r"^\| \d \| (.+?) \|", text, re.MULTILINE):
+        for module in re.findall(r"`([a-z]+)/?`", name):
+            home = ROOT / "src" / "trifocal"
+            assert (home / module).is_dir() or (home / f"{module}.py").is_file(), module
+
+
+def test_every_template_that_a_page_names_is_there() -> None:
+    for page in PAGES:
+        for name in re.findall(r"`(llava_v\w+|chatml_\w+|mistral_\w+|qwen_\w+)`", page.read_text("utf-8")):
+            assert name in TEMPLATES, f"{page.name} names the template {name}"
+
+
+def test_nothing_speaks_of_where_it_was_made() -> None:
+    words = ("/work" + "/", "sub" + "agent", "../" + "shared")
+    for path in [*PAGES, *(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        text = path.read_text("utf-8")
+        assert not any(word in text for word in words), path
