@@ -65,7 +65,8 @@ class Sampling:
     negative logits of tokens already in prompt text or answer (CTRL, arXiv 1909.05858);
     ``presence_penalty`` and ``frequency_penalty`` are OpenAI's, over the answer alone.
     ``ignore_end`` goes on past the end token. ``top_logprobs`` asks engines that can for the most
-    likely tokens. ``max_tokens=None`` is as many as fit, at most `DEFAULT_MAX_TOKENS`; an engine
+    likely tokens. ``schema`` is the text of a JSON schema that the answer is held to, by engines that
+    can (`Engine.stream` refuses it elsewhere). ``max_tokens=None`` is as many as fit, at most `DEFAULT_MAX_TOKENS`; an engine
     that is asked directly goes on until its context is full.
 
     Raises:
@@ -84,6 +85,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     ignore_end: bool = False
     top_logprobs: int | None = field(default=None)
+    schema: str | None = None
 
     def __post_init__(self) -> None:
         def check(option: str, ok: bool, allowed: str) -> None:

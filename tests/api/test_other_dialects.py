@@ -95,7 +95,7 @@ def test_ollama_tells_of_its_model(client: httpx.Client) -> None:
     [
         ({"options": {"mirostat": 1}}, "options.mirostat"),
         ({"options": {"num_predict": 0}}, "options.num_predict"),
-        ({"format": "json"}, "format"),
+        ({"format": "json"}, "response_format"),
         ({"think": True}, "think"),
         ({"tools": [{}]}, "tools"),
     ],

@@ -17,7 +17,7 @@ import anthropic
 import ollama
 import openai
 import pytest
-from live import Live, png, running
+from live import Live, error_of, png, running
 from websockets.sync.client import connect
 
 import trifocal
@@ -51,6 +51,44 @@ def test_openai(thimble: Live, parts: list[dict[str, object]], stream: bool) -> 
         else:
             text = client.chat.completions.create(model="thimble", messages=messages).choices[0].message.content  # type: ignore[call-overload]
     assert "red" in text
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"colour": {"enum": ["red", "green", "blue"]}, "count": {"type": "integer", "maximum": 9}},
+    "required": ["colour", "count"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_an_answer_is_held_to_a_json_schema(thimble: Live, parts: list[dict[str, object]], temperature: float) -> None:
+    shape = {"type": "json_schema", "json_schema": {"name": "seen", "schema": SCHEMA, "strict": True}}
+    with openai.OpenAI(base_url=f"{thimble.url}/v1", api_key="none") as client:
+        answer = client.chat.completions.create(  # type: ignore[call-overload]
+            model="thimble",
+            messages=[{"role": "user", "content": parts}],
+            response_format=shape,
+            temperature=temperature,
+            seed=3,
+        )
+    seen = json.loads(answer.choices[0].message.content)
+    assert seen["colour"] in ("red", "green", "blue")
+    assert isinstance(seen["count"], int)
+
+
+@pytest.mark.parametrize("schema", [{"type": "strin"}, {"propertyNames": {"minLength": 3}}])
+def test_a_schema_that_can_not_be_held_is_refused(thimble: Live, schema: dict[str, object]) -> None:
+    shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    body = {"messages": [{"role": "user", "content": "Hi"}], "response_format": shape}
+    with thimble.client() as client:
+        assert error_of(client.post("/v1/chat/completions", json=body))["param"] == "response_format"
+
+
+def test_ollama_s_format_is_held_too(thimble: Live) -> None:
+    asked = {"model": "thimble", "prompt": QUESTION, "format": SCHEMA, "stream": False}
+    with thimble.client() as client:
+        assert set(json.loads(client.post("/api/generate", json=asked).json()["response"])) == {"colour", "count"}
 
 
 def test_openai_sees_our_errors_as_its_own(thimble: Live) -> None:

@@ -94,7 +94,7 @@ def explain(error: BaseException) -> Refusal:
         case PromptTooLong():
             return refuse("context_length_exceeded", str(error))
         case BadSampling():
-            return refuse("invalid_value", str(error), error.option)
+            return refuse("invalid_value", str(error), "response_format" if error.option == "schema" else error.option)
         case BadMessages():
             return refuse("invalid_value", str(error), "messages")
         case UsageError():

@@ -39,7 +39,7 @@ class Options(Wire):
     num_predict: int | None = Field(None, ge=-2)
     stop: str | list[str] | None = None
 
-    def sampling(self, server: Server) -> Sampling:
+    def sampling(self, server: Server, schema: str | None) -> Sampling:
         """These options as a `Sampling`; greedy unless a temperature is given."""
         given = self.model_dump(exclude_none=True, exclude={"num_predict", "repeat_penalty", "stop"})
         if self.repeat_penalty is not None:
@@ -48,7 +48,7 @@ class Options(Wire):
             raise refuse("invalid_value", "num_predict is 1 or more, or -1 for as many as fit", "options.num_predict")
         most = self.num_predict if self.num_predict is not None and self.num_predict > 0 else None
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
-        return server.sampling(max_tokens=most, stop=stop, **given)
+        return server.sampling(max_tokens=most, stop=stop, schema=schema, **given)
 
 
 class Shared(Wire):
@@ -59,14 +59,14 @@ class Shared(Wire):
     options: Options | None = None
     keep_alive: str | float | None = None
     think: bool | str | None = None
-    format: str | dict[str, Any] | None = None
+    format: Literal["json", ""] | dict[str, Any] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
 
     def check(self, server: Server) -> None:
         """Refuses by name what this server can't do."""
         server.check_model(self.model)
-        for name in ("think", "format", "logprobs", "top_logprobs"):
+        for name in ("think", "logprobs", "top_logprobs"):
             if getattr(self, name) not in (None, False, ""):
                 raise refuse("unsupported_parameter", f"{name} is not supported: leave it out", name)
 
@@ -194,7 +194,8 @@ def _final(step: Step) -> dict[str, Any]:
 
 
 def _sampling(body: Shared, server: Server) -> Sampling:
-    return (body.options or Options.model_validate({})).sampling(server)
+    schema = {"type": "object"} if body.format == "json" else body.format
+    return (body.options or Options.model_validate({})).sampling(server, dump(schema) if schema else None)
 
 
 def _draft(turn: Turn, where: str) -> Draft:

@@ -76,11 +76,35 @@ class StreamOptions(Wire):
     include_obfuscation: bool = False
 
 
-class ResponseFormat(Wire):
-    """The shape of the answer: only ``text`` here."""
+class JsonSchema(Wire):
+    """A JSON schema with its name. It is always held to strictly."""
 
-    type: str
-    json_schema: dict[str, Any] | None = None
+    name: str
+    schema_: dict[str, Any] = Field(validation_alias="schema", serialization_alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Wire):
+    """The shape of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @property
+    def schema_text(self) -> str | None:
+        """The JSON schema that the answer is held to.
+
+        Raises:
+            Refusal: none was given.
+        """
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return dump({"type": "object"})
+        if self.json_schema is None:
+            raise refuse("missing_required_parameter", "it is required", "response_format.json_schema")
+        return dump(self.json_schema.schema_)
 
 
 class Additions(Wire):
@@ -161,7 +185,8 @@ async def chat(request: Request, body: ChatRequest, server: Serving) -> Response
     server.check_model(body.model)
     _refuse_unsupported(body)
     drafts = [_draft(message, f"messages[{at}]") for at, message in enumerate(body.messages)]
-    sampling = body.sampling(server, body.max_completion_tokens or body.max_tokens)
+    schema = body.response_format.schema_text if body.response_format else None
+    sampling = body.sampling(server, body.max_completion_tokens or body.max_tokens, schema=schema)
     job = Job(drafts, sampling, answers=body.n or 1, images=body.keep)
     return await _reply(request, server, job, body, _Chat)
 
@@ -356,9 +381,6 @@ def _refuse_unsupported(body: ChatRequest | CompletionRequest) -> None:
         value = getattr(body, name, None)
         if not any(value is each or (value == each and type(value) is type(each)) for each in allowed):
             raise refuse("unsupported_parameter", f"{name} is not supported: {reasons.get(name, 'leave it out')}", name)
-    shape = getattr(body, "response_format", None)
-    if shape is not None and shape.type != "text":
-        raise refuse("unsupported_parameter", "response_format: only type text is supported", "response_format")
 
 
 def _model(server: Server, name: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator
 
 from trifocal.engines.base import Language
-from trifocal.errors import EngineError, PromptTooLong
+from trifocal.errors import BadSampling, EngineError, PromptTooLong
 from trifocal.messages import Sampling
 from trifocal.placement import Placement
 from trifocal.prompt import ImageSpan, Prompt
@@ -60,6 +60,8 @@ class Echo:
         """The ids of what `say` says of the prompt."""
         if self._closed:
             raise EngineError("the engine is closed")
+        if sampling.schema is not None:
+            raise BadSampling("schema", "the engine echo can't hold an answer to a JSON schema")
         if len(prompt) >= self.context:
             raise PromptTooLong(len(prompt), prompt.image_positions, 1, self.context)
         room = self.context - len(prompt)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
+from trifocal.engines.grammar import Constraint
 from trifocal.errors import EngineError
 from trifocal.messages import Sampling
 
@@ -19,10 +20,18 @@ class Sampler:
     The order is that of transformers' ``generate``: penalties, temperature, top-k, top-p, min-p.
     The same seed draws the same answer. ``prompt_ids`` are those of the prompt's text, which a
     repetition penalty counts too; ``end_ids`` are never drawn when the end is to be ignored.
+    ``constraint`` excludes ids before the filters look at them.
     """
 
-    def __init__(self, sampling: Sampling, prompt_ids: Iterable[int], end_ids: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt_ids: Iterable[int],
+        end_ids: Iterable[int] = (),
+        constraint: Constraint | None = None,
+    ) -> None:
         self._sampling = sampling
+        self._constraint = constraint
         self._seen = set(prompt_ids)
         self._counts: dict[int, int] = {}
         self._banned = list(end_ids) if sampling.ignore_end else []
@@ -39,11 +48,15 @@ class Sampler:
             EngineError: no logit is a finite number, or one is not a number at all.
         """
         scores = self._penalised(logits.float().cpu())
+        if self._constraint:
+            scores = self._constraint.allowed(scores)
         if self._sampling.greedy:
             token = int(scores.argmax())
             _check(float(scores[token]))
         else:
             token = self._drawn(scores)
+        if self._constraint:
+            self._constraint.accept(token)
         self._seen.add(token)
         self._counts[token] = self._counts.get(token, 0) + 1
         return token

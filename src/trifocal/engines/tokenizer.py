@@ -46,6 +46,12 @@ class FileTokenizer:
         self._start = self._starting_ids(folder, bos)
         self._hidden = set(self._controls.values())
 
+    @property
+    def definition(self) -> str:
+        """The tokenizer as the text of a ``tokenizer.json``."""
+        text: str = self._whole.to_str()
+        return text
+
     def encode(self, text: str, *, start: bool) -> list[int]:
         """Ids of plain text; see `trifocal.engines.base.Tokenizer.encode`."""
         coder = self._plain if start else self._later

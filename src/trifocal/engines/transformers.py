@@ -14,6 +14,7 @@ import torch
 
 from trifocal.engines import int4 as packing
 from trifocal.engines.base import Language
+from trifocal.engines.grammar import Constraint, Grammars
 from trifocal.engines.prefixes import Prefixes, position_keys
 from trifocal.engines.sampler import Sampler
 from trifocal.engines.tokenizer import FileTokenizer
@@ -53,6 +54,8 @@ class Transformers:
         self._end_ids = end_ids
         self._turn = threading.Lock()
         self._prefixes: Prefixes[Any] = Prefixes(prefix_cache)
+        self._grammars: Grammars | None = None
+        self._preparing = threading.Lock()
 
     @property
     def model(self) -> Any:
@@ -76,7 +79,7 @@ class Transformers:
         if len(prompt) >= self.context:
             raise PromptTooLong(len(prompt), prompt.image_positions, 1, self.context)
         self.model  # noqa: B018  (says that a closed engine is closed before the first step)
-        return self._steps(prompt, sampling)
+        return self._steps(prompt, sampling, self._constraint(sampling))
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Embedding rows ``[n, hidden]`` of ids ``[n]``, on the model's device."""
@@ -92,9 +95,9 @@ class Transformers:
     # inference_mode as a decorator wraps every step of the generator; as a with-block inside it would
     # stay switched on in the caller between two steps
     @torch.inference_mode()
-    def _steps(self, prompt: Prompt, sampling: Sampling) -> Generator[Step, None, None]:
+    def _steps(self, prompt: Prompt, sampling: Sampling, constraint: Constraint | None) -> Generator[Step, None, None]:
         keys = position_keys(prompt)
-        sampler = Sampler(sampling, prompt.token_ids, self._end_ids)
+        sampler = Sampler(sampling, prompt.token_ids, self._end_ids, constraint)
         left = min(sampling.max_tokens or self.context, self.context - len(prompt))
         cache, done = self._start(keys)
         try:
@@ -116,6 +119,16 @@ class Transformers:
             held = cache.get_seq_length()
             if held >= len(prompt) and self._model is not None:
                 self._prefixes.put(keys[:held], cache, _bytes(cache))
+
+    def _constraint(self, sampling: Sampling) -> Constraint | None:
+        """What holds the answer to its schema; the vocabulary is prepared when it is first needed."""
+        if sampling.schema is None:
+            return None
+        with self._preparing:
+            if self._grammars is None:
+                width = int(self.model.get_output_embeddings().weight.shape[0])
+                self._grammars = Grammars(self.tokenizer.definition, width, self._end_ids)
+        return self._grammars.constraint(sampling.schema)
 
     def _start(self, keys: list[Hashable]) -> tuple[Any, int]:
         """A cache, and how many positions of the prompt it holds already; one is always left to run."""

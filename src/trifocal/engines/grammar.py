@@ -1,0 +1,70 @@
+"""Answers that are held to a JSON schema: which ids may come next, worked out by llguidance."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trifocal.errors import BadSampling, EngineError, MissingExtra
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+__all__ = ["Constraint", "Grammars"]
+
+
+# a small model that may write white space between any two values writes nothing else
+_COMPACT: JsonCompileOptions = {"whitespace_flexible": False}
+
+
+class Constraint:
+    """The schema's state in one answer: what may come next, given what came."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+
+    def allowed(self, scores: torch.Tensor) -> torch.Tensor:
+        """The scores ``[vocabulary]`` with every id that the schema excludes at minus infinity."""
+        bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
+        mask = (bits[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).bool().flatten()[: len(scores)]
+        return scores.masked_fill(~mask, -math.inf)
+
+    def accept(self, token: int) -> None:
+        """Notes the id that was drawn.
+
+        Raises:
+            EngineError: the schema's bookkeeping failed.
+        """
+        if not self._matcher.consume_token(token):
+            raise EngineError("the answer left the schema that it was held to")
+
+
+class Grammars:
+    """Makes constraints for one vocabulary; ``definition`` is the text of its ``tokenizer.json``."""
+
+    def __init__(self, definition: str, vocabulary: int, end_ids: frozenset[int]) -> None:
+        try:
+            from llguidance import LLTokenizer
+        except ModuleNotFoundError as error:
+            raise MissingExtra("holding an answer to a JSON schema", "serve") from error
+        self._tokenizer = LLTokenizer(definition, n_vocab=vocabulary, eos_token=sorted(end_ids))
+
+    def constraint(self, schema: str) -> Constraint:
+        """The beginning of an answer that is held to a JSON schema.
+
+        Raises:
+            BadSampling: it is no JSON schema, or one with parts that can't be held.
+        """
+        from llguidance import LLMatcher
+
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_COMPACT)
+            matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+            reason = matcher.get_error()
+        except ValueError as error:
+            reason = str(error)
+        if reason:
+            raise BadSampling("schema", f"the JSON schema can't be held: {reason.splitlines()[0][:200]}")
+        return Constraint(matcher)
