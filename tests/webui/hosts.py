@@ -82,7 +82,6 @@ class Host:
         self.patch, self.folder = patch, folder
         self.calls: list[str] = []
         self.generated: list[dict[str, Any]] = []
-        self.log: list[str] = []
         self.shared = self._module("modules.shared", model=model, tokenizer=tokenizer)
         self.shared.model_name = "tiny-llava-13b-v0" if model is not None else "None"
         self.shared.settings, self.shared.default_settings = {}, {}
