@@ -16,11 +16,11 @@ from trifocal.checkpoints import Checkpoint, find_checkpoint, load_language
 from trifocal.composer import Composer
 from trifocal.decoding import collect, stream_text
 from trifocal.engines import load_engine
-from trifocal.engines.base import Engine
-from trifocal.errors import CheckpointError, PromptTooLong
+from trifocal.engines.base import Engine, Scoring, Step, Tokenizer
+from trifocal.errors import BadSampling, CheckpointError, PromptTooLong
 from trifocal.history import Keep, keep_images, without_oldest_turn
 from trifocal.images import Image
-from trifocal.messages import DEFAULT_MAX_TOKENS, Chunk, End, Message, Reply, Sampling
+from trifocal.messages import DEFAULT_MAX_TOKENS, Chunk, End, Message, Reply, Sampling, TokenLogprob
 from trifocal.prompt import Prompt
 from trifocal.settings import Settings
 from trifocal.templates import Piece, Template, get_template
@@ -90,6 +90,8 @@ class Llava:
             PromptTooLong: prompt and answer don't fit the engine's context.
         """
         timings = Timings() if timings is None else timings
+        if sampling.top_logprobs is not None and not isinstance(self.engine, Scoring):
+            raise BadSampling("top_logprobs", "this engine can't tell log-probabilities")
         images = [part for part in parts if isinstance(part, Image)]
         timings.add("decode", sum(image.seconds for image in images))
         self._check_room(self.composer.count(parts), parts, sampling)
@@ -124,17 +126,27 @@ class Llava:
 
     def _answer(self, prompt: Prompt, sampling: Sampling, facts: End, timings: Timings) -> Generator[Chunk, None, None]:
         started, first = time.perf_counter(), None
-        with closing(stream_text(self.engine.stream(prompt, sampling), self.engine.tokenizer, sampling)) as pieces:
+        scored: list[TokenLogprob] = []
+        ids = self._ids(prompt, sampling, scored)
+        with closing(stream_text(ids, self.engine.tokenizer, sampling)) as pieces:
             for piece in pieces:
                 if first is None:
                     first = time.perf_counter()
                     timings.add("prefill", first - started)
+                logprobs = tuple(scored)
+                scored.clear()
                 if piece.finish is None:
-                    yield Chunk(piece.text)
+                    yield Chunk(piece.text, None, logprobs)
                 else:
                     timings.add("generate", time.perf_counter() - first)
                     end = replace(facts, finish=piece.finish, completion_tokens=piece.tokens, timings=dict(timings))
-                    yield Chunk(piece.text, end)
+                    yield Chunk(piece.text, end, logprobs)
+
+    def _ids(self, prompt: Prompt, sampling: Sampling, scored: list[TokenLogprob]) -> Generator[int, None, None]:
+        """The answer's ids; what is known of their probabilities is added to ``scored`` when it is asked for."""
+        if sampling.top_logprobs is None or not isinstance(self.engine, Scoring):
+            return self.engine.stream(prompt, sampling)
+        return _noting(self.engine.steps(prompt, sampling), self.engine.tokenizer, scored)
 
     def _fitting(
         self, messages: Sequence[Message], sampling: Sampling, keep: Keep
@@ -164,6 +176,16 @@ class Llava:
             vision = self.composer.vision
             pictures = sum(vision.positions(part) for part in parts if isinstance(part, Image))
             raise PromptTooLong(positions, pictures, wanted, self.engine.context)
+
+
+def _noting(
+    steps: Generator[Step, None, None], tokenizer: Tokenizer, scored: list[TokenLogprob]
+) -> Generator[int, None, None]:
+    with closing(steps):
+        for step in steps:
+            top = tuple((tokenizer.decode([token]), logprob) for token, logprob in step.top)
+            scored.append(TokenLogprob(tokenizer.decode([step.id]), step.logprob, top))
+            yield step.id
 
 
 def load(settings: Settings | None = None, **values: Any) -> Llava:

@@ -10,7 +10,18 @@ from typing import Literal
 from trifocal.errors import BadMessages, BadSampling
 from trifocal.images import Image
 
-__all__ = ["DEFAULT_MAX_TOKENS", "ROLES", "Chunk", "End", "Message", "Part", "Reply", "Role", "Sampling"]
+__all__ = [
+    "DEFAULT_MAX_TOKENS",
+    "ROLES",
+    "Chunk",
+    "End",
+    "Message",
+    "Part",
+    "Reply",
+    "Role",
+    "Sampling",
+    "TokenLogprob",
+]
 
 Part = str | Image
 Role = Literal["system", "user", "assistant"]
@@ -66,7 +77,7 @@ class Sampling:
     ``presence_penalty`` and ``frequency_penalty`` are OpenAI's, over the answer alone.
     ``ignore_end`` goes on past the end token. ``top_logprobs`` asks engines that can for the most
     likely tokens. ``schema`` is the text of a JSON schema that the answer is held to, by engines that
-    can (`Engine.stream` refuses it elsewhere). ``max_tokens=None`` is as many as fit, at most `DEFAULT_MAX_TOKENS`; an engine
+    can; others refuse it. ``max_tokens=None`` is as many as fit, at most `DEFAULT_MAX_TOKENS`; an engine
     that is asked directly goes on until its context is full.
 
     Raises:
@@ -134,11 +145,24 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of an answer with its log-probability, and the likeliest ones in its place."""
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer's text as soon as it is sure; the last one carries `End`."""
+    """A piece of an answer's text as soon as it is sure; the last one carries `End`.
+
+    ``logprobs`` are those of the tokens since the chunk before, where ``top_logprobs`` asked for them.
+    """
 
     text: str
     end: End | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

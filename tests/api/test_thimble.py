@@ -17,7 +17,7 @@ import anthropic
 import ollama
 import openai
 import pytest
-from live import Live, error_of, png, running
+from live import Live, error_of, events_of, png, running
 from websockets.sync.client import connect
 
 import trifocal
@@ -83,6 +83,22 @@ def test_a_schema_that_can_not_be_held_is_refused(thimble: Live, schema: dict[st
     body = {"messages": [{"role": "user", "content": "Hi"}], "response_format": shape}
     with thimble.client() as client:
         assert error_of(client.post("/v1/chat/completions", json=body))["param"] == "response_format"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_are_those_of_the_answer(thimble: Live, parts: list[dict[str, object]], stream: bool) -> None:
+    asked = {"messages": [{"role": "user", "content": parts}], "logprobs": True, "top_logprobs": 3, "stream": stream}
+    with thimble.client() as client:
+        response = client.post("/v1/chat/completions", json=asked)
+        text = client.post("/v1/completions", json={"prompt": "The", "logprobs": 2, "max_tokens": 3}).json()
+    choices = [event["choices"][0] for event in events_of(response)[:-1]] if stream else response.json()["choices"]
+    said = "".join((choice.get("delta") or choice.get("message") or {}).get("content", "") for choice in choices)
+    tokens = [token for choice in choices for token in (choice["logprobs"] or {"content": []})["content"]]
+    assert "".join(token["token"] for token in tokens).strip().startswith(said.strip())  # the stop string comes after
+    for token in tokens:
+        assert len(token["top_logprobs"]) == 3
+        assert token["logprob"] == token["top_logprobs"][0]["logprob"] <= 0  # a greedy answer takes the likeliest
+    assert len(text["choices"][0]["logprobs"]["tokens"]) == len(text["choices"][0]["logprobs"]["token_logprobs"]) == 3
 
 
 def test_ollama_s_format_is_held_too(thimble: Live) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -17,12 +18,13 @@ from trifocal.api.serving import Answers, Job, Server, Serving, Step
 from trifocal.api.wire import Draft, Json, Picture, Tagged, Wire, check_text, dump, user_text
 from trifocal.errors import UsageError
 from trifocal.history import Keep, parse_keep
-from trifocal.messages import Role, Sampling
+from trifocal.messages import Role, Sampling, TokenLogprob
 
 __all__ = ["ChatRequest", "CompletionRequest", "router", "usage_of"]
 
 router = APIRouter(tags=["OpenAI"])
 Stop = str | Annotated[list[str], Field(max_length=16)] | None
+Logprobs = Sequence[TokenLogprob]
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -173,7 +175,7 @@ class CompletionRequest(Options):
     """A text to go on with; pictures stand in it as ``<img src="data:...">``."""
 
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
-    logprobs: int | None = None
+    logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
@@ -186,7 +188,11 @@ async def chat(request: Request, body: ChatRequest, server: Serving) -> Response
     _refuse_unsupported(body)
     drafts = [_draft(message, f"messages[{at}]") for at, message in enumerate(body.messages)]
     schema = body.response_format.schema_text if body.response_format else None
-    sampling = body.sampling(server, body.max_completion_tokens or body.max_tokens, schema=schema)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise refuse("invalid_value", "top_logprobs needs logprobs to be true", "top_logprobs")
+    top = (body.top_logprobs or 0) if body.logprobs else None
+    limit = body.max_completion_tokens or body.max_tokens
+    sampling = body.sampling(server, limit, schema=schema, top_logprobs=top)
     job = Job(drafts, sampling, answers=body.n or 1, images=body.keep)
     return await _reply(request, server, job, body, _Chat)
 
@@ -197,7 +203,7 @@ async def complete(request: Request, body: CompletionRequest, server: Serving) -
     server.check_model(body.model)
     _refuse_unsupported(body)
     prompt = body.prompt if isinstance(body.prompt, str) else body.prompt[0]
-    sampling = body.sampling(server, body.max_tokens)
+    sampling = body.sampling(server, body.max_tokens, top_logprobs=body.logprobs)
     draft = Draft("user", (Tagged(prompt),))
     return await _reply(request, server, Job([draft], sampling, raw=True, answers=body.n or 1), body, _Text)
 
@@ -249,24 +255,30 @@ class _Chat:
 
     prefix, whole, piece = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
-    @staticmethod
-    def choice(index: int, text: str, finish: str) -> dict[str, Any]:
+    @classmethod
+    def choice(cls, index: int, text: str, finish: str, logprobs: Logprobs) -> dict[str, Any]:
         message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": index, "message": message, "logprobs": None, "finish_reason": finish}
+        return {"index": index, "message": message, "logprobs": cls.logprobs(logprobs), "finish_reason": finish}
 
     @staticmethod
     def first(index: int) -> dict[str, Any] | None:
         delta = {"role": "assistant", "content": "", "refusal": None}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
+    @classmethod
+    def delta(cls, index: int, text: str, finish: str | None, logprobs: Logprobs) -> dict[str, Any]:
+        delta = {"content": text} if text else {}
+        return {"index": index, "delta": delta, "logprobs": cls.logprobs(logprobs), "finish_reason": finish}
+
     @staticmethod
-    def delta(index: int, text: str, finish: str | None) -> dict[str, Any]:
-        return {
-            "index": index,
-            "delta": {"content": text} if text else {},
-            "logprobs": None,
-            "finish_reason": finish,
-        }
+    def logprobs(tokens: Logprobs) -> dict[str, Any] | None:
+        if not tokens:
+            return None
+        content = [
+            {**_scored(token.text, token.logprob), "top_logprobs": [_scored(*each) for each in token.top]}
+            for token in tokens
+        ]
+        return {"content": content, "refusal": None}
 
 
 class _Text:
@@ -274,15 +286,31 @@ class _Text:
 
     prefix, whole, piece = "cmpl-", "text_completion", "text_completion"
 
+    @classmethod
+    def choice(cls, index: int, text: str, finish: str | None, logprobs: Logprobs) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": cls.logprobs(logprobs), "finish_reason": finish}
+
     @staticmethod
-    def choice(index: int, text: str, finish: str | None) -> dict[str, Any]:
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
+    def logprobs(tokens: Logprobs) -> dict[str, Any] | None:
+        if not tokens:
+            return None
+        offsets = [0, *itertools.accumulate(len(token.text) for token in tokens)]
+        return {
+            "tokens": [token.text for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [dict(token.top) for token in tokens],
+            "text_offset": offsets[:-1],
+        }
 
     @staticmethod
     def first(index: int) -> dict[str, Any] | None:
         return None
 
     delta = choice
+
+
+def _scored(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8", "replace"))}
 
 
 _Shape = type[_Chat] | type[_Text]
@@ -302,7 +330,9 @@ async def _reply(request: Request, server: Server, job: Job, body: Options, shap
         return EventStream(_events(answers, head, shape, usage), server.settings.write_seconds)
     replies = await server.collect(request, job)
     last = [step for _, step in replies]
-    choices = [shape.choice(at, text, step.end.finish) for at, (text, step) in enumerate(replies) if step.end]
+    choices = [
+        shape.choice(at, text, step.end.finish, step.logprobs) for at, (text, step) in enumerate(replies) if step.end
+    ]
     return Json({**head, "choices": choices, "usage": usage_of(last), "trifocal": additions_of(last[0])})
 
 
@@ -328,10 +358,10 @@ def _parts(step: Step, shape: _Shape, is_first: bool) -> Iterator[dict[str, Any]
     first = shape.first(step.index)
     if is_first and first:
         yield {"choices": [first]}
-    if step.text:
-        yield {"choices": [shape.delta(step.index, step.text, None)]}
+    if step.text or step.logprobs:
+        yield {"choices": [shape.delta(step.index, step.text, None, step.logprobs)]}
     if step.end:
-        yield {"choices": [shape.delta(step.index, "", step.end.finish)], "trifocal": additions_of(step)}
+        yield {"choices": [shape.delta(step.index, "", step.end.finish, ())], "trifocal": additions_of(step)}
 
 
 def _draft(message: ChatMessage, where: str) -> Draft:
@@ -368,8 +398,6 @@ def _refuse_unsupported(body: ChatRequest | CompletionRequest) -> None:
         "logit_bias": (None, {}),
         "tools": (None, []),
         "tool_choice": (None, "none", "auto"),
-        "logprobs": (None, False),
-        "top_logprobs": (None,),
         "echo": (None, False),
         "suffix": (None, ""),
         "best_of": (None, 1),

@@ -25,7 +25,7 @@ from trifocal.errors import PromptTooLong
 from trifocal.history import Keep, without_oldest_turn
 from trifocal.images import Image, Limits
 from trifocal.llava import Llava
-from trifocal.messages import Chunk, End, Message, Sampling
+from trifocal.messages import Chunk, End, Message, Sampling, TokenLogprob
 from trifocal.templates import Piece
 
 __all__ = ["Answers", "ClientGone", "Job", "Server", "Serving", "Step", "caller_of"]
@@ -65,6 +65,7 @@ class Step:
     end: End | None = None
     positions: tuple[int, ...] = ()
     cached_positions: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -150,7 +151,7 @@ class Server:
         return Answers(steps, first)
 
     async def collect(self, request: Request, job: Job) -> list[tuple[str, Step]]:
-        """Whole answers: the text and the last step of each."""
+        """Whole answers: the text and the last step of each, which has all the log-probabilities."""
         return await while_connected(request, self._collected(job, caller_of(request)))
 
     async def count(self, request: Request, draft: Draft) -> int:
@@ -212,7 +213,7 @@ class Server:
         async with aclosing(self.steps(job, caller)) as steps:
             async for step in steps:
                 texts[step.index].append(step.text)
-                last[step.index] = step
+                last[step.index] = replace(step, logprobs=(*last[step.index].logprobs, *step.logprobs))
         return [("".join(text), step) for text, step in zip(texts, last, strict=True)]
 
     async def _run(self, run: _Run, start: Callable[[], Generator[Any, None, None]]) -> AsyncGenerator[Any, None]:
@@ -279,11 +280,11 @@ class Server:
             with closing(self._chunks(job, messages, sampling)) as chunks:
                 for chunk in chunks:
                     if chunk.end is None:
-                        yield Step(index, chunk.text)
+                        yield Step(index, chunk.text, logprobs=chunk.logprobs)
                         continue
                     kept = slice(len(images) - chunk.end.images, None)
                     cached = sum(cost for cost, hit in zip(costs[kept], known[kept], strict=True) if hit)
-                    yield Step(index, chunk.text, chunk.end, tuple(costs[kept]), cached)
+                    yield Step(index, chunk.text, chunk.end, tuple(costs[kept]), cached, chunk.logprobs)
 
     def _chunks(self, job: Job, messages: list[Message], sampling: Sampling) -> Generator[Chunk, None, None]:
         if not job.raw:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer as Backend
 
-__all__ = ["Engine", "Language", "PackedLinear", "PackedWeights", "Tokenizer"]
+__all__ = ["Engine", "Language", "PackedLinear", "PackedWeights", "Scoring", "Step", "Tokenizer"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +77,34 @@ class Tokenizer(Protocol):
 
     def token(self, name: str) -> int | None:
         """The id of the control token called ``name`` (``</s>``, ``<im_start>``), or None."""
+        ...
+
+
+class Step(Protocol):
+    """One id of an answer with its log-probability, and those of the likeliest ids instead of it."""
+
+    @property
+    def id(self) -> int:
+        """The id."""
+        ...
+
+    @property
+    def logprob(self) -> float:
+        """Its log-probability, before penalties and filters."""
+        ...
+
+    @property
+    def top(self) -> tuple[tuple[int, float], ...]:
+        """The likeliest ids and their log-probabilities, the likeliest first."""
+        ...
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """What an engine has besides when it can tell log-probabilities."""
+
+    def steps(self, prompt: Prompt, sampling: Sampling) -> Generator[Step, None, None]:
+        """As `Engine.stream`, with ``sampling.top_logprobs`` likeliest ids a step."""
         ...
 
 
