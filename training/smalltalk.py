@@ -15,13 +15,57 @@ NOT_UNDERSTOOD = (
 )
 GREETING = Turn("chat", "Hi!", "Hi there! How can I help you today?")
 
-_SYLLABLES = "ba bli dor fen gra hox ji kel lum mip nok pra quo rif sno tav urg vex wib yad zon".split()
-_FRAMES = (
-    "What %s the %s?|Is %s %s?|How %s does %s?|Please %s my %s.|Why %s?|Where %s %s of %s?|The %s.|Could you %s the %s?"
-).split("|")
-_FRAGMENTS = (
-    "???|...|?|hm|asdf|qwerty|of the|and|because|whatever then|if so|blah blah|lorem ipsum|1 2 3 4|x y z|the the the"
-).split("|")
+_SYLLABLES = [
+    "ba",
+    "bli",
+    "dor",
+    "fen",
+    "gra",
+    "hox",
+    "ji",
+    "kel",
+    "lum",
+    "mip",
+    "nok",
+    "pra",
+    "quo",
+    "rif",
+    "sno",
+    "tav",
+    "urg",
+    "vex",
+    "wib",
+    "yad",
+    "zon",
+]
+_FRAMES = [
+    "What %s the %s?",
+    "Is %s %s?",
+    "How %s does %s?",
+    "Please %s my %s.",
+    "Why %s?",
+    "Where %s %s of %s?",
+    "The %s.",
+    "Could you %s the %s?",
+]
+_FRAGMENTS = [
+    "???",
+    "...",
+    "?",
+    "hm",
+    "asdf",
+    "qwerty",
+    "of the",
+    "and",
+    "because",
+    "whatever then",
+    "if so",
+    "blah blah",
+    "lorem ipsum",
+    "1 2 3 4",
+    "x y z",
+    "the the the",
+]
 
 
 def chat(asker: Asker) -> Turn:

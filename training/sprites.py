@@ -23,11 +23,25 @@ BASE = 128  # the side at which emoji and shapes are kept
 
 FONTS_FOLDER = Path("/usr/share/fonts")
 EMOJI_FONT = FONTS_FOLDER / "truetype/noto/NotoColorEmoji.ttf"
-TRAINED_FONTS = (
-    "Lato-Bold Lato-Regular OpenSans-Regular OpenSans-Bold Roboto-Regular Roboto-Black LiberationSans-Regular "
-    "LiberationSans-Bold LiberationSerif-Regular LiberationSerif-Bold LiberationMono-Bold Carlito-Bold Hack-Bold "
-    "ComicNeue-Bold DejaVuSans DejaVuSans-Bold DejaVuSerif-Bold"
-).split()
+TRAINED_FONTS = [
+    "Lato-Bold",
+    "Lato-Regular",
+    "OpenSans-Regular",
+    "OpenSans-Bold",
+    "Roboto-Regular",
+    "Roboto-Black",
+    "LiberationSans-Regular",
+    "LiberationSans-Bold",
+    "LiberationSerif-Regular",
+    "LiberationSerif-Bold",
+    "LiberationMono-Bold",
+    "Carlito-Bold",
+    "Hack-Bold",
+    "ComicNeue-Bold",
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSerif-Bold",
+]
 UNSEEN_FONTS = ["Quicksand-Bold", "DejaVuSansCondensed-Bold"]
 
 FIRST_SHAPE = len(EMOJI) * len(SIZES)
