@@ -209,6 +209,20 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read() -> None:
         assert b" 413 " in answer
 
 
+def test_all_bodies_together_are_bounded() -> None:
+    with running(held_bytes=3000) as live:
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2500\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", live.port)) as first, live.client() as client:
+            first.sendall(head + b"x" * 2000)
+            time.sleep(0.3)
+            refused = client.post("/v1/completions", json={"prompt": "x" * 2000})
+            assert error_of(refused, 503)["code"] == "server_busy"
+            assert refused.headers["retry-after"] == "1"
+        with live.client() as client:
+            time.sleep(0.3)
+            assert client.post("/v1/completions", json={"prompt": "x" * 2000}).status_code == 200
+
+
 def test_compressed_bodies_are_refused(client: httpx.Client) -> None:
     response = client.post("/v1/completions", content=b"x", headers={"Content-Encoding": "gzip"})
     assert error_of(response, 415)["code"] == "unsupported_media_type"

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trifocal.api.errors import Refusal, explain
+from trifocal.api.errors import Refusal, explain, server_busy
 from trifocal.api.serving import ClientGone, Server
 from trifocal.api.settings import ServerSettings, hash_key
 from trifocal.api.wire import dump
@@ -60,6 +60,8 @@ class Reporter:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message = {**message, "headers": [*message["headers"], *self._headers(scope)]}
+            elif message["type"] == "websocket.http.response.start":
+                status = message["status"]
             elif message["type"] == "websocket.accept":
                 status = 101
             await send(message)
@@ -187,21 +189,32 @@ class Doorkeeper:
 
 
 class Bodies:
-    """Reads a body whole before anything else happens: bounded, and not slower than a person on a train."""
+    """Reads a body whole before anything else happens: bounded, and not slower than a person on a train.
+
+    All bodies that are held at a time are bounded together, too.
+    """
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app, self._settings = app, settings
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
+        body = bytearray()
         try:
-            self._check(scope)
-            body = await self._read(receive)
-        except Refusal as refusal:
-            await respond(scope, receive, send, refusal, linger=True)
-            return
+            try:
+                self._check(scope)
+                await self._read(receive, body)
+            except Refusal as refusal:
+                await respond(scope, receive, send, refusal, linger=True)
+                return
+            await self._pass_on(scope, receive, send, bytes(body))
+        finally:
+            self._held -= len(body)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
         sent = False
 
         async def replay() -> Message:
@@ -220,8 +233,9 @@ class Bodies:
         if length and (not length.isdecimal() or int(length[:19]) > self._settings.body_bytes):
             raise self._too_large(f", got {length[:19]}")
 
-    async def _read(self, receive: Receive) -> bytes:
-        settings, body = self._settings, bytearray()
+    async def _read(self, receive: Receive, body: bytearray) -> None:
+        """Fills ``body``, which counts as held from its first byte on."""
+        settings = self._settings
         loop = asyncio.get_running_loop()
         until = loop.time() + settings.body_seconds
         goal, goal_until = settings.body_progress_bytes, loop.time() + settings.body_progress_seconds
@@ -233,11 +247,15 @@ class Bodies:
                 raise Refusal(408, "request_timeout", "the body came too slowly") from error
             if message["type"] == "http.disconnect":
                 raise ClientGone
-            body += message.get("body", b"")
+            piece = message.get("body", b"")
+            body += piece
+            self._held += len(piece)
             if len(body) > settings.body_bytes:
                 raise self._too_large("")
+            if self._held > settings.held_bytes:
+                raise server_busy(message="too many large requests are under way")
             if not message.get("more_body", False):
-                return bytes(body)
+                return
             if len(body) >= goal:
                 goal, goal_until = (
                     len(body) + settings.body_progress_bytes,

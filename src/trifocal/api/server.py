@@ -96,6 +96,7 @@ def listen(settings: ServerSettings) -> list[socket.socket]:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((settings.host, port))
+            sock.listen(BACKLOG)  # at once: two servers that still load could both be bound
         except OSError as error:
             for other in (sock, *sockets):
                 other.close()

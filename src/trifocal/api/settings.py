@@ -51,6 +51,7 @@ class ServerSettings:
     body_progress_bytes: int = 8 << 10
     write_seconds: float = 30.0
     body_bytes: int = 32 << 20
+    held_bytes: int = 512 << 20
     header_bytes: int = 32 << 10
     header_count: int = 100
     image_bytes: int = 20 << 20

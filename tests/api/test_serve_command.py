@@ -1,0 +1,88 @@
+"""``trifocal serve`` as people start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from websockets.sync.client import connect
+
+KEY = "0123456789abcdef-test"
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [sock.getsockname()[1] for sock in sockets]
+    for sock in sockets:
+        sock.close()
+    return ports
+
+
+@contextmanager
+def serving(tmp_path: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "trifocal", "serve", *options]
+    environment = {**os.environ, "TRIFOCAL_API_KEY": KEY}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_until_ready(client: httpx.Client) -> None:
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            if client.get("/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    pytest.fail("the server did not get ready")
+
+
+def test_it_serves_two_ports_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    port, legacy = free_ports(2)
+    options = ("--port", str(port), "--legacy-port", str(legacy), "--log-format", "json")
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with serving(tmp_path, *options) as process:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as client:
+            wait_until_ready(client)
+            assert client.get("/v1/models").status_code == 401
+            assert client.get("/v1/models", headers=headers).json()["data"][0]["id"] == "thimble"
+        with connect(f"ws://127.0.0.1:{legacy}/api/v1/stream", proxy=None, additional_headers=headers) as websocket:
+            websocket.send(json.dumps({"prompt": "Hi", "max_new_tokens": 2}))
+            assert json.loads(websocket.recv(timeout=30))["event"] == "text_stream"
+        started = time.monotonic()
+        second = subprocess.run(
+            [sys.executable, "-m", "trifocal", "serve", "--port", str(port)], capture_output=True, text=True, timeout=60
+        )
+        assert second.returncode == 2
+        assert f"127.0.0.1:{port}" in second.stderr
+        assert "Traceback" not in second.stderr
+        assert time.monotonic() - started < 20
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=20)[1]
+        assert process.returncode == 0
+    lines = said.splitlines()
+    assert f"thimble is served at http://127.0.0.1:{port}, http://127.0.0.1:{legacy}" in lines[0]
+    requests = [json.loads(line) for line in lines[1:]]
+    assert {"id", "method", "route", "status", "seconds"} <= set(requests[0])
+    assert KEY not in said
+
+
+def test_it_does_not_listen_to_others_without_a_key(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trifocal", "serve", "--host", "0.0.0.0"]
+    environment = {name: value for name, value in os.environ.items() if name != "TRIFOCAL_API_KEY"}
+    shown = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60)
+    assert shown.returncode == 2
+    assert "no key is set" in shown.stderr
