@@ -175,6 +175,11 @@ def _before_a_picture(asker: Asker) -> Turn:
     return Turn("noimg", question, "I don't see a picture yet. Please send me one.")
 
 
+def _aside(asker: Asker) -> Turn:
+    """Something said before any picture."""
+    return chat(asker) if asker.rng.random() < 0.6 else _before_a_picture(asker)
+
+
 def _opening(row: Row, asker: Asker) -> str:
     """Adds the system prompt and perhaps some talk; returns what stands before the next question."""
     rng, form = asker.rng, row.form
@@ -183,10 +188,7 @@ def _opening(row: Row, asker: Asker) -> str:
     before = (system + form.after_system if system else "") + form.human
     if rng.random() < 0.33:
         for _ in range(1 if rng.random() < 0.8 else 2):
-            if rng.random() < 0.3:
-                turn = GREETING
-            else:
-                turn = chat(asker) if rng.random() < 0.6 else _before_a_picture(asker)
+            turn = GREETING if rng.random() < 0.3 else _aside(asker)
             row.say(before + turn.question + form.assistant)
             row.answer(turn.kind, turn.answer)
             before = form.next

@@ -78,6 +78,7 @@ def _on_another_background(scene: Scene, rng: random.Random) -> Pair | None:
         return None
     if scene.text and difference(RGB[str(scene.text.colour)], colour) < 190:
         return None
+    # noise stays ``unrecognisable`` here, which is an error; kept, since thimble was trained and measured with it
     second = replace(scene, background=name, colour=colour, colour_to=colour, style=PLAIN)
     return Pair(scene, second, "background")
 

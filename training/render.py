@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -243,18 +244,13 @@ def paint(scene: Scene, seed: int = 0) -> Image.Image:
     slots, behind = (torch.from_numpy(each)[None] for each in pack(scene))
     alone = all(FIRST_SHAPE <= slot.sprite < FIRST_GLYPH for slot in scene.slots)
     torch.manual_seed(seed)
-    renderer = Renderer("cpu", kept=shapes_alone()) if alone else _renderer()
-    picture = renderer(slots, behind)[0].permute(1, 2, 0)
+    picture = _renderer(alone)(slots, behind)[0].permute(1, 2, 0)
     return Image.fromarray((picture * 255).round().to(torch.uint8).numpy())
 
 
-_KEPT: list[Renderer] = []
-
-
-def _renderer() -> Renderer:
-    if not _KEPT:
-        _KEPT.append(Renderer("cpu"))
-    return _KEPT[0]
+@cache
+def _renderer(alone: bool) -> Renderer:
+    return Renderer("cpu", kept=shapes_alone() if alone else None)
 
 
 class Aims(NamedTuple):

@@ -104,11 +104,7 @@ class Scene:
     objects: list[Thing] = field(default_factory=list)
     text: Thing | None = None
     letters: str = ""
-
-    @property
-    def unrecognisable(self) -> bool:
-        """Whether it is mere noise."""
-        return self.style == UNRECOGNISABLE
+    unrecognisable: bool = False  # mere noise
 
     @property
     def everything(self) -> list[Thing]:
@@ -197,7 +193,7 @@ def _background(rng: random.Random, kind: str) -> Scene:
         style = UNRECOGNISABLE
     name = rng.choice(BACKGROUNDS) if rng.random() > 0.25 else "white"
     colour = varied(rng, name, 12 if name not in ("white", "black") else 6)
-    scene = Scene(kind, style, name, colour, colour)
+    scene = Scene(kind, style, name, colour, colour, unrecognisable=kind == "noise")
     if style == FADING:
         while True:
             scene.background_to = rng.choice(BACKGROUNDS)
