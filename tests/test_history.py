@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from PIL import Image as Pictures
 
 from trifocal.errors import UsageError
-from trifocal.history import Keep, keep_images, parse_keep, without_oldest_turn
+from trifocal.history import Keep, keep_images, parse_keep, shortened
 from trifocal.images import from_pil
 from trifocal.messages import Message
 
@@ -46,18 +48,28 @@ def test_without_marks_the_order_of_parts_stays() -> None:
 
 def test_the_oldest_exchange_goes_first_and_system_and_question_never() -> None:
     turns = [*TALK, Message("assistant", "no"), Message("user", "last")]
-    shorter = without_oldest_turn(turns)
-    assert shorter == [turns[0], *turns[3:]]
-    assert shorter is not None
-    shortest = without_oldest_turn(shorter)
-    assert shortest == [turns[0], turns[-1]]
-    assert shortest is not None
-    assert without_oldest_turn(shortest) is None
+    assert shortened(turns, lambda these: True) == turns
+    assert shortened(turns, lambda these: len(these) <= 5) == [turns[0], *turns[3:]]
+    assert shortened(turns, lambda these: len(these) <= 3) == [turns[0], turns[-1]]
+    assert shortened(turns, lambda these: False) == [turns[0], turns[-1]]
 
 
 def test_a_conversation_that_starts_with_an_answer_drops_it_first() -> None:
     turns = [Message("assistant", "hello"), Message("user", "q")]
-    assert without_oldest_turn(turns) == [turns[1]]
+    assert shortened(turns, lambda these: len(these) == 1) == [turns[1]]
+
+
+@pytest.mark.parametrize("room", range(0, 2000, 37))
+def test_a_thousand_turns_are_counted_a_dozen_times(room: int) -> None:
+    turns = [Message(role, "x") for _ in range(1000) for role in ("user", "assistant")] + [Message("user", "x")]
+    asked: list[int] = []
+
+    def fits(these: Sequence[Message]) -> bool:
+        asked.append(len(these))
+        return len(these) <= room
+
+    assert len(shortened(turns, fits)) == max(1, room - (room + 1) % 2)
+    assert len(asked) <= 12
 
 
 @pytest.mark.parametrize(("text", "keep"), [("all", "all"), ("last", "last"), ("3", 3), (0, 0)])

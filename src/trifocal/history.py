@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from trifocal.errors import UsageError
@@ -10,7 +11,7 @@ from trifocal.images import Image
 from trifocal.messages import Message, Part
 from trifocal.templates import IMAGE_MARK
 
-__all__ = ["Keep", "keep_images", "parse_keep", "without_oldest_turn"]
+__all__ = ["Keep", "keep_images", "parse_keep", "shortened"]
 
 Keep = Literal["all", "last"] | int
 
@@ -46,17 +47,24 @@ def keep_images(messages: Sequence[Message], keep: Keep) -> tuple[list[Message],
     return kept, drop
 
 
-def without_oldest_turn(messages: Sequence[Message]) -> list[Message] | None:
-    """The conversation without its oldest exchange: a user's turn and what answered it.
+def shortened(messages: Sequence[Message], fits: Callable[[Sequence[Message]], bool]) -> list[Message]:
+    """The conversation without as many of its oldest exchanges as it takes to fit.
 
-    The system text and the last question always stay; None where nothing else is left.
+    An exchange is a user's turn and what answered it. The system text and the last question always
+    stay, even where they don't fit. ``fits`` is asked once where all fits and otherwise about as
+    often as the number of turns has binary digits: a thousand turns are not counted a thousand times.
     """
     start = next((at for at, message in enumerate(messages) if message.role != "system"), len(messages))
     users = [at for at in range(start, len(messages)) if messages[at].role == "user"]
-    later = [at for at in users if at > start]
-    if not later:
-        return None
-    return [*messages[:start], *messages[later[0] :]]
+    cuts = [start, *(at for at in users if at > start)]
+
+    def without(cut: int) -> list[Message]:
+        return [*messages[:start], *messages[cut:]]
+
+    if len(cuts) == 1 or fits(messages):
+        return list(messages)
+    first = bisect_left(cuts, True, lo=1, hi=len(cuts) - 1, key=lambda cut: fits(without(cut)))
+    return without(cuts[first])
 
 
 def _without_images(message: Message, count: int) -> Message:

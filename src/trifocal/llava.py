@@ -18,7 +18,7 @@ from trifocal.decoding import collect, stream_text
 from trifocal.engines import load_engine
 from trifocal.engines.base import Engine, Scoring, Step, Tokenizer
 from trifocal.errors import BadSampling, CheckpointError, PromptTooLong
-from trifocal.history import Keep, keep_images, without_oldest_turn
+from trifocal.history import Keep, keep_images, shortened
 from trifocal.images import Image
 from trifocal.messages import DEFAULT_MAX_TOKENS, Chunk, End, Message, Reply, Sampling, TokenLogprob
 from trifocal.prompt import Prompt
@@ -155,19 +155,12 @@ class Llava:
         kept, dropped = keep_images(messages, keep)
         notes = [f"{dropped} earlier picture{'s' * (dropped > 1)} (images={keep})"] if dropped else []
         wanted = sampling.max_tokens or min(DEFAULT_MAX_TOKENS, self.engine.context // 4)
-        before, shorter = len(kept), kept
-        while True:
-            parts = self.template.render(shorter)
-            if self.composer.count(parts) + wanted <= self.engine.context:
-                break
-            rest = without_oldest_turn(shorter)
-            if rest is None:
-                break
-            shorter = rest
-        if len(shorter) < before:
+        room = self.engine.context - wanted
+        shorter = shortened(kept, lambda turns: self.composer.count(self.template.render(turns)) <= room)
+        if len(shorter) < len(kept):
             pictures = sum(len(m.images) for m in kept) - sum(len(m.images) for m in shorter)
-            notes.append(f"{before - len(shorter)} oldest messages with {pictures} pictures (context is full)")
-        return parts, tuple(notes)
+            notes.append(f"{len(kept) - len(shorter)} oldest messages with {pictures} pictures (context is full)")
+        return self.template.render(shorter), tuple(notes)
 
     def _check_room(self, positions: int, parts: Sequence[Piece], sampling: Sampling) -> None:
         """Refuses what can't fit before any picture is looked at."""

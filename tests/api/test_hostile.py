@@ -252,3 +252,14 @@ def test_empty_prompts_are_an_answer_or_a_400(client: httpx.Client) -> None:
     error_of(client.post(CHAT, json={"messages": [{"role": "user"}]}))
     assert client.post(CHAT, json={"messages": [user("")]}).status_code == 200
     assert client.post("/api/v1/generate", json={"prompt": ""}).status_code == 200
+
+
+@pytest.mark.parametrize("room", [2048, 300])
+def test_a_conversation_of_a_thousand_turns_is_shortened_quickly(client: httpx.Client, room: int) -> None:
+    pairs = [["old question", "old answer"]] * 1000
+    body = {"user_input": "Now", "history": {"internal": pairs, "visible": pairs}, "truncation_length": room}
+    messages = [user("old"), {"role": "assistant", "content": "old"}] * 500 + [user("Now")]
+    started = time.perf_counter()
+    assert client.post("/api/v1/chat", json={**body, "max_new_tokens": 5}).status_code == 200
+    assert client.post(CHAT, json={"messages": messages, "max_tokens": 5}).status_code == 200
+    assert time.perf_counter() - started < 3

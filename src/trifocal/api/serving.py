@@ -22,7 +22,7 @@ from trifocal.api.pump import Pump
 from trifocal.api.settings import ServerSettings
 from trifocal.api.wire import Draft, Picture, Tagged, decode
 from trifocal.errors import PromptTooLong
-from trifocal.history import Keep, without_oldest_turn
+from trifocal.history import Keep, shortened
 from trifocal.images import Image, Limits
 from trifocal.llava import Llava
 from trifocal.messages import Chunk, End, Message, Sampling, TokenLogprob
@@ -296,13 +296,10 @@ class Server:
 
     def _within_room(self, job: Job, messages: list[Message]) -> list[Message]:
         """The conversation without the oldest exchanges that don't fit the room that the client named."""
-        wanted = job.sampling.max_tokens or 1
-        while job.room is not None and self.llava.count(messages, images=job.images) + wanted > job.room:
-            shorter = without_oldest_turn(messages)
-            if shorter is None:
-                break
-            messages = shorter
-        return messages
+        if job.room is None:
+            return messages
+        room = job.room - (job.sampling.max_tokens or 1)
+        return shortened(messages, lambda turns: self.llava.count(turns, images=job.images) <= room)
 
     def _check_room(self, job: Job, parts: Sequence[Piece], sampling: Sampling) -> None:
         """Holds prompt and answer against the room that the client itself named."""
