@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 from live import Gated, Live, data_uri, full, make_llava, running, user
+from websockets.sync.client import connect
 
 from trifocal.api.admission import Slot
 
@@ -154,6 +155,19 @@ def test_a_client_that_leaves_frees_its_slot_within_a_token(stream: bool) -> Non
         assert 0 < made < 100
         assert engine.made - made <= 10  # what was made until the server saw the end of the connection
         assert engine.open == 0
+
+
+def test_a_websocket_that_leaves_frees_its_slot() -> None:
+    engine = Gated(hidden=8, delay=0.01)
+    with running(make_llava(engine)) as live:
+        for _ in range(5):
+            with connect(f"ws://127.0.0.1:{live.port}/api/v1/stream", proxy=None) as websocket:
+                websocket.send(json.dumps({"prompt": "x" * 150}))
+                for _ in range(3):
+                    websocket.recv(timeout=10)
+            assert live.settled(2)
+        assert engine.open == 0
+        assert engine.made < 5 * 100
 
 
 def test_a_client_that_leaves_the_queue_frees_its_place() -> None:
