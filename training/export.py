@@ -95,7 +95,7 @@ def export(model: Thimble, folder: Path, tokenizer: Path = MODEL / "tokenizer.js
         {name: tensor for name, tensor in state.items() if not name.startswith("language")},
         {name: tensor for name, tensor in state.items() if name.startswith("language")},
     )
-    names = {}
+    names: dict[str, str] = {}
     for number, part in enumerate(parts, 1):
         file = f"model-0000{number}-of-00002.safetensors"
         save_file(part, folder / file, metadata={"format": "pt"})

@@ -61,7 +61,8 @@ class TowerBlock(nn.Module):
         mixed = functional.scaled_dot_product_attention(split(self.q_proj), split(self.k_proj), split(self.v_proj))
         x = x + self.out_proj(mixed.transpose(1, 2).reshape(rows, length, width))
         hidden = self.fc1(self.layer_norm2(x))
-        return x + self.fc2(hidden * torch.sigmoid(1.702 * hidden))
+        result: torch.Tensor = x + self.fc2(hidden * torch.sigmoid(1.702 * hidden))
+        return result
 
 
 class RootMeanSquare(nn.Module):
@@ -115,7 +116,8 @@ class LanguageBlock(nn.Module):
             mixed = LanguageBlock.flex(query, key, value, block_mask=mask)
         x = x + self.o_proj(mixed.transpose(1, 2).reshape(rows, length, width))
         normed = self.post_attention_layernorm(x)
-        return x + self.down_proj(functional.silu(self.gate_proj(normed)) * self.up_proj(normed))
+        result: torch.Tensor = x + self.down_proj(functional.silu(self.gate_proj(normed)) * self.up_proj(normed))
+        return result
 
 
 class Thimble(nn.Module):
@@ -165,7 +167,8 @@ class Thimble(nn.Module):
         x = self.pre_norm(x).to(pictures.dtype)
         for block in self.tower:
             x = block(x)
-        return x[:, 1:]
+        features: torch.Tensor = x[:, 1:]
+        return features
 
     def read(
         self,

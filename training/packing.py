@@ -64,7 +64,8 @@ FORMS = {
     "llava_v0": Form(LLAVA_V0, "\n", "###Human: ", "\n###Assistant: ", "\n###", "Human: "),
 }
 
-_PIECE = re.compile(r" ?[A-Z]?[a-z]+| ?[A-Z]|\d| ?[^\sA-Za-z\d]+|\s+")  # what the tokenizer splits text into first
+PIECE = r" ?[A-Z]?[a-z]+| ?[A-Z]|\d| ?[^\sA-Za-z\d]+|\s+"  # what the tokenizer splits text into first
+_SPLIT = re.compile(PIECE)
 
 
 class Encoder:
@@ -85,7 +86,7 @@ class Encoder:
 
     def __call__(self, text: str) -> list[int]:
         ids: list[int] = []
-        for piece in _PIECE.findall(text):
+        for piece in _SPLIT.findall(text):
             known = self._known.get(piece)
             if known is None:
                 known = self.tokenizer.encode(piece, add_special_tokens=False).ids

@@ -146,7 +146,7 @@ def _which(pair: Pair, asker: Asker) -> list[Turn] | None:
     name = name or absent(pair.first, asker)
     if not name:
         return None
-    there = tuple(
+    first, second = (
         any(name in (thing.called, thing.name) for thing in each.objects) for each in (pair.first, pair.second)
     )
     whose, short = {
@@ -154,7 +154,7 @@ def _which(pair: Pair, asker: Asker) -> list[Turn] | None:
         (True, False): ("The first picture has", "the first"),
         (False, True): ("The second picture has", "the second"),
         (False, False): ("Neither picture has", "neither"),
-    }[there]
+    }[first, second]
     question = fill(asker.phrase("two_which"), a=article(name))
     return [asker.turn("two_which", question, f"{whose} {article(name)}.", short)]
 

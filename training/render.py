@@ -115,7 +115,8 @@ def _noise(count: int, device: torch.device) -> torch.Tensor:
     gray = noise.mean(1, keepdim=True)
     noise = gray + (noise - gray) * torch.rand(count, 1, 1, 1, device=device)
     light = torch.rand(count, 3, 1, 1, device=device) * 0.6 + 0.2
-    return light + noise * (0.1 + 0.25 * torch.rand(count, 1, 1, 1, device=device))
+    shown: torch.Tensor = light + noise * (0.1 + 0.25 * torch.rand(count, 1, 1, 1, device=device))
+    return shown
 
 
 # the tables that the JPEG standard suggests, for brightness and for colour
@@ -232,8 +233,10 @@ class Renderer:
         there = sprite >= 0
         start = torch.where(there, self.atlas.starts[sprite.clamp_min(0).long()], 0)
         width = torch.where(there, width, 0)
-        boxes = [each.contiguous() for each in (left, top, width, height, slots[..., 5:8] / 255)]
-        return self._compose(draw_backgrounds(behind).float(), start, *boxes, self.atlas.pixels).clamp(0, 1)
+        left, top, width, height = (each.contiguous() for each in (left, top, width, height))
+        tint = (slots[..., 5:8] / 255).contiguous()
+        pictures = draw_backgrounds(behind).float()
+        return self._compose(pictures, start, left, top, width, height, tint, self.atlas.pixels).clamp(0, 1)
 
 
 def paint(scene: Scene, seed: int = 0) -> Image.Image:
@@ -244,7 +247,8 @@ def paint(scene: Scene, seed: int = 0) -> Image.Image:
     slots, behind = (torch.from_numpy(each)[None] for each in pack(scene))
     alone = all(FIRST_SHAPE <= slot.sprite < FIRST_GLYPH for slot in scene.slots)
     torch.manual_seed(seed)
-    picture = _renderer(alone)(slots, behind)[0].permute(1, 2, 0)
+    renderer: Renderer = _renderer(alone)
+    picture = renderer(slots, behind)[0].permute(1, 2, 0)
     return Image.fromarray((picture * 255).round().to(torch.uint8).numpy())
 
 

@@ -149,7 +149,7 @@ def _heart() -> list[tuple[float, float]]:
 
 _ARROW = [(2, 184.32), (281.6, 184.32), (281.6, 61.44), (510, 256), (281.6, 450.56), (281.6, 327.68), (2, 327.68)]
 # a shape is polygons, boxes and ellipses, the last ellipse of some cut out; coordinates within 512 x 512
-_POLYGONS = {
+_POLYGONS: dict[str, list[tuple[float, float]]] = {
     "triangle": [(256, 20), (510, 472), (2, 472)],
     "star": _polygon(5, inner=102.4),
     "heart": _heart(),
@@ -158,7 +158,7 @@ _POLYGONS = {
     "hexagon": _polygon(6, 0),
     "arrow": _ARROW,
 }
-_BOXES = {
+_BOXES: dict[str, list[tuple[float, float, float, float]]] = {
     "square": [(40, 40, 472, 472)],
     "rectangle": [(2, 128, 510, 384)],
     "cross": [(179.2, 2, 332.8, 510), (2, 179.2, 510, 332.8)],

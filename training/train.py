@@ -94,19 +94,25 @@ class Trainer:
         for block in (*self.model.tower, *self.model.language):
             block.compile(dynamic=False)
         self.model.judge = torch.compile(self.model.judge, dynamic=False)  # type: ignore[method-assign]
-        make = torch.compile(create_block_mask)
-        kept: list[torch.Tensor] = []  # one buffer, since a mask's function is compiled with what it closes over
+        kept: list[Callable[[torch.Tensor], Any]] = []
 
-        def visible(_b: Any, _h: Any, query: Any, key: Any) -> Any:
-            of = kept[0]
-            return (query >= key) & ((of[_b, key] == 0) | (of[_b, key] == of[_b, query]))
+        def first(conversations: torch.Tensor) -> Callable[[torch.Tensor], Any]:
+            of = conversations.clone()  # one buffer, since a mask is compiled with what it closes over
+            rows, tokens = of.shape
+
+            def visible(row: Any, head: Any, query: Any, key: Any) -> Any:
+                return (query >= key) & ((of[row, key] == 0) | (of[row, key] == of[row, query]))
+
+            def later(conversations: torch.Tensor) -> Any:
+                of.copy_(conversations)
+                return create_block_mask(visible, rows, None, tokens, tokens, device=of.device, _compile=True)
+
+            return later
 
         def mask(conversations: torch.Tensor) -> Any:
             if not kept:
-                kept.append(conversations.clone())
-            kept[0].copy_(conversations)
-            rows, tokens = conversations.shape
-            return make(visible, rows, None, tokens, tokens, device=conversations.device)
+                kept.append(first(conversations))
+            return kept[0](conversations)
 
         return mask
 
@@ -126,7 +132,7 @@ class Trainer:
             hidden = self.model.read(ids, on["features"].long(), on["positions"].long(), mask, seen)
             return (*told, *self.model.judge(hidden, on["targets"].long(), ids))
 
-    def step(self, batch: Tensors, rate: float, alone: bool = False) -> tuple[float, float]:
+    def step(self, batch: Tensors, rate: float, alone: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """One step at that share of the full rate; returns the loss and the share of right labels."""
         tower_loss, right, *rest = self.forward(batch, alone)
         loss = tower_loss if alone else rest[0] + TOWER_WEIGHT * tower_loss
@@ -139,7 +145,7 @@ class Trainer:
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         self.muon.zero()
-        return float(loss.detach()), float(right)
+        return loss.detach(), right
 
     @torch.no_grad()
     def measure(self, ones: int, twos: int) -> dict[str, Score]:
@@ -200,7 +206,8 @@ def _run(trainer: Trainer, source: Iterator[Tensors], alone: bool, seconds: floa
             started = time.time()
         share = (time.time() - started) / seconds if step > 3 else 0.0
         if step % (1 if given.toy else 100) == 0:
-            _log(alone=alone, step=step, seconds=round(time.time() - started), loss=loss, labels=right, rate=rate)
+            seconds_now = round(time.time() - started)
+            _log(alone=alone, step=step, seconds=seconds_now, loss=float(loss), labels=float(right), rate=rate)
         if not alone and time.time() - saved > 60:
             export(trainer.model, given.out)
             saved = time.time()
