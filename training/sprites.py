@@ -47,7 +47,7 @@ UNSEEN_FONTS = ["Quicksand-Bold", "DejaVuSansCondensed-Bold"]
 FIRST_SHAPE = len(EMOJI) * len(SIZES)
 FIRST_GLYPH = FIRST_SHAPE + len(SHAPES) * len(SIZES)
 
-ATLAS = Path(__file__).parent.parent / ".atlas" / "atlas.npz"
+ATLAS = Path(__file__).parent / ".atlas" / "atlas.npz"
 
 
 def glyph_id(font: int, em: int, character: int) -> int:
