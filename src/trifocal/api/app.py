@@ -56,7 +56,7 @@ class App(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """The guards around the routes, the outermost last."""
         server: Server = self.state.server
-        inner = Bodies(super().build_middleware_stack(), server.settings)
+        inner = Bodies(super().build_middleware_stack(), server.settings, server.admission)
         return Reporter(Doorkeeper(inner, server.settings), server, self.router.routes)
 
     def openapi(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from trifocal.api.admission import Admission
 from trifocal.api.errors import Refusal, explain, server_busy
 from trifocal.api.serving import ClientGone, Server
 from trifocal.api.settings import ServerSettings, hash_key
@@ -26,6 +27,15 @@ __all__ = ["PUBLIC", "Bodies", "Doorkeeper", "Reporter"]
 
 log = logging.getLogger("trifocal.api")
 PUBLIC = ("page", "livez", "readyz")  # names of the routes that need no key
+ANSWERING = (  # paths of the routes that take a slot
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/messages",
+    "/api/chat",
+    "/api/generate",
+    "/api/v1/generate",
+    "/api/v1/chat",
+)
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SAFE = {
@@ -194,8 +204,8 @@ class Bodies:
     All bodies that are held at a time are bounded together, too.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
-        self._app, self._settings = app, settings
+    def __init__(self, app: ASGIApp, settings: ServerSettings, admission: Admission) -> None:
+        self._app, self._settings, self._admission = app, settings, admission
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -227,6 +237,8 @@ class Bodies:
         await self._app(scope, replay, send)
 
     def _check(self, scope: Scope) -> None:
+        if scope["trifocal.route"] in ANSWERING:
+            self._admission.check(scope["trifocal.caller"])  # in a crowd, reading bodies first would cost seconds
         if header(scope, b"content-encoding") not in ("", "identity"):
             raise Refusal(415, "unsupported_media_type", "compressed bodies are not taken")
         length = header(scope, b"content-length")
