@@ -9,7 +9,7 @@ import random
 import sys
 from pydoc_data import topics
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from training.asking import Asker
 from training.packing import FORMS, HELPFUL, PIECE, VICUNA
@@ -67,6 +67,7 @@ def train(lines: list[str]) -> Tokenizer:
     spare = range(tokenizer.get_vocab_size(), VOCABULARY - len(PICTURE_TOKENS))
     names = [f"<extra_{index}>" for index in spare] + list(PICTURE_TOKENS)
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in names])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return tokenizer
 
 
