@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from trifocal.cli.options import model_options, sampling_options
+from trifocal.cli.options import load_shown, model_options, sampling_options
 from trifocal.images import Image, from_bytes, from_path
 from trifocal.messages import End, Message, Reply, Sampling
 from trifocal.settings import Settings
@@ -41,9 +41,7 @@ def ask(words: tuple[str, ...], system: str | None, as_json: bool, settings: Set
     """
     names, question = _split(words)
     pictures = [read_picture(name) for name in names]
-    from trifocal.llava import load
-
-    with load(settings) as llava:
+    with load_shown(settings) as llava:
         turn = llava.question(question, pictures)
         messages = [Message("system", system), turn] if system is not None else [turn]
         if as_json:

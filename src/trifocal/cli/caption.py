@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from trifocal.cli.options import model_options, sampling_options
+from trifocal.cli.options import load_shown, model_options, sampling_options
 from trifocal.errors import BadImage, UsageError
 from trifocal.images import from_path
 from trifocal.messages import Sampling
@@ -51,8 +51,6 @@ def caption(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from trifocal.llava import load
-
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
     pictures = found if recursive else [path for path in found if path.parent == folder]
     if out is None:
@@ -61,7 +59,7 @@ def caption(
     todo = [path for path in pictures if path not in done]
     refused: list[BadImage] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with load(settings) as llava, Progress(*columns, console=Console(stderr=True)) as progress:
+    with load_shown(settings) as llava, Progress(*columns, console=Console(stderr=True)) as progress:
         for path in progress.track(todo, description="captions"):
             try:
                 image = from_path(path)

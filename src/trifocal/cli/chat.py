@@ -5,16 +5,20 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
 from trifocal.cli.ask import read_picture
-from trifocal.cli.options import model_options, sampling_options
+from trifocal.cli.options import load_shown, model_options, sampling_options
 from trifocal.errors import TrifocalError
 from trifocal.history import parse_keep
 from trifocal.images import Image
 from trifocal.messages import Message, Sampling
 from trifocal.settings import Settings
+
+if TYPE_CHECKING:
+    from trifocal.llava import Llava
 
 __all__ = ["Conversation", "chat"]
 
@@ -38,10 +42,8 @@ def chat(pictures: tuple[str, ...], system: str | None, settings: Settings, samp
 
     Ctrl-C stops an answer and keeps what was said; Ctrl-D leaves.
     """
-    from trifocal.llava import load
-
     images = [read_picture(name) for name in pictures]
-    with load(settings) as llava:
+    with load_shown(settings) as llava:
         conversation = Conversation(llava, sampling, system, images)
         click.echo(f"{llava.checkpoint.name} is listening. /help lists the commands.", err=True)
         while (line := _read_line(len(conversation.waiting))) is not None:
@@ -55,7 +57,7 @@ def chat(pictures: tuple[str, ...], system: str | None, settings: Settings, samp
 class Conversation:
     """The turns so far, and the pictures that wait for the next question."""
 
-    def __init__(self, llava, sampling: Sampling, system: str | None, waiting: list[Image]) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, llava: Llava, sampling: Sampling, system: str | None, waiting: list[Image]) -> None:
         self.llava, self.sampling = llava, sampling
         self.start = [Message("system", system)] if system is not None else []
         self.turns: list[Message] = []

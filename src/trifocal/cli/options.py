@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trifocal.messages import Sampling
 from trifocal.settings import Settings
 
-__all__ = ["model_options", "parse_engine_options", "sampling_options"]
+if TYPE_CHECKING:
+    from trifocal.llava import Llava
+
+__all__ = ["load_shown", "model_options", "parse_engine_options", "sampling_options"]
 
 Command = Callable[..., Any]
 Option = Callable[[Command], Command]
@@ -67,6 +71,18 @@ def sampling_options(command: Command) -> Command:
         return command(sampling=Sampling(**given), **values)
 
     return _with(_SAMPLING, gathered)
+
+
+def load_shown(settings: Settings) -> Llava:
+    """Loads the model; a terminal shows that it is under way."""
+    from trifocal.llava import load
+
+    if not sys.stderr.isatty():
+        return load(settings)
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"loading {settings.checkpoint}"):
+        return load(settings)
 
 
 def parse_engine_options(words: tuple[str, ...]) -> dict[str, Any]:

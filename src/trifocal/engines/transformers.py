@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
+import time
 from collections.abc import Generator, Hashable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ from trifocal.prompt import Prompt
 __all__ = ["Step", "Transformers", "load"]
 
 LARGE = 4 << 30  # bytes of a dense model from which on four-bit layers stay packed by themselves
+
+log = logging.getLogger("trifocal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +183,7 @@ def load(
     """
     if threads:
         torch.set_num_threads(threads)
+    started = time.perf_counter()
     device, dtype = placement.resolve()
     config = _config(language)
     try:
@@ -188,6 +193,9 @@ def load(
         model = _filled(model, config, language, device, dtype, packed)
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(f"language model: {device} has no room for it; choose another placement") from error
+    size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    seconds = time.perf_counter() - started
+    log.info("language model: %.1f MB on %s in %s, %.2f s", size / 1e6, device, dtype, seconds)
     length = int(getattr(config, "max_position_embeddings", 0) or 2048)
     tokenizer = FileTokenizer(language.folder, bos=language.config.get("bos_token_id"), backend=language.tokenizer)
     return Transformers(
