@@ -14,7 +14,7 @@ from trifocal.engines.base import Language
 from trifocal.engines.prefixes import Prefixes, position_keys
 from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.engines.transformers import Transformers, load
-from trifocal.errors import CheckpointError, EngineError
+from trifocal.errors import CheckpointError, EngineError, OutOfMemory
 from trifocal.messages import Sampling
 from trifocal.placement import Placement
 from trifocal.prompt import ImageSpan, Prompt, TokenSpan
@@ -64,21 +64,73 @@ def test_a_second_turn_runs_only_over_what_is_new_and_says_the_same(
         assert list(remembering.stream(prompt, LONG)) == list(forgetful.stream(prompt, LONG))
 
 
+def cut(state: str, positions: int) -> str:
+    return state[:positions]
+
+
 def test_another_picture_shares_nothing_from_there_on() -> None:
     one, two = (Prompt([TokenSpan((1, 2)), ImageSpan(torch.zeros(3, 2), name), TokenSpan((5,))]) for name in "ab")
-    held: Prefixes[str] = Prefixes(limit=100)
-    held.put(position_keys(one), "state", 10)
-    assert held.take(position_keys(two)) == ("state", 2, 6)
-    assert held.take(position_keys(two)) == (None, 0, 0)
+    held: Prefixes[str] = Prefixes(100, cut)
+    held.put(position_keys(one), "state.", 10)
+    assert held.take(position_keys(two)) == ("st", 2)
+    assert held.take(position_keys(one)) == ("state.", 6)
+    assert held.take(position_keys(one)) == (None, 0)
 
 
 def test_the_prefix_cache_keeps_to_its_bytes() -> None:
-    held: Prefixes[str] = Prefixes(limit=25)
+    held: Prefixes[str] = Prefixes(25, cut)
     for name in "abc":
         held.put([name], name, 10)
     held.put(["too large"], "d", 26)
     assert [held.take([name])[0] for name in "abc"] == [None, "b", "c"]
     assert held.take(["too large"])[0] is None
+
+
+def test_a_longer_state_stands_for_its_own_beginning() -> None:
+    held: Prefixes[str] = Prefixes(25, cut)
+    held.put(["other"], "o", 10)
+    for state in ("a", "ab", "abc", "abc"):
+        held.put(list(state), state, 10)
+    assert held.take(list("abcd")) == ("abc", 3)
+    assert held.take(["other"]) == ("o", 1)
+    assert held.take(list("abcd")) == (None, 0)
+
+
+def test_conversations_that_begin_alike_keep_what_is_theirs(
+    language: Language, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remembering, forgetful = load(language, CPU), load(language, CPU, prefix_cache=0)
+    system = tuple(range(265, 285))
+    talks = [Prompt([TokenSpan((1, *system, *[own] * 20))]) for own in (270, 271)]
+    ran = []
+    for _ in range(3):
+        for at, talk in enumerate(talks):
+            ran.append(forwarded(remembering, talk, monkeypatch))
+            said = list(forgetful.stream(talk, LONG))
+            assert list(remembering.stream(talk, LONG)) == said
+            talks[at] = Prompt([*talk.spans, TokenSpan((*said, 310, 311))])
+    assert ran == [41, 20, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize(("step", "failure"), [(0, torch.OutOfMemoryError), (0, RuntimeError), (2, RuntimeError)])
+def test_what_broke_off_halfway_is_not_remembered(
+    language: Language, monkeypatch: pytest.MonkeyPatch, step: int, failure: type[Exception]
+) -> None:
+    engine, prompt = load(language, CPU), Prompt([TokenSpan((1, 270, 280, 290))])
+    whole = list(load(language, CPU).stream(prompt, LONG))
+    last = engine.model.model.layers[-1]
+    forward, calls = last.forward, iter(range(100))
+
+    def failing(*args: object, **options: object) -> object:
+        if next(calls) == step:
+            raise failure("no room, or no luck")
+        return forward(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(last, "forward", failing)
+        with pytest.raises(OutOfMemory if failure is torch.OutOfMemoryError else EngineError):
+            list(engine.stream(prompt, LONG))
+    assert list(engine.stream(prompt, LONG)) == whole
 
 
 def test_an_abandoned_stream_leaves_a_cache_that_can_be_used(engine: Transformers) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
 from trifocal.prompt import Prompt, TokenSpan
@@ -25,18 +25,20 @@ def position_keys(prompt: Prompt) -> list[Hashable]:
 class Prefixes(Generic[State]):
     """The states of the latest prompts, at most ``limit`` bytes of them.
 
-    A state that is taken is gone from here until it is put back, so no two requests share one.
+    No two requests share a state. One that goes on where a state ends takes it, and it is gone from here
+    until it is put back. One that leaves it earlier gets ``branch(state, positions)``, a state of its own
+    with that many positions: conversations that begin alike keep what is theirs.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit, self._held = limit, 0
+    def __init__(self, limit: int, branch: Callable[[State, int], State]) -> None:
+        self._limit, self._branch, self._held = limit, branch, 0
         self._states: OrderedDict[int, tuple[list[Hashable], State, int]] = OrderedDict()
         self._next, self._lock = 0, threading.Lock()
 
-    def take(self, keys: Sequence[Hashable]) -> tuple[State | None, int, int]:
-        """The state that shares the longest beginning: itself, how much is shared, how much it holds.
+    def take(self, keys: Sequence[Hashable]) -> tuple[State | None, int]:
+        """A state with the longest beginning of ``keys`` that is known, and how many positions it holds.
 
-        ``(None, 0, 0)`` where none shares anything.
+        ``(None, 0)`` where none shares anything.
         """
         with self._lock:
             found, longest = None, 0
@@ -45,27 +47,38 @@ class Prefixes(Generic[State]):
                 if shared > longest:
                     found, longest = name, shared
             if found is None:
-                return None, 0, 0
-            held, state, size = self._states.pop(found)
-            self._held -= size
-            return state, longest, len(held)
+                return None, 0
+            held, state, _ = self._states[found]
+            if len(held) == longest:
+                self._drop(found)
+                return state, longest
+            self._states.move_to_end(found)
+            return self._branch(state, longest), longest
 
     def put(self, keys: list[Hashable], state: State, size: int) -> None:
-        """Remembers a state that holds these positions and takes ``size`` bytes; the oldest go for it."""
+        """Remembers a state that holds these positions and takes ``size`` bytes.
+
+        States that are no more than its beginning go for it, then the oldest.
+        """
         with self._lock:
             if size > self._limit:
                 return
+            for name in [name for name, (held, _, _) in self._states.items() if _shared(held, keys) == len(held)]:
+                self._drop(name)
             self._states[self._next] = (keys, state, size)
             self._next, self._held = self._next + 1, self._held + size
             while self._held > self._limit:
-                _, (_, _, gone) = self._states.popitem(last=False)
-                self._held -= gone
+                self._drop(next(iter(self._states)))
 
     def clear(self) -> None:
         """Forgets everything."""
         with self._lock:
             self._states.clear()
             self._held = 0
+
+    def _drop(self, name: int) -> None:
+        _, _, size = self._states.pop(name)
+        self._held -= size
 
 
 def _shared(one: Sequence[Hashable], other: Sequence[Hashable]) -> int:

@@ -57,7 +57,7 @@ class Transformers:
         self._model: Any = model
         self._end_ids = end_ids
         self._turn = threading.Lock()
-        self._prefixes: Prefixes[Any] = Prefixes(prefix_cache)
+        self._prefixes: Prefixes[Any] = Prefixes(prefix_cache, _branched)
         self._grammars: Grammars | None = None
         self._preparing = threading.Lock()
 
@@ -103,26 +103,29 @@ class Transformers:
         keys = position_keys(prompt)
         sampler = Sampler(sampling, prompt.token_ids, self._end_ids, constraint)
         left = min(sampling.max_tokens or self.context, self.context - len(prompt))
-        cache, done = self._start(keys)
+        with self._guarded("the prompt"):
+            cache, done = self._start(keys)
+        sound = False  # a run that broke off has left rows in some of the layers: nobody may go on from there
         try:
             with self._guarded("the prompt"):
                 rows = prompt.splice(self.embed)[done:]  # [positions not in the cache, hidden]
                 logits = self._forward(cache, inputs_embeds=rows[None])
             while True:
                 token = sampler.pick(logits.clone())
+                sound = True
                 if token in self._end_ids:
                     return
                 yield _step(token, logits, sampling)
                 left -= 1
                 if not left:
                     return
+                sound = False
                 with self._guarded("the answer"):
                     logits = self._forward(cache, input_ids=torch.tensor([[token]], device=self.model.device))
                 keys.append(token)
         finally:
-            held = cache.get_seq_length()
-            if held >= len(prompt) and self._model is not None:
-                self._prefixes.put(keys[:held], cache, _bytes(cache))
+            if sound and self._model is not None:
+                self._prefixes.put(keys, cache, _bytes(cache))
 
     def _constraint(self, sampling: Sampling) -> Constraint | None:
         """What holds the answer to its schema; the vocabulary is prepared when it is first needed."""
@@ -138,13 +141,8 @@ class Transformers:
         """A cache, and how many positions of the prompt it holds already; one is always left to run."""
         from transformers import DynamicCache
 
-        cache, shared, held = self._prefixes.take(keys)
-        done = min(shared, len(keys) - 1)
-        if cache is None or not done:
-            return DynamicCache(), 0
-        if held > done:
-            cache.crop(done - held)
-        return cache, done
+        cache, done = self._prefixes.take(keys[:-1])
+        return (DynamicCache(), 0) if cache is None else (cache, done)
 
     def _forward(self, cache: Any, **inputs: torch.Tensor) -> torch.Tensor:
         """The logits of the last position, ``[vocabulary]``; the cache grows by the inputs."""
@@ -305,3 +303,13 @@ def _step(token: int, logits: torch.Tensor, sampling: Sampling) -> Step:
 
 def _bytes(cache: Any) -> int:
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+
+def _branched(cache: Any, positions: int) -> Any:
+    """A cache of its own with the first ``positions`` of another, which stays as it is."""
+    from transformers import DynamicCache
+
+    branch = DynamicCache()
+    for at, layer in enumerate(cache.layers):
+        branch.update(layer.keys[..., :positions, :], layer.values[..., :positions, :], at)
+    return branch
