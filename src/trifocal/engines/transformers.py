@@ -270,7 +270,12 @@ def _fill_buffers(model: Any, config: Any) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if any(buffer.is_meta for buffer in child.buffers(recurse=False)):
-                setattr(parent, name, type(child)(config))
+                try:
+                    setattr(parent, name, type(child)(config))
+                except (TypeError, AttributeError) as error:
+                    raise CheckpointError(
+                        f"language model: {config.model_type!r} computes values in {name!r} that we can't fill in"
+                    ) from error
 
 
 def _end_ids(language: Language) -> frozenset[int]:
