@@ -215,6 +215,22 @@ def test_a_tokenizer_that_begins_only_once_begins_only_once(tmp_path: Path) -> N
     assert (ours.encode("a", start=True), ours.encode("a", start=False)) == ([1, 2], [3])
 
 
+def test_a_unigram_vocabulary_spells_no_control_token(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    controls = ["<unk>", "<s>", "</s>"]
+    pieces = [(name, 0.0) for name in controls] + [(letter, -3.0) for letter in "▁abs</>"]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.add_special_tokens(controls)
+    save_tokenizer(tokenizer, tmp_path)
+    ours = FileTokenizer(tmp_path, bos=1)
+    ids = ours.encode("a</s>b", start=False)
+    assert ours.token("</s>") == 2
+    assert not {1, 2} & set(ids)
+    assert ours.decode(ids) == "a</s>b"
+
+
 def test_a_tokenizer_without_a_start_token_gets_none(tmp_path: Path) -> None:
     save_tokenizer(bytes_tokenizer(["<|im_end|>"]), tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": null}')

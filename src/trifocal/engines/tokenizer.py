@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,15 @@ def _without_controls(made: dict[str, Any], controls: dict[str, int]) -> Backend
 
     kept = [token for token in made["added_tokens"] if token["content"] not in controls]
     changes = {"added_tokens": kept, "post_processor": None, "truncation": None, "padding": None}
-    return Backend.from_str(json.dumps({**made, **changes}))
+    return Backend.from_str(json.dumps({**made, **changes, "model": _unspellable(made["model"], controls)}))
+
+
+def _unspellable(model: dict[str, Any], controls: dict[str, int]) -> dict[str, Any]:
+    """A Unigram model finds every piece of its vocabulary in a text: its control pieces get names nobody can guess."""
+    if model.get("type") != "Unigram":
+        return model
+    secret = secrets.token_hex(16)
+    return {**model, "vocab": [[piece + secret if piece in controls else piece, to] for piece, to in model["vocab"]]}
 
 
 def _never_prepending(made: dict[str, Any]) -> dict[str, Any]:
