@@ -335,7 +335,7 @@ def test_a_folder_s_name_is_the_checkpoint_s(hf15: Path) -> None:
 
 
 def test_a_hub_id_is_the_checkpoint_s_name(hf15: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trifocal.checkpoints.locate", lambda name, patterns: hf15)
+    monkeypatch.setattr("trifocal.checkpoints.finding.locate", lambda name, patterns: hf15)
     assert find_checkpoint("somebody/llava").name == "somebody/llava"
 
 
@@ -351,7 +351,7 @@ def test_the_seed_s_release_is_known_by_name(v0: V0, monkeypatch: pytest.MonkeyP
         asked.append(name)
         return places[name]
 
-    monkeypatch.setattr("trifocal.checkpoints.locate", locate)
+    monkeypatch.setattr("trifocal.checkpoints.finding.locate", locate)
     checkpoint = find_checkpoint("wojtab/llava-13b-v0-4bit-128g")
     assert sorted(asked) == sorted(places)
     assert (checkpoint.projector.source, checkpoint.template) == (v0.projector, "llava_v0_webui")

@@ -32,7 +32,7 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]
-FOLDERS = {"engines", "quantised", "api", "cli", "vision", "web", "webui"}
+FOLDERS = {"checkpoints", "engines", "quantised", "api", "cli", "vision", "web", "webui"}
 
 
 def module_name(path: Path) -> str:

@@ -16,13 +16,12 @@ from PIL import Image as Pictures
 from safetensors.torch import save_file
 
 from checkpoint_maker import V0, make_hf15, make_v0, tensors_of
-from trifocal import vision as vision_module
 from trifocal.checkpoints import Checkpoint, Preprocessing, from_folder
 from trifocal.errors import CheckpointError, OutOfMemory
 from trifocal.images import Image, from_pil
 from trifocal.placement import Placement
 from trifocal.timing import Timings
-from trifocal.vision import BATCH, ClipTower, ClipVision, FeatureCache, load_vision, pixels, shown
+from trifocal.vision import BATCH, ClipTower, ClipVision, FeatureCache, load_vision, pixels, placing, shown
 
 CPU = Placement("cpu", "float32")
 Drawn = Callable[..., Image]
@@ -267,7 +266,7 @@ def test_no_room_while_loading_is_told_with_the_part(hf15: Path, monkeypatch: py
     def full(*_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(vision_module, "_checked", full)
+    monkeypatch.setattr(placing, "_checked", full)
     with pytest.raises(OutOfMemory, match="vision tower"):
         loaded(hf15)
 

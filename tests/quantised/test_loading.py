@@ -143,7 +143,7 @@ def test_the_seed_release_by_its_name(released: Any, tmp_path: Path, monkeypatch
         "openai/clip-vit-large-patch14": places.tower,
         "liuhaotian/LLaVA-13b-delta-v0/mm_projector.bin": places.projector,
     }
-    monkeypatch.setattr("trifocal.checkpoints.locate", lambda asked, patterns: hub[asked])
+    monkeypatch.setattr("trifocal.checkpoints.finding.locate", lambda asked, patterns: hub[asked])
     checkpoint = find_checkpoint(name)
     assert (checkpoint.name, checkpoint.template, checkpoint.family) == (name, "llava_v0_webui", "llava-v0")
     assert (checkpoint.image_start, checkpoint.projector.kind) == ("<im_start>", "linear")

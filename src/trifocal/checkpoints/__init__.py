@@ -1,0 +1,32 @@
+"""What a checkpoint is, as data, whatever layout it came in."""
+
+from trifocal.checkpoints.finding import find_checkpoint, from_folder, load_language
+from trifocal.checkpoints.known import KNOWN, Source
+from trifocal.checkpoints.parts import (
+    CLIP_MEAN,
+    CLIP_STD,
+    CLIP_TOWER,
+    Checkpoint,
+    Preprocessing,
+    Projector,
+    Text,
+    Tower,
+)
+from trifocal.checkpoints.reading import read_json
+
+__all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "CLIP_TOWER",
+    "KNOWN",
+    "Checkpoint",
+    "Preprocessing",
+    "Projector",
+    "Source",
+    "Text",
+    "Tower",
+    "find_checkpoint",
+    "from_folder",
+    "load_language",
+    "read_json",
+]

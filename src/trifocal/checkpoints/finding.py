@@ -1,0 +1,107 @@
+"""From a name to a `Checkpoint`: which layout it has, and where its parts lie."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from trifocal.checkpoints.gguf_pair import from_gguf, gguf_pair
+from trifocal.checkpoints.hf import from_hf
+from trifocal.checkpoints.known import KNOWN, Source
+from trifocal.checkpoints.original import from_original, trained_with
+from trifocal.checkpoints.parts import Checkpoint
+from trifocal.checkpoints.reading import read_json
+from trifocal.engines.base import Language
+from trifocal.errors import CheckpointError
+from trifocal.hub import CONFIGS, PICKLES, WEIGHTS, locate
+from trifocal.quantised import open_weights
+from trifocal.weights import part_weights
+
+__all__ = ["find_checkpoint", "from_folder", "load_language"]
+
+
+def find_checkpoint(
+    name: str, *, tower: str | None = None, projector: str | None = None, language: str | None = None
+) -> Checkpoint:
+    """The checkpoint of that name: ``thimble``, a known name, a folder, or a hub id.
+
+    ``tower``, ``projector`` and ``language`` take a part from elsewhere: a folder, a file or a hub id.
+
+    Raises:
+        CheckpointError: files that are missing, or that don't say what they must.
+    """
+    if name == "thimble":
+        folder = Path(str(resources.files("trifocal") / "thimble"))
+        return from_folder(folder, name=name, tower=tower, projector=projector, language=language)
+    known = KNOWN.get(name, Source(language=name))
+    folder = locate(known.language, (*CONFIGS, *WEIGHTS, *PICKLES))
+    return from_folder(
+        folder,
+        name=folder.name if Path(name).expanduser().exists() else name,
+        tower=tower or known.tower,
+        projector=projector or known.projector,
+        language=language,
+        template=known.template,
+    )
+
+
+def from_folder(
+    folder: Path,
+    *,
+    name: str | None = None,
+    tower: str | None = None,
+    projector: str | None = None,
+    language: str | None = None,
+    template: str | None = None,
+) -> Checkpoint:
+    """Reads what a checkpoint is from its ``config.json``; no weight is read.
+
+    Three layouts are told apart by what the configuration says, never by a name: llava-hf
+    (``vision_config`` and ``text_config``), original LLaVA (``mm_*`` keys), and a bare language model
+    whose tower and projector come from elsewhere, as in the seed. A fourth needs no configuration: a
+    pair of GGUF files, the language model's (or a folder with both) and the ``mmproj`` one.
+
+    Raises:
+        CheckpointError: a file or key that is missing or contradicts another.
+    """
+    pair = gguf_pair(folder, projector)
+    if pair is not None and tower is None:
+        return from_gguf(*pair, name=name, template=template)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: a checkpoint is a folder, or a pair of GGUF files")
+    config = read_json(folder / "config.json")
+    language_source = locate(language, (*CONFIGS, *WEIGHTS, *PICKLES)) if language else folder
+    projector_source = locate(projector, (*CONFIGS, *WEIGHTS, *PICKLES)) if projector else None
+    config |= trained_with(projector_source)
+    elsewhere = locate(tower, (*CONFIGS, *WEIGHTS, *PICKLES)) if tower else None
+    if "vision_config" in config and "text_config" in config:
+        read = from_hf(folder, config, elsewhere, projector_source, language_source)
+    else:
+        read = from_original(folder, config, elsewhere, projector_source, language_source)
+    framed = bool(config.get("mm_use_im_start_end", read.pop("framed", False)))
+    return Checkpoint(
+        name=name or folder.name,
+        template=template or config.get("trifocal_template") or read.pop("template"),
+        image_start="<im_start>" if framed else "",
+        image_end="<im_end>" if framed else "",
+        **{key: value for key, value in read.items() if key != "template"},
+    )
+
+
+def load_language(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> Language:
+    """The language half, as an engine's loader takes it; tensors are read when they are asked for.
+
+    Quantised weights are presented as the dense ones they stand for: see `trifocal.quantised`.
+
+    Raises:
+        CheckpointError: weights missing, damaged, or pickles that are not allowed.
+    """
+    source, config = checkpoint.language.source, checkpoint.language.config
+    weights = part_weights(source, "language", allow_pickle=allow_pickle)
+    if source.suffix == ".gguf":
+        from trifocal.quantised.gguf import GgufFile
+        from trifocal.quantised.gguf_tokenizer import tokenizer
+
+        return Language(source, config, weights, tokenizer(GgufFile(source)))
+    dense = open_weights(weights, config, source, lambda name: str(weights.where(name)))
+    return Language(source, config, dense)

@@ -1,0 +1,79 @@
+"""A pair of GGUF files: a language model's, and the ``mmproj`` one with tower and projector."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from trifocal.checkpoints.configs import text_part, tower_part
+from trifocal.checkpoints.parts import Checkpoint, Preprocessing, Projector
+from trifocal.checkpoints.reading import knows, own_config
+from trifocal.errors import CheckpointError
+from trifocal.hub import locate
+
+__all__ = ["from_gguf", "gguf_pair"]
+
+
+def gguf_pair(folder: Path, projector: str | None) -> tuple[Path, Path] | None:
+    """The language model's GGUF file and the ``mmproj`` one: named both, or the only two of a folder.
+
+    Raises:
+        CheckpointError: one of the two is missing, or there are several to choose from.
+    """
+    if folder.is_dir() and (folder / "config.json").is_file():
+        return None
+    files = [folder] if folder.suffix == ".gguf" else sorted(folder.glob("*.gguf"))
+    if not files:
+        return None
+    seeing = [file for file in files if "mmproj" in file.name.lower()]
+    if projector is not None:
+        seeing = [locate(projector, ("*.gguf",))]
+    speaking = [file for file in files if "mmproj" not in file.name.lower() and not _later_part(file)]
+    for found, what in ((speaking, "language model"), (seeing, "mmproj file")):
+        if len(found) != 1:
+            listed = ", ".join(file.name for file in found) or "none"
+            raise CheckpointError(
+                f"{folder}: one GGUF {what} is wanted, here is {listed}; name the language model's file itself "
+                "and the mmproj file with projector_from (--projector-from)"
+            )
+    return speaking[0], seeing[0]
+
+
+def _later_part(file: Path) -> bool:
+    """Whether it is the second part, or a later one, of a model in several files."""
+    part = re.search(r"-(\d{5})-of-\d{5}\.gguf$", file.name)
+    return part is not None and int(part[1]) > 1
+
+
+def from_gguf(language: Path, mmproj: Path, *, name: str | None, template: str | None) -> Checkpoint:
+    """A pair of GGUF files; what they don't say is the recipe of their generation.
+
+    A projector of one layer is LLaVA v0's (pictures cropped), one of two layers 1.5's (padded).
+    """
+    from trifocal.quantised.gguf import GgufFile
+    from trifocal.quantised.mmproj import Mmproj
+
+    seeing = Mmproj(GgufFile(mmproj))
+    if "image_grid_pinpoints" in seeing.preprocessing or "image_newline" in seeing.projector:
+        raise CheckpointError(
+            f"{mmproj}: is of LLaVA 1.6 (pictures in tiles), which is not read from GGUF; 1.5 and v0 are"
+        )
+    first_family = "weight" in seeing.projector
+    text = text_part(language, own_config(language))
+    tower = tower_part(mmproj, seeing.config, seeing.feature_layer, keep_class=False)
+    mean, std = (tuple(map(float, seeing.preprocessing[f"image_{name}"])) for name in ("mean", "std"))
+    if len(mean) != 3 or len(std) != 3:
+        raise CheckpointError(f"{mmproj}: image_mean and image_std are {mean} and {std}, expected three numbers each")
+    framed = first_family and knows(language, "<im_start>")
+    return Checkpoint(
+        name=name or language.stem,
+        family="llava-v0" if first_family else "llava-1.5",
+        tower=tower,
+        projector=Projector(mmproj, "linear" if first_family else "mlp2x"),
+        preprocessing=Preprocessing(tower.image_size, "crop" if first_family else "pad", mean, std),
+        language=text,
+        template=template or ("llava_v0_webui" if first_family else "llava_v1"),
+        image_start="<im_start>" if framed else "",
+        image_end="<im_end>" if framed else "",
+        strip_around_images=first_family,
+    )

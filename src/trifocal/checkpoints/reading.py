@@ -1,0 +1,76 @@
+"""Values out of configuration files, each checked before anybody relies on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trifocal.errors import CheckpointError
+
+__all__ = ["colours", "knows", "layer_number", "own_config", "read_json", "real", "whole"]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: it is not there, or no JSON object.
+    """
+    try:
+        value = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} is not there") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: this is no JSON") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: a JSON object was expected, this is a {type(value).__name__}")
+    return value
+
+
+def own_config(language: Path) -> dict[str, Any]:
+    """A language model's configuration: its ``config.json``, or what its GGUF file says."""
+    if language.suffix != ".gguf":
+        return read_json(language / "config.json")
+    from trifocal.quantised.gguf import GgufFile
+    from trifocal.quantised.gguf_language import language_config
+
+    return language_config(GgufFile(language))
+
+
+def whole(source: Path, config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = config.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(f"{source}: {key} is {value!r}, a whole number above 0 was expected")
+    return value
+
+
+def real(source: Path, value: Any, key: str) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e6:
+        raise CheckpointError(f"{source}: {key} is {value!r}, a number above 0 was expected")
+    return float(value)
+
+
+def colours(source: Path, value: Any, key: str) -> tuple[float, float, float]:
+    if not isinstance(value, (list, tuple)) or len(value) != 3:
+        raise CheckpointError(f"{source}: {key} is {value!r}, three numbers were expected")
+    red, green, blue = (real(source, one, key) for one in value)
+    return red, green, blue
+
+
+def layer_number(folder: Path, config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key, -2)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise CheckpointError(f"{folder / 'config.json'}: {key} is {value!r}, one layer's number was expected")
+    return value
+
+
+def knows(folder: Path, token: str) -> bool:
+    """Whether a tokenizer's files mention a token."""
+    if folder.suffix == ".gguf":
+        from trifocal.quantised.gguf import GgufFile
+
+        return token in GgufFile(folder).metadata.get("tokenizer.ggml.tokens", [])
+    files = ("added_tokens.json", "tokenizer.json", "tokenizer_config.json")
+    return any(f'"{token}"' in (folder / file).read_text("utf-8") for file in files if (folder / file).is_file())

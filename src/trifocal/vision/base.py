@@ -1,0 +1,40 @@
+"""What seeing is: from pictures to rows of the language model's embedding space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from trifocal.images import Image
+from trifocal.timing import Timings
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Vision"]
+
+
+class Vision(Protocol):
+    """Sees pictures: from `Image` to rows of the language model's embedding space."""
+
+    @property
+    def hidden(self) -> int:
+        """The width of the rows."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """A digest of everything but the picture that the rows depend on."""
+        ...
+
+    def encode(self, images: Sequence[Image], timings: Timings | None = None) -> list[torch.Tensor]:
+        """Rows of each picture, ``[positions, hidden]``, in order."""
+        ...
+
+    def positions(self, image: Image) -> int:
+        """How many rows a picture will have; it is not looked at."""
+        ...
+
+    def cached(self, image: Image) -> bool:
+        """Whether a picture's rows are known already."""
+        ...

@@ -1,0 +1,100 @@
+"""Vision transformers: CLIP's, up to the block whose output LLaVA takes."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from trifocal.checkpoints import Tower
+from trifocal.vision.activations import activation
+
+__all__ = ["ClipTower"]
+
+
+class ClipTower(nn.Module):
+    """CLIP's vision transformer up to the block whose output LLaVA takes; the blocks after it are not built.
+
+    Parameter names are those of ``CLIPVisionModel`` without its prefix.
+    """
+
+    def __init__(self, config: Tower) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = _Embeddings(config)
+        self.pre_layrnorm = nn.LayerNorm(config.hidden, eps=config.eps)
+        self.encoder = _Encoder(config)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """``[images, 3, side, side]`` to ``[images, patches, hidden]``: class token first, if it is kept."""
+        hidden: torch.Tensor = self.encoder(self.pre_layrnorm(self.embeddings(pixel_values)))
+        return hidden if self.config.keep_class else hidden[:, 1:]
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, config: Tower) -> None:
+        super().__init__()
+        patch = config.patch_size
+        self.class_embedding = nn.Parameter(torch.empty(config.hidden))
+        self.patch_embedding = nn.Conv2d(3, config.hidden, patch, stride=patch, bias=False)
+        self.position_embedding = nn.Embedding((config.image_size // patch) ** 2 + 1, config.hidden)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        grid = self.patch_embedding(pixel_values)  # [images, hidden, rows, columns]
+        patches = grid.flatten(2).transpose(1, 2)  # [images, patches, hidden]
+        first = self.class_embedding.expand(len(patches), 1, -1)
+        return torch.cat([first, patches], 1) + self.position_embedding.weight
+
+
+class _Encoder(nn.Module):
+    def __init__(self, config: Tower) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_Block(config) for _ in range(config.blocks))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        for block in self.layers:
+            hidden = block(hidden)
+        return hidden
+
+
+class _Attention(nn.Module):
+    def __init__(self, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
+        self.v_proj, self.out_proj = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def split(rows: torch.Tensor) -> torch.Tensor:  # [images, heads, patches, head]
+            return rows.view(*rows.shape[:-1], self.heads, -1).transpose(1, 2)
+
+        mixed = functional.scaled_dot_product_attention(
+            split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x))
+        )
+        out: torch.Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class _Mlp(nn.Module):
+    def __init__(self, config: Tower) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(config.hidden, config.mlp), nn.Linear(config.mlp, config.hidden)
+        self.act = activation(config.act)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.fc2(self.act(self.fc1(x)))
+        return out
+
+
+class _Block(nn.Module):
+    def __init__(self, config: Tower) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden, eps=config.eps)
+        self.self_attn = _Attention(config.hidden, config.heads)
+        self.layer_norm2 = nn.LayerNorm(config.hidden, eps=config.eps)
+        self.mlp = _Mlp(config)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        out: torch.Tensor = x + self.mlp(self.layer_norm2(x))
+        return out
