@@ -77,7 +77,7 @@ def test_it_opens_in_stock_transformers_and_says_the_same(llava: Llava) -> None:
     from trifocal.vision import pixels
 
     ids = torch.tensor([prompt.ids(stock.config.image_token_index)])
-    values = pixels(picture, llava.checkpoint.preprocessing)[None]
+    values = pixels(picture, llava.checkpoint.preprocessing)
     with torch.no_grad():
         theirs = stock(input_ids=ids, pixel_values=values).logits[0]
         ours = llava.engine.model(inputs_embeds=prompt.splice(llava.engine.embed)[None]).logits[0]

@@ -137,7 +137,7 @@ def test_a_sparse_hf_configuration_is_filled_with_its_class_s_values(tmp_path: P
         576,
         23,
     )
-    assert (tower.act, tower.eps, tower.keep_class) == ("quick_gelu", 1e-5, False)
+    assert (tower.act, tower.eps, tower.keep_first) == ("quick_gelu", 1e-5, False)
     assert (checkpoint.projector.kind, checkpoint.projector.act) == ("mlp2x", "gelu")
     assert checkpoint.preprocessing == Preprocessing(336, "crop")
     assert (checkpoint.language.hidden, checkpoint.language.context) == (4096, 4096)
@@ -182,7 +182,7 @@ class Counted:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.rows = checkpoint.tower.patches
 
-    def positions(self, image: Image) -> int:
+    def positions(self, image: Image, among: int = 1) -> int:
         return self.rows
 
     def encode(self, images: object, timings: object = None) -> list[torch.Tensor]:

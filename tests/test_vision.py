@@ -21,7 +21,7 @@ from trifocal.errors import CheckpointError, OutOfMemory
 from trifocal.images import Image, from_pil
 from trifocal.placement import Placement
 from trifocal.timing import Timings
-from trifocal.vision import BATCH, ClipTower, ClipVision, FeatureCache, load_vision, pixels, placing, shown
+from trifocal.vision import BATCH, FeatureCache, LlavaVision, VisionTransformer, load_vision, pixels, placing, shown
 
 CPU = Placement("cpu", "float32")
 Drawn = Callable[..., Image]
@@ -32,7 +32,7 @@ def plain(colour: tuple[int, ...], width: int = 56, height: int = 56) -> Image:
     return from_pil(Pictures.new("RGBA" if len(colour) == 4 else "RGB", (width, height), colour), name="plain")
 
 
-def loaded(folder: Path, **values: object) -> ClipVision:
+def loaded(folder: Path, **values: object) -> LlavaVision:
     """The vision of an llava-hf folder, exact."""
     return load_vision(from_folder(folder), CPU, CPU, **values)
 
@@ -52,7 +52,7 @@ def own(hf15: Path, tmp_path: Path) -> Path:
     ],
 )
 def test_pixel_values_of_plain_colours(colour: tuple[int, int, int], values: tuple[float, float, float]) -> None:
-    made = pixels(plain(colour, 70, 90), Preprocessing(56, "crop"))
+    made = pixels(plain(colour, 70, 90), Preprocessing(56, "crop"))[0]
     assert made.shape == (3, 56, 56)
     assert made.dtype == torch.float32
     wanted = torch.tensor(values)[:, None, None].expand(3, 56, 56)
@@ -79,8 +79,8 @@ def test_what_is_transparent_shows_the_background() -> None:
 
 def test_only_the_blocks_that_are_needed_are_built(hf15: Path) -> None:
     config = from_folder(hf15).tower
-    assert len(ClipTower(config).encoder.layers) == config.layers - 1
-    assert len(ClipTower(replace(config, feature_layer=1)).encoder.layers) == 1
+    assert len(VisionTransformer(config).encoder.layers) == config.layers - 1
+    assert len(VisionTransformer(replace(config, feature_layer=1)).encoder.layers) == 1
 
 
 def test_every_step_is_timed_and_counted(hf15: Path, drawn: Drawn) -> None:
@@ -163,7 +163,7 @@ def test_the_cache_forgets_what_was_seen_longest_ago(drawn: Drawn) -> None:
     cache.fill([one, two], see)
     cache.fill([one], see)
     cache.fill([three], see)
-    assert [image in cache for image in (one, two, three)] == [True, False, True]
+    assert [cache.has(image) for image in (one, two, three)] == [True, False, True]
     assert (len(cache), cache.nbytes) == (2, 2 * ROW.nbytes)
     assert looked == [one.name, two.name, three.name]
 
@@ -214,7 +214,7 @@ def test_the_identity_is_that_of_all_that_decides_over_the_rows(hf15: Path, own:
     ]
     variants += [
         replace(checkpoint, tower=replace(checkpoint.tower, **{key: value}))
-        for key, value in (("feature_layer", -3), ("keep_class", True), ("act", "gelu"), ("eps", 1e-6), ("heads", 4))
+        for key, value in (("feature_layer", -3), ("keep_first", True), ("act", "gelu"), ("eps", 1e-6), ("heads", 4))
     ]
     variants.append(replace(checkpoint, projector=replace(checkpoint.projector, act="linear")))
     others = [load_vision(variant, CPU, CPU).identity for variant in variants]
@@ -266,7 +266,7 @@ def test_no_room_while_loading_is_told_with_the_part(hf15: Path, monkeypatch: py
     def full(*_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(placing, "_checked", full)
+    monkeypatch.setattr(placing, "stored", full)
     with pytest.raises(OutOfMemory, match="vision tower"):
         loaded(hf15)
 
@@ -369,7 +369,7 @@ def test_a_projector_s_activation_is_the_one_that_is_named(
         [stored[f"multi_modal_projector.linear_{at}.{kind}"] for kind in ("weight", "bias")] for at in (1, 2)
     )
     with torch.inference_mode():
-        patches = vision.tower(pixels(drawn(1), checkpoint.preprocessing)[None])[0]
+        patches = vision.tower(pixels(drawn(1), checkpoint.preprocessing))[0]
         inner = function(torch.nn.functional.linear(patches, *first))
         wanted = torch.nn.functional.linear(inner, *second)
     torch.testing.assert_close(vision.encode([drawn(1)])[0], wanted, atol=1e-5, rtol=0)

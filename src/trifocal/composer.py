@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from trifocal.engines.base import Tokenizer
 from trifocal.errors import UsageError
@@ -11,6 +12,9 @@ from trifocal.prompt import ImageSpan, Prompt, TokenSpan
 from trifocal.templates import Control, Piece
 from trifocal.timing import Timings
 from trifocal.vision import Vision
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Composer"]
 
@@ -45,16 +49,17 @@ class Composer:
         layout = list(self._layout(parts))
         images = [item for item in layout if isinstance(item, Image)]
         seen = iter(self.vision.encode(images, timings) if images else [])
-        return Prompt(
-            ImageSpan(next(seen), f"{item.digest}:{self.vision.identity}") if isinstance(item, Image) else item
-            for item in layout
-        )
+        return Prompt(self._span(item, next(seen)) if isinstance(item, Image) else item for item in layout)
 
     def count(self, parts: Sequence[Piece]) -> int:
         """How many positions the prompt of these parts will take; no picture is looked at."""
-        return sum(
-            self.vision.positions(item) if isinstance(item, Image) else len(item) for item in self._layout(parts)
-        )
+        layout = list(self._layout(parts))
+        among = sum(isinstance(item, Image) for item in layout)
+        return sum(self.vision.positions(item, among) if isinstance(item, Image) else len(item) for item in layout)
+
+    def _span(self, image: Image, rows: torch.Tensor) -> ImageSpan:
+        """A picture's span; the number of its rows tells apart the ways in which one vision may see it."""
+        return ImageSpan(rows, f"{image.digest}:{self.vision.identity}:{len(rows)}")
 
     def _layout(self, parts: Sequence[Piece]) -> Iterator[TokenSpan | Image]:
         """Token spans and pictures in prompt order. A run of text between others is tokenised whole."""

@@ -315,7 +315,7 @@ def _projector_config(checkpoint: Checkpoint) -> dict[str, Any]:
         "mm_hidden_size": tower.hidden,
         "hidden_size": checkpoint.language.hidden,
         "mm_vision_select_layer": tower.feature_layer,
-        "mm_vision_select_feature": "cls_patch" if tower.keep_class else "patch",
+        "mm_vision_select_feature": "cls_patch" if tower.keep_first else "patch",
         "mm_use_im_start_end": bool(checkpoint.image_start),
         "image_aspect_ratio": "pad" if checkpoint.preprocessing.fit == "pad" else None,
         "trifocal_template": checkpoint.template,

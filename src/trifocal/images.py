@@ -9,6 +9,7 @@ import os
 import re
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +20,7 @@ from trifocal.errors import BadImage
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-__all__ = ["LIMITS", "Image", "Limits", "from_bytes", "from_data_uri", "from_path", "from_pil", "load"]
+__all__ = ["LIMITS", "Image", "Limits", "from_bytes", "from_data_uri", "from_frames", "from_path", "from_pil", "load"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 _DATA_URI = re.compile(r"\s*data:\s*(?P<type>[^;,\s]*)(?P<parameters>(?:\s*;\s*[^;,]*)*)\s*,", re.IGNORECASE)
@@ -65,12 +66,14 @@ class Image:
 
     ``digest`` is the sha256 over mode, size and pixels: all that a model can see of it. Two images
     are equal when their digests are. ``name`` is for messages, ``seconds`` is how long decoding took.
+    A video is an image with ``frames`` (RGB, all of one size); ``pixels`` is the first of them.
     """
 
     pixels: Picture
     digest: str
     name: str = field(default="image")
     seconds: float = field(default=0.0)
+    frames: tuple[Picture, ...] = field(default=())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Image) and self.digest == other.digest
@@ -198,6 +201,26 @@ def from_pil(picture: Picture, *, name: str = "image") -> Image:
         raise BadImage("empty", f"the picture is {picture.width} x {picture.height} pixels", name)
     pixels = _plain(ImageOps.exif_transpose(picture))
     return Image(pixels, _digest(pixels), name)
+
+
+def from_frames(frames: Sequence[Picture | Image], *, name: str = "video", limits: Limits = LIMITS) -> Image:
+    """A video from its frames, in order; for models that were made for videos (LLaVA-OneVision).
+
+    Raises:
+        BadImage: no frame, frames of different sizes, or too many pixels in all.
+    """
+    shots = [frame if isinstance(frame, Image) else from_pil(frame, name=name) for frame in frames]
+    if not shots:
+        raise BadImage("empty", "a video has at least one frame", name)
+    sizes = {(shot.width, shot.height) for shot in shots}
+    if len(sizes) > 1:
+        raise BadImage("different_sizes", f"the frames have {len(sizes)} different sizes; one was expected", name)
+    pixels = sum(shot.width * shot.height for shot in shots)
+    if pixels > limits.pixels:
+        raise BadImage("too_many_pixels", f"the frames have {pixels} pixels; allowed are {limits.pixels}", name)
+    plain = tuple(shot.on((255, 255, 255)) for shot in shots)
+    digest = hashlib.sha256("".join(shot.digest for shot in shots).encode()).hexdigest()
+    return Image(plain[0], digest, name, sum(shot.seconds for shot in shots), plain)
 
 
 def check_size(width: int, height: int, *, name: str = "image", limits: Limits = LIMITS) -> None:

@@ -95,7 +95,8 @@ class Llava:
         images = [part for part in parts if isinstance(part, Image)]
         timings.add("decode", sum(image.seconds for image in images))
         self._check_room(self.composer.count(parts), parts, sampling)
-        cached = sum(self.composer.vision.cached(image) for image in images)
+        vision, among = self.composer.vision, len(images)
+        cached = tuple(vision.cached(image, among) for image in images)
         prompt = self.composer.prompt(parts, timings)
         limit = sampling.max_tokens or min(DEFAULT_MAX_TOKENS, self.engine.context - len(prompt))
         facts = End(
@@ -103,8 +104,8 @@ class Llava:
             prompt_tokens=len(prompt),
             image_tokens=prompt.image_positions,
             completion_tokens=0,
-            images=len(images),
-            cached_images=cached,
+            positions=tuple(vision.positions(image, among) for image in images),
+            cached=cached,
             left_out=left_out,
         )
         return self._answer(prompt, replace(sampling, max_tokens=limit), facts, timings)
@@ -166,8 +167,8 @@ class Llava:
         """Refuses what can't fit before any picture is looked at."""
         wanted = sampling.max_tokens or 1
         if positions + wanted > self.engine.context:
-            vision = self.composer.vision
-            pictures = sum(vision.positions(part) for part in parts if isinstance(part, Image))
+            images = [part for part in parts if isinstance(part, Image)]
+            pictures = sum(self.composer.vision.positions(image, len(images)) for image in images)
             raise PromptTooLong(positions, pictures, wanted, self.engine.context)
 
 

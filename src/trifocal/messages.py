@@ -130,7 +130,8 @@ class End:
 
     ``prompt_tokens`` counts every position of the prompt, ``image_tokens`` those of them that are
     pictures. ``left_out`` tells, in words, what of the conversation did not fit or was not kept.
-    ``cached_images`` counts pictures whose features were already known. ``timings`` are seconds per
+    ``positions`` are those of each picture in order, ``cached`` says of which the rows were already
+    known. ``timings`` are seconds per
     step: decode (of image files), preprocess, tower, projector, prefill, generate.
     """
 
@@ -138,10 +139,25 @@ class End:
     prompt_tokens: int
     image_tokens: int
     completion_tokens: int
-    images: int = 0
-    cached_images: int = 0
+    positions: tuple[int, ...] = ()
+    cached: tuple[bool, ...] = ()
     left_out: tuple[str, ...] = ()
     timings: dict[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def images(self) -> int:
+        """How many pictures the prompt had."""
+        return len(self.positions)
+
+    @property
+    def cached_images(self) -> int:
+        """Of how many of them the rows were already known."""
+        return sum(self.cached)
+
+    @property
+    def cached_positions(self) -> int:
+        """Positions of the pictures whose rows were already known."""
+        return sum(count for count, known in zip(self.positions, self.cached, strict=True) if known)
 
 
 @dataclass(frozen=True, slots=True)

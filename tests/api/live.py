@@ -45,10 +45,10 @@ class MeanColour:
             self._seen |= {image.digest for image in images}
             return [torch.full((POSITIONS, HIDDEN), _mean(image)) for image in images]
 
-    def positions(self, image: Image) -> int:
+    def positions(self, image: Image, among: int = 1) -> int:
         return POSITIONS
 
-    def cached(self, image: Image) -> bool:
+    def cached(self, image: Image, among: int = 1) -> bool:
         return image.digest in self._seen
 
 

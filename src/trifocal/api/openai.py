@@ -232,7 +232,7 @@ def usage_of(steps: Sequence[Step]) -> dict[str, Any]:
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {
-            "cached_tokens": steps[0].cached_positions,
+            "cached_tokens": ends[0].cached_positions,
             "image_tokens": ends[0].image_tokens,
             "text_tokens": prompt - ends[0].image_tokens,
         },
@@ -243,7 +243,7 @@ def additions_of(step: Step) -> dict[str, Any]:
     """What we tell besides: positions of each picture, cache hits, what was left out, seconds per step."""
     assert step.end is not None
     return {
-        "image_positions": list(step.positions),
+        "image_positions": list(step.end.positions),
         "cached_images": step.end.cached_images,
         "left_out": list(step.end.left_out),
         "timings": {name: round(seconds, 6) for name, seconds in step.end.timings.items()},

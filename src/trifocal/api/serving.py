@@ -58,13 +58,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A piece of answer number ``index``; its last one carries ``end`` and what each picture cost."""
+    """A piece of answer number ``index``; its last one carries ``end``."""
 
     index: int
     text: str
     end: End | None = None
-    positions: tuple[int, ...] = ()
-    cached_positions: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
@@ -270,21 +268,12 @@ class Server:
     def _work(self, job: Job) -> Generator[Step, None, None]:
         """What the worker thread does: decode, look, generate."""
         messages = decode(job.drafts, self.image_limits, self.settings.images, self.settings.decoded_bytes)
-        images = [image for message in messages for image in message.images]
-        vision = self.llava.composer.vision
-        costs = [vision.positions(image) for image in images]
         for index in range(job.answers):
-            known = [vision.cached(image) for image in images]
             seed = job.sampling.seed
             sampling = replace(job.sampling, seed=None if seed is None else seed + index)
             with closing(self._chunks(job, messages, sampling)) as chunks:
                 for chunk in chunks:
-                    if chunk.end is None:
-                        yield Step(index, chunk.text, logprobs=chunk.logprobs)
-                        continue
-                    kept = slice(len(images) - chunk.end.images, None)
-                    cached = sum(cost for cost, hit in zip(costs[kept], known[kept], strict=True) if hit)
-                    yield Step(index, chunk.text, chunk.end, tuple(costs[kept]), cached, chunk.logprobs)
+                    yield Step(index, chunk.text, chunk.end, chunk.logprobs)
 
     def _chunks(self, job: Job, messages: list[Message], sampling: Sampling) -> Generator[Chunk, None, None]:
         if not job.raw:
@@ -306,8 +295,8 @@ class Server:
         if job.room is not None:
             count, wanted = self.llava.composer.count(parts), sampling.max_tokens or 1
             if count + wanted > job.room:
-                vision = self.llava.composer.vision
-                pictures = sum(vision.positions(part) for part in parts if isinstance(part, Image))
+                images = [part for part in parts if isinstance(part, Image)]
+                pictures = sum(self.llava.composer.vision.positions(image, len(images)) for image in images)
                 raise PromptTooLong(count, pictures, wanted, min(job.room, self.llava.engine.context))
 
 

@@ -59,7 +59,7 @@ _VISION_DEFAULTS = {
 }
 
 
-def tower_part(source: Path, config: Mapping[str, Any], layer: int, *, keep_class: bool) -> Tower:
+def tower_part(source: Path, config: Mapping[str, Any], layer: int, *, keep_first: bool) -> Tower:
     own = config.get("vision_config", config)
     if not isinstance(own, dict):
         raise CheckpointError(f"{source}: vision_config is {own!r}, a JSON object was expected")
@@ -85,7 +85,7 @@ def tower_part(source: Path, config: Mapping[str, Any], layer: int, *, keep_clas
         act=str(own.get("hidden_act", "quick_gelu")),
         eps=real(source, own.get("layer_norm_eps", 1e-5), "layer_norm_eps"),
         feature_layer=layer,
-        keep_class=keep_class,
+        keep_first=keep_first,
     )
 
 

@@ -60,7 +60,7 @@ def from_gguf(language: Path, mmproj: Path, *, name: str | None, template: str |
         )
     first_family = "weight" in seeing.projector
     text = text_part(language, own_config(language))
-    tower = tower_part(mmproj, seeing.config, seeing.feature_layer, keep_class=False)
+    tower = tower_part(mmproj, seeing.config, seeing.feature_layer, keep_first=False)
     mean, std = (tuple(map(float, seeing.preprocessing[f"image_{name}"])) for name in ("mean", "std"))
     if len(mean) != 3 or len(std) != 3:
         raise CheckpointError(f"{mmproj}: image_mean and image_std are {mean} and {std}, expected three numbers each")

@@ -30,7 +30,7 @@ def from_hf(
         if not isinstance(config[key], dict):
             raise CheckpointError(f"{folder / 'config.json'}: {key} is {config[key]!r}, a JSON object was expected")
     vision = config["vision_config"] if tower is None else read_json(tower / "config.json")
-    part = tower_part(tower or folder, vision, layer, keep_class=strategy == "full")
+    part = tower_part(tower or folder, vision, layer, keep_first=strategy == "full")
     act = str(config.get("projector_hidden_act", "gelu"))
     return {
         "family": "llava-1.5",

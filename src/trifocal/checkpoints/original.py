@@ -28,7 +28,7 @@ def from_original(
     layer = layer_number(folder, config, "mm_vision_select_layer")
     select = config.get("mm_vision_select_feature", "patch")
     source = folder if tower is None and "tower" in inside else home
-    part = tower_part(source, vision, layer, keep_class=select == "cls_patch")
+    part = tower_part(source, vision, layer, keep_first=select == "cls_patch")
     where = projector or _own_projector(folder, config, inside)
     kind, _, act = str(config.get("mm_projector_type") or "linear").partition("_")
     first_family = kind == "linear"

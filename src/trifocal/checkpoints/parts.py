@@ -7,7 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["CLIP_MEAN", "CLIP_STD", "CLIP_TOWER", "Checkpoint", "Preprocessing", "Projector", "Text", "Tower"]
+__all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "CLIP_TOWER",
+    "FITS",
+    "Checkpoint",
+    "Preprocessing",
+    "Projector",
+    "Text",
+    "Tiling",
+    "Tower",
+]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -16,11 +27,13 @@ CLIP_TOWER = "openai/clip-vit-large-patch14"
 
 @dataclass(frozen=True, slots=True)
 class Tower:
-    """A CLIP vision tower: a ViT with pre-norm blocks and a class token.
+    """A vision tower: a ViT with pre-norm blocks.
 
-    ``feature_layer`` counts as in ``hidden_states``: 0 is the embedding, k the output of block k, and
-    negative numbers count from the end. ``keep_class`` keeps the class token's row (``full`` or
-    ``cls_patch``) and is off in every released LLaVA.
+    ``kind`` is ``clip`` (a class token, a norm before the blocks, no bias on the patches) or ``siglip``
+    (none of the first two, a bias). ``feature_layer`` counts as in ``hidden_states``: 0 is the
+    embedding, k the output of block k, and negative numbers count from the end. ``keep_first`` keeps
+    the first row (``full`` or ``cls_patch``): CLIP's is the class token, which no released LLaVA
+    keeps, SigLIP's is a patch like the others.
     """
 
     source: Path
@@ -33,12 +46,18 @@ class Tower:
     act: str = "quick_gelu"
     eps: float = 1e-5
     feature_layer: int = -2
-    keep_class: bool = False
+    keep_first: bool = False
+    kind: Literal["clip", "siglip"] = "clip"
+
+    @property
+    def side(self) -> int:
+        """Patches along each side of a tile."""
+        return self.image_size // self.patch_size
 
     @property
     def patches(self) -> int:
-        """Rows of a picture: patches of one tile, and the class token where it is kept."""
-        return (self.image_size // self.patch_size) ** 2 + self.keep_class
+        """Rows of a tile: its patches, and CLIP's class token where it is kept."""
+        return self.side**2 + (self.kind == "clip") - (not self.keep_first)
 
     @property
     def blocks(self) -> int:
@@ -56,21 +75,50 @@ class Projector:
 
 
 @dataclass(frozen=True, slots=True)
+class Tiling:
+    """How a picture is cut into tiles, and how their rows are put together: ``anyres``.
+
+    ``pinpoints`` are the canvases to choose from, ``(width, height)`` in pixels, in the order in which
+    the reference goes through them. ``merge`` is ``spatial_unpad`` (one grid, without what shows only
+    padding), ``spatial`` (one grid) or ``flat`` (tile after tile). ``newline`` ends each row of the
+    grid with the learned vector. ``most`` bounds the grid to that many tiles' rows (``anyres_max_9``).
+    ``digits`` rounds the size that unpadding keeps, as transformers does; the original cuts it off.
+    ``alone`` cuts only a picture that is the only one of its prompt; several are padded to squares.
+    """
+
+    pinpoints: tuple[tuple[int, int], ...]
+    merge: Literal["spatial_unpad", "spatial", "flat"] = "spatial_unpad"
+    newline: bool = True
+    most: int | None = None
+    digits: int | None = None
+    alone: bool = False
+
+
+FITS = {
+    "crop": "short side resized, centre cropped",
+    "pad": "padded to a square with the mean colour",
+    "stretch": "stretched to a square",
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Preprocessing:
     """From a picture to pixel values.
 
     ``fit`` is how a picture that is not square becomes one: ``crop`` (resize the short side, take the
-    middle) or ``pad`` (onto a square of the mean colour, nothing is lost). ``background`` shows where
-    the picture is transparent.
+    middle), ``pad`` (onto a square of the mean colour, nothing is lost) or ``stretch``. ``tiles`` says
+    that it is seen in tiles besides; then ``fit`` is for pictures that are not. ``background`` shows
+    where the picture is transparent.
     """
 
     size: int
-    fit: Literal["crop", "pad"]
+    fit: Literal["crop", "pad", "stretch"]
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     rescale: float = 1 / 255
     resample: int = 3
     background: tuple[int, int, int] = (255, 255, 255)
+    tiles: Tiling | None = None
 
     @property
     def pad_colour(self) -> tuple[int, int, int]:

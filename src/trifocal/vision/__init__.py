@@ -2,20 +2,22 @@
 
 from trifocal.vision.base import Vision
 from trifocal.vision.cache import FeatureCache
-from trifocal.vision.llava import BATCH, ClipVision
+from trifocal.vision.llava import BATCH, LlavaVision
 from trifocal.vision.loading import load_vision
-from trifocal.vision.preprocessing import pixels, shown
+from trifocal.vision.preprocessing import count, pixels, shown, views
 from trifocal.vision.projectors import PROJECTORS
-from trifocal.vision.towers import ClipTower
+from trifocal.vision.towers import VisionTransformer
 
 __all__ = [
     "BATCH",
     "PROJECTORS",
-    "ClipTower",
-    "ClipVision",
     "FeatureCache",
+    "LlavaVision",
     "Vision",
+    "VisionTransformer",
+    "count",
     "load_vision",
     "pixels",
     "shown",
+    "views",
 ]

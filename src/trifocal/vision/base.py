@@ -28,13 +28,13 @@ class Vision(Protocol):
         ...
 
     def encode(self, images: Sequence[Image], timings: Timings | None = None) -> list[torch.Tensor]:
-        """Rows of each picture, ``[positions, hidden]``, in order."""
+        """Rows of each of a prompt's pictures, ``[positions, hidden]``, in order. All of them are given."""
         ...
 
-    def positions(self, image: Image) -> int:
-        """How many rows a picture will have; it is not looked at."""
+    def positions(self, image: Image, among: int = 1) -> int:
+        """How many rows a picture will have in a prompt with ``among`` of them; it is not looked at."""
         ...
 
-    def cached(self, image: Image) -> bool:
+    def cached(self, image: Image, among: int = 1) -> bool:
         """Whether a picture's rows are known already."""
         ...

@@ -23,22 +23,28 @@ class FeatureCache:
         self._rows: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._lock = threading.RLock()
 
-    def fill(self, images: Sequence[Image], see: Callable[[list[Image]], list[torch.Tensor]]) -> list[torch.Tensor]:
+    def fill(
+        self, images: Sequence[Image], see: Callable[[list[Image]], list[torch.Tensor]], mode: str = ""
+    ) -> list[torch.Tensor]:
         """The rows of the pictures in order; those not known are seen, each once, and remembered.
 
-        One lock around look-up and seeing: two requests with one picture see it once.
+        ``mode`` keeps apart what one picture looks like when it is seen in different ways. One lock
+        around look-up and seeing: two requests with one picture see it once.
         """
+        keys = [_key(image, mode) for image in images]
         with self._lock:
-            known = {image.digest: self._rows[image.digest] for image in images if image.digest in self._rows}
-            new = list({image.digest: image for image in images if image.digest not in known}.values())
-            seen = dict(zip((image.digest for image in new), see(new), strict=True)) if new else {}
-            for digest in (image.digest for image in images):
-                self._keep(digest, known.get(digest, seen.get(digest)))
-            return [known[image.digest] if image.digest in known else seen[image.digest] for image in images]
+            known = {key: self._rows[key] for key in keys if key in self._rows}
+            new = {key: image for key, image in zip(keys, images, strict=True) if key not in known}
+            seen = dict(zip(new, see(list(new.values())), strict=True)) if new else {}
+            rows = [known[key] if key in known else seen[key] for key in keys]
+            for key, each in zip(keys, rows, strict=True):
+                self._keep(key, each)
+            return rows
 
-    def __contains__(self, image: Image) -> bool:
+    def has(self, image: Image, mode: str = "") -> bool:
+        """Whether a picture's rows are known, seen that way."""
         with self._lock:
-            return image.digest in self._rows
+            return _key(image, mode) in self._rows
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -48,12 +54,15 @@ class FeatureCache:
         """Bytes held now."""
         return self._held
 
-    def _keep(self, digest: str, rows: torch.Tensor | None) -> None:
-        assert rows is not None
-        if digest not in self._rows:
-            self._rows[digest] = rows
+    def _keep(self, key: str, rows: torch.Tensor) -> None:
+        if key not in self._rows:
+            self._rows[key] = rows
             self._held += rows.nbytes
-        self._rows.move_to_end(digest)
+        self._rows.move_to_end(key)
         while self._held > self._limit:
             _, gone = self._rows.popitem(last=False)
             self._held -= gone.nbytes
+
+
+def _key(image: Image, mode: str) -> str:
+    return f"{image.digest}:{mode}" if mode else image.digest

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import nn
@@ -12,57 +13,90 @@ from trifocal.images import Image
 from trifocal.timing import Timings
 from trifocal.vision.cache import FeatureCache
 from trifocal.vision.placing import on_part, room
-from trifocal.vision.preprocessing import pixels
-from trifocal.vision.towers import ClipTower
+from trifocal.vision.preprocessing import count, is_tiled, pixels
+from trifocal.vision.tiles import grid_of, pack, pack_frames
+from trifocal.vision.towers import VisionTransformer
 
-__all__ = ["BATCH", "ClipVision"]
+__all__ = ["BATCH", "LlavaVision"]
 
 BATCH = 8
 
 
-class ClipVision:
-    """A CLIP tower and a projector, each on its own placement, with a cache behind them."""
+class LlavaVision:
+    """A vision tower and a projector, each on its own placement, with a cache behind them.
+
+    ``newline`` is the learned row ``[hidden]`` that ends the rows of a tiled picture's grid.
+    """
 
     def __init__(
         self,
-        tower: ClipTower,
+        tower: VisionTransformer,
         projector: nn.Module,
         preprocessing: Preprocessing,
         *,
         hidden: int,
         identity: str,
         cache: FeatureCache,
+        newline: torch.Tensor | None = None,
     ) -> None:
         self.tower, self.projector, self.preprocessing = tower, projector, preprocessing
-        self.hidden, self.identity, self.cache = hidden, identity, cache
+        self.hidden, self.identity, self.cache, self.newline = hidden, identity, cache, newline
 
     def encode(self, images: Sequence[Image], timings: Timings | None = None) -> list[torch.Tensor]:
-        """Rows of each picture, ``[positions, hidden]``, in order.
+        """Rows of each of a prompt's pictures, ``[positions, hidden]``, in order.
 
         Raises:
+            BadImage: a video for a model that was not made for them.
             OutOfMemory: the tower's or the projector's device has no room.
         """
         timings = Timings() if timings is None else timings
-        return self.cache.fill(images, lambda new: self._see(new, timings))
+        among = len(images)
+        return self.cache.fill(images, lambda new: self._see(new, among, timings), self._mode(among))
 
-    def positions(self, image: Image) -> int:
-        """Every picture takes as many: the tower's patches."""
-        return self.tower.config.patches
+    def positions(self, image: Image, among: int = 1) -> int:
+        """How many rows a picture will have in a prompt with ``among`` of them; it is not looked at."""
+        return count(image, self.tower.config, self.preprocessing, among)
 
-    def cached(self, image: Image) -> bool:
+    def cached(self, image: Image, among: int = 1) -> bool:
         """Whether a picture's rows are known already."""
-        return image in self.cache
+        return self.cache.has(image, self._mode(among))
+
+    def _mode(self, among: int) -> str:
+        return "tiles" if is_tiled(self.preprocessing, among) else ""
 
     @torch.inference_mode()
-    def _see(self, images: list[Image], timings: Timings) -> list[torch.Tensor]:
+    def _see(self, images: list[Image], among: int, timings: Timings) -> list[torch.Tensor]:
+        """Rows of pictures; the tower sees `BATCH` views at once, whichever pictures they belong to."""
+        counts: list[int] = []
         seen: list[torch.Tensor] = []
-        for start in range(0, len(images), BATCH):
-            batch = images[start : start + BATCH]
-            with timings.step("preprocess"):
-                values = torch.stack([pixels(image, self.preprocessing) for image in batch])
+        views = self._views(images, among, counts, timings)
+        while batch := list(islice(views, BATCH)):
             with timings.step("tower"), room("vision tower"):
-                features = self.tower(on_part(values, self.tower))  # [images, patches, width]
+                features = self.tower(on_part(torch.stack(batch), self.tower))  # [views, patches, width]
             with timings.step("projector"), room("projector"):
-                rows = self.projector(on_part(features, self.projector))  # [images, positions, hidden]
-            seen += rows.unbind()
-        return [rows.clone() for rows in seen]
+                seen.append(self.projector(on_part(features, self.projector)))  # [views, patches, hidden]
+        with timings.step("projector"), room("projector"):
+            each = torch.cat(seen).split_with_sizes(counts)
+            return [self._packed(image, rows, among) for image, rows in zip(images, each, strict=True)]
+
+    def _views(self, images: list[Image], among: int, counts: list[int], timings: Timings) -> Iterator[torch.Tensor]:
+        """The pixel values of all views of all pictures, one after the other; how many each has goes to ``counts``."""
+        for image in images:
+            with timings.step("preprocess"):
+                values = pixels(image, self.preprocessing, among)
+            counts.append(len(values))
+            yield from values
+
+    def _packed(self, image: Image, rows: torch.Tensor, among: int) -> torch.Tensor:
+        """The rows of a picture's views ``[views, patches, hidden]`` as its block ``[positions, hidden]``."""
+        tiling = self.preprocessing.tiles
+        if tiling is None:
+            return rows[0].clone()
+        newline = self.newline if tiling.newline else None
+        if image.frames:
+            return pack_frames(rows, newline)
+        if not is_tiled(self.preprocessing, among):
+            return torch.cat([rows[0], *([newline.to(rows)[None]] if newline is not None else [])])
+        size = (image.width, image.height)
+        config = self.tower.config
+        return pack(rows, grid_of(size, config.image_size, config.side, tiling), tiling, newline)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -11,13 +12,15 @@ from trifocal.checkpoints import Checkpoint, Tower
 from trifocal.errors import CheckpointError
 from trifocal.placement import Placement
 from trifocal.vision.cache import FeatureCache
-from trifocal.vision.llava import ClipVision
-from trifocal.vision.placing import placed
+from trifocal.vision.llava import LlavaVision
+from trifocal.vision.placing import placed, stored
 from trifocal.vision.projectors import PROJECTORS
-from trifocal.vision.towers import ClipTower
-from trifocal.weights import part_weights
+from trifocal.vision.towers import VisionTransformer
+from trifocal.weights import Weights, part_weights
 
 __all__ = ["load_vision"]
+
+NEWLINE = "image_newline"
 
 
 def load_vision(
@@ -27,7 +30,7 @@ def load_vision(
     *,
     allow_pickle: bool = False,
     cache_bytes: int = 256 << 20,
-) -> ClipVision:
+) -> LlavaVision:
     """Loads tower and projector, each onto its placement; time and memory of each go to the log.
 
     Raises:
@@ -41,11 +44,11 @@ def load_vision(
             f"projector of type {checkpoint.projector.kind!r} is not known; known: {', '.join(PROJECTORS)}"
         )
     with torch.device("meta"):
-        empty = ClipTower(checkpoint.tower).eval()
+        empty = VisionTransformer(checkpoint.tower).eval()
     seeing = placed("vision tower", empty, eyes, tower)
     kind = checkpoint.projector.kind
     reading = placed("projector", PROJECTORS[kind](hands, checkpoint.projector.act, kind), hands, projector)
-    over = sorted(set(hands) - set(reading.state_dict()))
+    over = sorted(set(hands) - set(reading.state_dict()) - {NEWLINE})
     if over:
         raise CheckpointError(
             f"{hands.where(over[0])}: the projector is said to be {kind}, which has no {', '.join(over)}: "
@@ -57,26 +60,40 @@ def load_vision(
             f"the projector takes features of {linears[0].in_features}, the tower makes {checkpoint.tower.hidden}: "
             "they belong to different models"
         )
-    return ClipVision(
+    hidden = linears[-1].out_features
+    newline = _newline(checkpoint, hidden, hands, projector)
+    return LlavaVision(
         seeing,
         reading,
         checkpoint.preprocessing,
-        hidden=linears[-1].out_features,
-        identity=_identity(checkpoint, seeing, reading),
+        hidden=hidden,
+        identity=_identity(checkpoint, seeing.state_dict(), reading.state_dict(), newline),
         cache=FeatureCache(cache_bytes),
+        newline=newline.get(NEWLINE),
     )
 
 
-def _identity(checkpoint: Checkpoint, *parts: nn.Module) -> str:
+def _newline(checkpoint: Checkpoint, hidden: int, weights: Weights, placement: Placement) -> dict[str, torch.Tensor]:
+    """The learned row that ends a row of patches, by its name, where the checkpoint's pictures have one."""
+    tiling = checkpoint.preprocessing.tiles
+    if tiling is None or not tiling.newline:
+        return {}
+    device, dtype = placement.resolve()
+    row = stored("projector", NEWLINE, torch.Size([hidden]), weights)
+    return {NEWLINE: row.to(device=device, dtype=dtype, copy=True)}
+
+
+def _identity(checkpoint: Checkpoint, *parts: Mapping[str, torch.Tensor]) -> str:
     """A digest of weights, precision and preprocessing: what makes two visions see the same."""
     facts = (checkpoint.preprocessing, _shape(checkpoint.tower), checkpoint.projector.act)
     digest = hashlib.sha256(repr(facts).encode())
     for part in parts:
-        for name, tensor in part.state_dict().items():
+        for name, tensor in part.items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device.type}".encode())
-            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def _shape(tower: Tower) -> tuple[object, ...]:
-    return (tower.layers, tower.heads, tower.patch_size, tower.act, tower.eps, tower.feature_layer, tower.keep_class)
+    sizes = (tower.layers, tower.heads, tower.patch_size)
+    return (tower.kind, *sizes, tower.act, tower.eps, tower.feature_layer, tower.keep_first)

@@ -16,7 +16,7 @@ from trifocal.errors import CheckpointError, OutOfMemory
 from trifocal.placement import Placement
 from trifocal.weights import Weights
 
-__all__ = ["on_part", "placed", "room"]
+__all__ = ["on_part", "placed", "room", "stored"]
 
 log = logging.getLogger("trifocal")
 _NO_ROOM = re.compile(r"can't allocate memory|out of memory")
@@ -29,7 +29,7 @@ def placed(what: str, empty: PartT, weights: Weights, placement: Placement) -> P
     started = time.perf_counter()
     with room(what):
         state = {
-            name: _checked(what, name, wanted.shape, weights).to(device=device, dtype=dtype, copy=True)
+            name: stored(what, name, wanted.shape, weights).to(device=device, dtype=dtype, copy=True)
             for name, wanted in empty.state_dict().items()
         }
     empty.load_state_dict(state, assign=True)
@@ -39,8 +39,12 @@ def placed(what: str, empty: PartT, weights: Weights, placement: Placement) -> P
     return empty
 
 
-def _checked(what: str, name: str, shape: torch.Size, weights: Weights) -> torch.Tensor:
-    """A tensor as it is stored; its shape is looked at before it is read."""
+def stored(what: str, name: str, shape: torch.Size, weights: Weights) -> torch.Tensor:
+    """A tensor as it is stored; its shape is looked at before it is read.
+
+    Raises:
+        CheckpointError: it is missing, of another shape, or holds what are no numbers.
+    """
     if name not in weights:
         raise CheckpointError(f"{what}: the tensor {name} is missing")
     found, file = weights.spec(name)[1], weights.where(name)

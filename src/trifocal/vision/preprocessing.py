@@ -6,34 +6,82 @@ import numpy as np
 import torch
 from PIL import Image as Pictures
 
-from trifocal.checkpoints import Preprocessing
+from trifocal.checkpoints import Preprocessing, Tower
+from trifocal.errors import BadImage
 from trifocal.images import Image
+from trifocal.vision.tiles import frame_side, grid_of, positions, tiles_of
 
-__all__ = ["pixels", "shown"]
+__all__ = ["count", "is_tiled", "pixels", "shown", "views"]
 
 
 def shown(image: Image, preprocessing: Preprocessing) -> Pictures.Image:
-    """What the model is shown of a picture: ``size`` x ``size`` RGB, after padding, resizing and cropping.
+    """A picture as one square: ``size`` x ``size`` RGB, after padding, resizing and cropping.
 
     Bicubic on 8-bit values and truncated sizes, as CLIP's own processor does it; the padding is that
     of LLaVA 1.5 (``expand2square``).
     """
+    return _square(image.on(preprocessing.background), preprocessing, preprocessing.fit)
+
+
+def views(image: Image, preprocessing: Preprocessing, among: int = 1) -> list[Pictures.Image]:
+    """All that the model is shown of a picture: squares of ``size``, in the order in which the tower sees them.
+
+    ``among`` is how many pictures its prompt has. A picture in tiles is the whole first, then its tiles row by
+    row; a video is its frames.
+
+    Raises:
+        BadImage: a video for a model that was not made for them.
+    """
+    if image.frames:
+        if preprocessing.tiles is None or not preprocessing.tiles.alone:
+            raise BadImage("is_a_video", "this model takes pictures, not videos", image.name)
+        return [_square(frame, preprocessing, "stretch") for frame in image.frames]
+    if preprocessing.tiles is None or not is_tiled(preprocessing, among):
+        return [shown(image, preprocessing)]
     picture = image.on(preprocessing.background)
-    if preprocessing.fit == "pad":
-        picture = _padded(picture, preprocessing.pad_colour)
-    size, (width, height) = preprocessing.size, picture.size
-    short = min(width, height)
-    wide, high = (size, size * height // width) if width == short else (size * width // height, size)
-    resized = picture.resize((wide, high), Pictures.Resampling(preprocessing.resample))
-    left, top = (wide - size) // 2, (high - size) // 2
-    return resized.crop((left, top, left + size, top + size))
+    return tiles_of(picture, preprocessing.size, preprocessing.tiles, preprocessing.resample)
 
 
-def pixels(image: Image, preprocessing: Preprocessing) -> torch.Tensor:
-    """The pixel values of a picture, ``[3, size, size]`` in float32."""
-    values = np.asarray(shown(image, preprocessing), dtype=np.float32) * np.float32(preprocessing.rescale)
+def is_tiled(preprocessing: Preprocessing, among: int) -> bool:
+    """Whether a picture is seen in tiles when its prompt has that many."""
+    return preprocessing.tiles is not None and (among == 1 or not preprocessing.tiles.alone)
+
+
+def pixels(image: Image, preprocessing: Preprocessing, among: int = 1) -> torch.Tensor:
+    """The pixel values of a picture's `views`, ``[views, 3, size, size]`` in float32."""
+    return torch.stack([_values(view, preprocessing) for view in views(image, preprocessing, among)])
+
+
+def count(image: Image, tower: Tower, preprocessing: Preprocessing, among: int = 1) -> int:
+    """How many rows a picture will have in a prompt with ``among`` of them; it is not looked at."""
+    tiling = preprocessing.tiles
+    if tiling is None:
+        return tower.patches
+    if image.frames:
+        return len(image.frames) * frame_side(tower.side) ** 2 + tiling.newline
+    if not is_tiled(preprocessing, among):
+        return tower.patches + tiling.newline
+    size = (image.width, image.height)
+    return positions(grid_of(size, tower.image_size, tower.side, tiling), tower.side, tiling)
+
+
+def _values(view: Pictures.Image, preprocessing: Preprocessing) -> torch.Tensor:
+    values = np.asarray(view, dtype=np.float32) * np.float32(preprocessing.rescale)
     mean, std = np.array(preprocessing.mean, np.float32), np.array(preprocessing.std, np.float32)
     return torch.from_numpy(((values - mean) / std).transpose(2, 0, 1).copy())
+
+
+def _square(picture: Pictures.Image, preprocessing: Preprocessing, fit: str) -> Pictures.Image:
+    size, how = preprocessing.size, Pictures.Resampling(preprocessing.resample)
+    if fit == "stretch":
+        return picture.resize((size, size), how)
+    if fit == "pad":
+        picture = _padded(picture, preprocessing.pad_colour)
+    width, height = picture.size
+    short = min(width, height)
+    wide, high = (size, size * height // width) if width == short else (size * width // height, size)
+    left, top = (wide - size) // 2, (high - size) // 2
+    return picture.resize((wide, high), how).crop((left, top, left + size, top + size))
 
 
 def _padded(picture: Pictures.Image, colour: tuple[int, int, int]) -> Pictures.Image:

@@ -1,4 +1,4 @@
-"""Vision transformers: CLIP's, up to the block whose output LLaVA takes."""
+"""Vision transformers: CLIP's and SigLIP's, up to the block whose output LLaVA takes."""
 
 from __future__ import annotations
 
@@ -9,41 +9,47 @@ from torch.nn import functional
 from trifocal.checkpoints import Tower
 from trifocal.vision.activations import activation
 
-__all__ = ["ClipTower"]
+__all__ = ["VisionTransformer"]
 
 
-class ClipTower(nn.Module):
-    """CLIP's vision transformer up to the block whose output LLaVA takes; the blocks after it are not built.
+class VisionTransformer(nn.Module):
+    """CLIP's or SigLIP's vision transformer up to the block whose output LLaVA takes; no more are built.
 
-    Parameter names are those of ``CLIPVisionModel`` without its prefix.
+    Parameter names are those of ``CLIPVisionModel`` and ``SiglipVisionModel`` without their prefix.
     """
 
     def __init__(self, config: Tower) -> None:
         super().__init__()
         self.config = config
         self.embeddings = _Embeddings(config)
-        self.pre_layrnorm = nn.LayerNorm(config.hidden, eps=config.eps)
+        if config.kind == "clip":
+            self.pre_layrnorm = nn.LayerNorm(config.hidden, eps=config.eps)
         self.encoder = _Encoder(config)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """``[images, 3, side, side]`` to ``[images, patches, hidden]``: class token first, if it is kept."""
-        hidden: torch.Tensor = self.encoder(self.pre_layrnorm(self.embeddings(pixel_values)))
-        return hidden if self.config.keep_class else hidden[:, 1:]
+        """``[images, 3, side, side]`` to ``[images, patches, hidden]``: the first row is dropped unless it is kept."""
+        hidden: torch.Tensor = self.embeddings(pixel_values)
+        if self.config.kind == "clip":
+            hidden = self.pre_layrnorm(hidden)
+        hidden = self.encoder(hidden)
+        return hidden if self.config.keep_first else hidden[:, 1:]
 
 
 class _Embeddings(nn.Module):
     def __init__(self, config: Tower) -> None:
         super().__init__()
-        patch = config.patch_size
-        self.class_embedding = nn.Parameter(torch.empty(config.hidden))
-        self.patch_embedding = nn.Conv2d(3, config.hidden, patch, stride=patch, bias=False)
-        self.position_embedding = nn.Embedding((config.image_size // patch) ** 2 + 1, config.hidden)
+        patch, has_class = config.patch_size, config.kind == "clip"
+        self.class_embedding = nn.Parameter(torch.empty(config.hidden)) if has_class else None
+        self.patch_embedding = nn.Conv2d(3, config.hidden, patch, stride=patch, bias=not has_class)
+        self.position_embedding = nn.Embedding(config.side**2 + has_class, config.hidden)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         grid = self.patch_embedding(pixel_values)  # [images, hidden, rows, columns]
         patches = grid.flatten(2).transpose(1, 2)  # [images, patches, hidden]
-        first = self.class_embedding.expand(len(patches), 1, -1)
-        return torch.cat([first, patches], 1) + self.position_embedding.weight
+        if self.class_embedding is not None:
+            patches = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], 1)
+        rows: torch.Tensor = patches + self.position_embedding.weight
+        return rows
 
 
 class _Encoder(nn.Module):
