@@ -140,7 +140,7 @@ def make_hf15(
     model = shaken(LlavaForConditionalGeneration(config), seed).to(dtype)
     tensors = {respelt(name, spelling): tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_tokenizer(tokenizer, folder)
-    _save_shards(tensors, folder, shards)
+    save_shards(tensors, folder, shards)
     values = config.to_dict()
     if fit:
         values["image_aspect_ratio"] = fit
@@ -235,7 +235,8 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def _save_shards(tensors: dict[str, torch.Tensor], folder: Path, shards: int) -> None:
+def save_shards(tensors: dict[str, torch.Tensor], folder: Path, shards: int) -> None:
+    """Tensors in one file, or in several with an index."""
     if shards == 1:
         save_file(tensors, folder / "model.safetensors")
         return

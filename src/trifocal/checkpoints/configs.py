@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from trifocal.checkpoints.parts import CLIP_MEAN, CLIP_STD, Preprocessing, Text, Tower
-from trifocal.checkpoints.reading import colours, read_json, real, whole
+from trifocal.checkpoints.parts import CLIP_MEAN, CLIP_STD, Preprocessing, Text, Tiling, Tower
+from trifocal.checkpoints.reading import colours, knows, read_json, real, whole
 from trifocal.errors import CheckpointError
 
-__all__ = ["preprocessing_part", "text_part", "tower_part"]
+__all__ = ["preprocessing_part", "template_of", "text_part", "tower_part"]
 
 # what a sparse configuration leaves to its class: transformers' LlamaConfig, MistralConfig, Qwen2Config
 _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -49,26 +49,56 @@ _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-_VISION_DEFAULTS = {
-    "hidden_size": 1024,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "intermediate_size": 4096,
-    "image_size": 336,
-    "patch_size": 14,
+_VISION_DEFAULTS: dict[str, dict[str, Any]] = {
+    "clip": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "image_size": 336,
+        "patch_size": 14,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+    },
+    "siglip": {
+        "hidden_size": 1152,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 16,
+        "intermediate_size": 4304,
+        "image_size": 384,
+        "patch_size": 14,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+    },
 }
+_TOWER_KINDS: dict[str, Literal["clip", "siglip"]] = {
+    "clip": "clip",
+    "clip_vision_model": "clip",
+    "siglip": "siglip",
+    "siglip_vision_model": "siglip",
+}
+# the language model of an original checkpoint, by the class that it names; model_type alone is ambiguous
+_ARCHITECTURES = {
+    "LlavaLlamaForCausalLM": "llama",
+    "LlavaMistralForCausalLM": "mistral",
+    "LlavaQwenForCausalLM": "qwen2",
+}
+_HALF = (0.5, 0.5, 0.5)
 
 
 def tower_part(source: Path, config: Mapping[str, Any], layer: int, *, keep_first: bool) -> Tower:
     own = config.get("vision_config", config)
     if not isinstance(own, dict):
         raise CheckpointError(f"{source}: vision_config is {own!r}, a JSON object was expected")
-    kind = own.get("model_type", "clip_vision_model")
-    if kind not in ("clip_vision_model", "clip"):
+    named = own.get("model_type", "clip_vision_model")
+    if named not in _TOWER_KINDS:
         raise CheckpointError(
-            f"{source}: a vision tower of type {kind!r} is not supported; supported: clip_vision_model"
+            f"{source}: a vision tower of type {named!r} is not supported; supported: {', '.join(_TOWER_KINDS)}"
         )
-    values = {key: whole(source, own, key, default) for key, default in _VISION_DEFAULTS.items()}
+    kind = _TOWER_KINDS[named]
+    defaults = _VISION_DEFAULTS[kind]
+    sizes = [key for key, value in defaults.items() if isinstance(value, int)]
+    values = {key: whole(source, own, key, defaults[key]) for key in sizes}
     for large, small in (("hidden_size", "num_attention_heads"), ("image_size", "patch_size")):
         if values[large] < values[small] or (large == "hidden_size" and values[large] % values[small]):
             raise CheckpointError(f"{source}: {large} {values[large]} does not go with {small} {values[small]}")
@@ -82,10 +112,11 @@ def tower_part(source: Path, config: Mapping[str, Any], layer: int, *, keep_firs
         mlp=values["intermediate_size"],
         image_size=values["image_size"],
         patch_size=values["patch_size"],
-        act=str(own.get("hidden_act", "quick_gelu")),
-        eps=real(source, own.get("layer_norm_eps", 1e-5), "layer_norm_eps"),
+        act=str(own.get("hidden_act", defaults["hidden_act"])),
+        eps=real(source, own.get("layer_norm_eps", defaults["layer_norm_eps"]), "layer_norm_eps"),
         feature_layer=layer,
         keep_first=keep_first,
+        kind=kind,
     )
 
 
@@ -93,6 +124,9 @@ def text_part(source: Path, config: Mapping[str, Any]) -> Text:
     """The language half's configuration with its class's defaults filled in and LLaVA's keys gone."""
     kind = str(config.get("model_type") or "llama")
     kind = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}.get(kind, kind)
+    classes = config.get("architectures")
+    if isinstance(classes, list) and classes:
+        kind = _ARCHITECTURES.get(str(classes[0]), kind)
     own = {key: value for key, value in config.items() if not key.startswith(("mm_", "image_", "trifocal_"))}
     filled = {**_TEXT_DEFAULTS.get(kind, {}), **own, "model_type": kind}
     for key in ("hidden_size", "max_position_embeddings"):
@@ -100,26 +134,59 @@ def text_part(source: Path, config: Mapping[str, Any]) -> Text:
     return Text(source, filled)
 
 
-def preprocessing_part(folder: Path, size: int, aspect: str | None) -> Preprocessing:
-    """What ``preprocessor_config.json`` says, in either of its forms; CLIP's values where it is silent."""
+def template_of(text: Text, *, newer: bool) -> str:
+    """The conversation family of a language model in LLaVA 1.5's design, or in that of 1.6 and later.
+
+    1.5's recipes (BakLLaVA's too) talk as Vicuna does; from 1.6 on each language model has its own way.
+    """
+    if text.config["model_type"] == "qwen2":
+        return "qwen_1_5"
+    if not newer:
+        return "llava_v1"
+    if text.config["model_type"] == "mistral":
+        return "mistral_instruct"
+    for token, template in (("<|eot_id|>", "llava_llama_3"), ("<|im_start|>", "chatml_direct")):
+        if knows(text.source, token):
+            return template
+    return "llava_v1"
+
+
+def preprocessing_part(folder: Path, tower: Tower, aspect: str | None, tiles: Tiling | None = None) -> Preprocessing:
+    """What ``preprocessor_config.json`` says, in either of its forms; the tower's own values where it is silent."""
     file = folder / "preprocessor_config.json"
     config = read_json(file) if file.is_file() else {}
-    side = config.get("crop_size", config.get("size", size))
+    side = config.get("crop_size") or config.get("size", tower.image_size)
     if isinstance(side, dict):
-        side = side.get("height", side.get("shortest_edge", size))
-    if side != size:
-        raise CheckpointError(f"{file}: pictures of {side} pixels for a tower that takes {size}")
-    if aspect not in (None, "square", "pad"):
-        raise CheckpointError(f"{folder}: image_aspect_ratio {aspect!r} is not supported; supported: square, pad")
-    pad = aspect == "pad" or (aspect is None and bool(config.get("do_pad")))
+        side = side.get("height", side.get("shortest_edge", tower.image_size))
+    if side != tower.image_size:
+        raise CheckpointError(f"{file}: pictures of {side} pixels for a tower that takes {tower.image_size}")
+    mean, std = (CLIP_MEAN, CLIP_STD) if tower.kind == "clip" else (_HALF, _HALF)
     resample = config.get("resample", 3)
     if resample not in range(6):
         raise CheckpointError(f"{file}: resample is {resample!r}, one of PIL's numbers 0 to 5 was expected")
     return Preprocessing(
-        size=size,
-        fit="pad" if pad else "crop",
-        mean=colours(file, config.get("image_mean", CLIP_MEAN), "image_mean"),
-        std=colours(file, config.get("image_std", CLIP_STD), "image_std"),
+        size=tower.image_size,
+        fit=_fit(folder, tower, aspect, config, tiles),
+        mean=colours(file, config.get("image_mean", mean), "image_mean"),
+        std=colours(file, config.get("image_std", std), "image_std"),
         rescale=real(file, config.get("rescale_factor", 1 / 255), "rescale_factor"),
         resample=int(resample),
+        tiles=tiles,
     )
+
+
+def _fit(
+    folder: Path, tower: Tower, aspect: str | None, processor: Mapping[str, Any], tiles: Tiling | None
+) -> Literal["crop", "pad", "stretch"]:
+    """How a picture becomes a square: what the model was trained with, else what its image processor does."""
+    if tiles is not None:
+        return "pad"
+    if aspect not in (None, "square", "pad"):
+        raise CheckpointError(
+            f"{folder}: image_aspect_ratio {aspect!r} is not supported; supported: square, pad, anyres, anyres_max_9"
+        )
+    if aspect == "pad" or (aspect is None and bool(processor.get("do_pad"))):
+        return "pad"
+    sides = processor.get("size")
+    exact = isinstance(sides, dict) and "height" in sides
+    return "stretch" if exact or (tower.kind == "siglip" and sides is None) else "crop"

@@ -2,41 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trifocal.checkpoints.configs import preprocessing_part, text_part, tower_part
+from trifocal.checkpoints.configs import preprocessing_part, template_of, text_part, tower_part
 from trifocal.checkpoints.parts import Projector
 from trifocal.checkpoints.reading import layer_number, own_config, read_json
+from trifocal.checkpoints.tilings import hf_tiling
 from trifocal.errors import CheckpointError
 
-__all__ = ["from_hf"]
+__all__ = ["FAMILIES", "from_hf"]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What a ``model_type`` leaves to its class: its name here, feature layer and selection."""
+
+    name: str
+    layer: int = -2
+    strategy: str = "default"
+
+
+FAMILIES = {
+    "llava": Family("llava-1.5"),
+    "llava_next": Family("llava-1.6"),
+    "llava_onevision": Family("llava-onevision", -1, "full"),
+}
 
 
 def from_hf(
     folder: Path, config: dict[str, Any], tower: Path | None, projector: Path | None, language: Path
 ) -> dict[str, Any]:
-    """llava-hf's ``LlavaForConditionalGeneration``."""
+    """llava-hf's ``Llava``, ``LlavaNext`` and ``LlavaOnevision`` ``ForConditionalGeneration``."""
+    file = folder / "config.json"
     kind = config.get("model_type", "llava")
-    if kind != "llava":
-        raise CheckpointError(f"{folder / 'config.json'}: model_type {kind!r} is not supported; supported: llava")
-    strategy = config.get("vision_feature_select_strategy", "default")
+    if kind not in FAMILIES:
+        raise CheckpointError(f"{file}: model_type {kind!r} is not supported; supported: {', '.join(FAMILIES)}")
+    family = FAMILIES[kind]
+    strategy = config.get("vision_feature_select_strategy", family.strategy)
     if strategy not in ("default", "full"):
-        raise CheckpointError(
-            f"{folder / 'config.json'}: vision_feature_select_strategy {strategy!r}; known: default, full"
-        )
-    layer = layer_number(folder, config, "vision_feature_layer")
+        raise CheckpointError(f"{file}: vision_feature_select_strategy {strategy!r}; known: default, full")
+    layer = layer_number(folder, config, "vision_feature_layer", family.layer)
     for key in ("vision_config", "text_config"):
         if not isinstance(config[key], dict):
-            raise CheckpointError(f"{folder / 'config.json'}: {key} is {config[key]!r}, a JSON object was expected")
+            raise CheckpointError(f"{file}: {key} is {config[key]!r}, a JSON object was expected")
     vision = config["vision_config"] if tower is None else read_json(tower / "config.json")
     part = tower_part(tower or folder, vision, layer, keep_first=strategy == "full")
     act = str(config.get("projector_hidden_act", "gelu"))
+    text = text_part(language, config["text_config"] if language == folder else own_config(language))
+    tiles = hf_tiling(file, config, part.image_size)
     return {
-        "family": "llava-1.5",
+        "family": family.name if tiles or part.kind == "clip" else "llava-interleave",
         "tower": part,
         "projector": Projector(projector or folder, "mlp2x", act),
-        "preprocessing": preprocessing_part(tower or folder, part.image_size, config.get("image_aspect_ratio")),
-        "language": text_part(language, config["text_config"] if language == folder else own_config(language)),
-        "template": "llava_v1",
+        "preprocessing": preprocessing_part(tower or folder, part, config.get("image_aspect_ratio"), tiles),
+        "language": text,
+        "template": template_of(text, newer=tiles is not None),
     }

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trifocal.checkpoints.configs import preprocessing_part, text_part, tower_part
-from trifocal.checkpoints.parts import CLIP_TOWER, Projector
+from trifocal.checkpoints.configs import preprocessing_part, template_of, text_part, tower_part
+from trifocal.checkpoints.parts import CLIP_TOWER, Projector, Tiling, Tower
 from trifocal.checkpoints.reading import knows, layer_number, own_config, read_json
+from trifocal.checkpoints.tilings import original_tiling
+from trifocal.checkpoints.towers import TOWERS
 from trifocal.errors import CheckpointError
 from trifocal.hub import CONFIGS, PICKLES, WEIGHTS, locate
 from trifocal.weights import canonical, stored_names
@@ -22,26 +24,53 @@ def from_original(
     """Original LLaVA, or a bare language model with tower and projector from elsewhere."""
     names = [canonical(name) for name in stored_names(folder)]
     inside = {found[0] for found in names if found}
-    named = config.get("mm_vision_tower") or CLIP_TOWER
-    home = tower or locate(str(named), (*CONFIGS, *WEIGHTS, *PICKLES))
-    vision = read_json(home / "config.json")
-    layer = layer_number(folder, config, "mm_vision_select_layer")
-    select = config.get("mm_vision_select_feature", "patch")
-    source = folder if tower is None and "tower" in inside else home
-    part = tower_part(source, vision, layer, keep_first=select == "cls_patch")
+    part, home = _own_tower(folder, config, tower, "tower" in inside)
     where = projector or _own_projector(folder, config, inside)
     kind, _, act = str(config.get("mm_projector_type") or "linear").partition("_")
     first_family = kind == "linear"
+    file = folder / "config.json"
+    tiles = original_tiling(file, config, part.image_size)
+    if part.kind == "siglip" and tiles is not None and tiles.merge == "flat":
+        tiles, config = None, {**config, "image_aspect_ratio": None}  # interleave: every picture is one square
+    family = _family(part, tiles)
+    text = text_part(language, config if language == folder else own_config(language))
     return {
-        "family": "llava-v0" if first_family else "llava-1.5",
+        "family": "llava-v0" if first_family else family,
         "tower": part,
         "projector": Projector(where, kind, act or "gelu"),
-        "preprocessing": preprocessing_part(home, part.image_size, config.get("image_aspect_ratio")),
-        "language": text_part(language, config if language == folder else own_config(language)),
-        "template": "llava_v0_webui" if first_family else "llava_v1",
+        "preprocessing": preprocessing_part(home, part, config.get("image_aspect_ratio"), tiles),
+        "language": text,
+        "template": "llava_v0_webui" if first_family else template_of(text, newer=family != "llava-1.5"),
         "framed": first_family and knows(language, "<im_start>"),
         "strip_around_images": first_family,
     }
+
+
+def _own_tower(folder: Path, config: Mapping[str, Any], tower: Path | None, inside: bool) -> tuple[Tower, Path]:
+    """An original checkpoint's tower, and the folder that tells its preprocessing.
+
+    A tower that the checkpoint brings along was trained with it, so the one it names gives only its
+    configuration, which for the towers of LLaVA we know.
+    """
+    named = str(config.get("mm_vision_tower") or CLIP_TOWER)
+    known = TOWERS.get(named) if inside and tower is None else None
+    home = folder if known else tower or locate(named, (*CONFIGS, *WEIGHTS, *PICKLES))
+    vision = known or read_json(home / "config.json")
+    own = vision.get("vision_config", vision)
+    if isinstance(own, dict) and str(own.get("model_type", "")).startswith("siglip"):
+        # LLaVA-NeXT takes SigLIP's last block away and then the last output, whatever the layer that is named
+        layer, keep = -2, True
+    else:
+        layer = layer_number(folder, config, "mm_vision_select_layer")
+        keep = config.get("mm_vision_select_feature", "patch") == "cls_patch"
+    source = folder if tower is None and inside else home
+    return tower_part(source, vision, layer, keep_first=keep), home
+
+
+def _family(tower: Tower, tiles: Tiling | None) -> str:
+    if tower.kind == "clip":
+        return "llava-1.6" if tiles else "llava-1.5"
+    return "llava-onevision" if tiles else "llava-interleave"
 
 
 def _own_projector(folder: Path, config: Mapping[str, Any], inside: set[str]) -> Path:

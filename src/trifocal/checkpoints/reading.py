@@ -59,8 +59,8 @@ def colours(source: Path, value: Any, key: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def layer_number(folder: Path, config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key, -2)
+def layer_number(folder: Path, config: Mapping[str, Any], key: str, default: int = -2) -> int:
+    value = config.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool):
         raise CheckpointError(f"{folder / 'config.json'}: {key} is {value!r}, one layer's number was expected")
     return value

@@ -1,0 +1,226 @@
+"""One small random model of each LLaVA family, saved in every layout that can hold it.
+
+A family is made once, as transformers' own class; a layout is a way of writing its tensors and configuration down.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    MistralConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+
+from checkpoint_maker import (
+    TEXT,
+    VISION,
+    Spelling,
+    bytes_tokenizer,
+    llama_tokenizer,
+    preprocessor,
+    respelt,
+    save_shards,
+    save_tokenizer,
+    shaken,
+)
+
+TILE = 56
+PINPOINTS = [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]
+NEXT_PINPOINTS = [[TILE * first, TILE * second] for first, second in PINPOINTS]
+ONEVISION_PINPOINTS = [[TILE * first, TILE * second] for first in range(1, 7) for second in range(1, 7)]
+CLIP = CLIPVisionConfig(**VISION)
+SIGLIP = SiglipVisionConfig(
+    **{key: value for key, value in VISION.items() if key != "projection_dim"}, vision_use_head=False
+)
+QWEN_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model of a family with its tokenizer; ``original`` are the keys of its original configuration."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    original: dict[str, Any]
+
+    @property
+    def text(self) -> dict[str, Any]:
+        return dict(self.model.config.text_config.to_dict())
+
+
+def family(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Family:
+    """The model of that name with random weights.
+
+    ``1.5``, ``bakllava``, ``1.6-vicuna``, ``1.6-mistral``, ``1.6-34b``, ``onevision``, ``onevision-tied``,
+    ``interleave``.
+    """
+    siglip = name.startswith(("onevision", "interleave"))
+    if siglip:
+        tokenizer = bytes_tokenizer([*QWEN_TOKENS, "<image>", "<video>"])
+    else:
+        extra = ["<|startoftext|>", "<|im_start|>", "<|im_end|>"] if name == "1.6-34b" else []
+        tokenizer = llama_tokenizer([*extra, "<image>", "<pad>"])
+    size = tokenizer.get_vocab_size()
+    text = {**TEXT, "vocab_size": size + (-size) % 64, "max_position_embeddings": 4096}
+    config: Any
+    shared = {"image_token_index": tokenizer.token_to_id("<image>"), "vision_config": SIGLIP if siglip else CLIP}
+    if siglip:
+        ends = {"bos_token_id": tokenizer.token_to_id(QWEN_TOKENS[0]), "eos_token_id": tokenizer.token_to_id("<|im_end|>")}
+        tied = name in ("interleave", "onevision-tied")
+        shared["text_config"] = Qwen2Config(**{**text, **ends, "num_key_value_heads": 2}, tie_word_embeddings=tied)
+        shared["tie_word_embeddings"] = tied
+    elif name in ("1.6-mistral", "bakllava"):
+        shared["text_config"] = MistralConfig(**{**text, "num_key_value_heads": 2}, sliding_window=None)
+    else:
+        shared["text_config"] = LlamaConfig(**text)
+    torch.manual_seed(seed)
+    model: PreTrainedModel
+    if name in ("1.5", "bakllava"):
+        model = LlavaForConditionalGeneration(LlavaConfig(**shared, image_seq_length=16))
+    elif name.startswith("1.6"):
+        model = LlavaNextForConditionalGeneration(LlavaNextConfig(**shared, image_grid_pinpoints=NEXT_PINPOINTS))
+    elif name == "interleave":
+        model = LlavaForConditionalGeneration(
+            LlavaConfig(**shared, vision_feature_layer=-1, vision_feature_select_strategy="full", image_seq_length=16)
+        )
+    else:
+        config = LlavaOnevisionConfig(
+            **shared,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="full",
+            image_grid_pinpoints=ONEVISION_PINPOINTS,
+            video_token_index=tokenizer.token_to_id("<video>"),
+        )
+        model = LlavaOnevisionForConditionalGeneration(config)
+    return Family(name, shaken(model, seed).to(dtype), tokenizer, _original_keys(name))
+
+
+def save_hf(made: Family, folder: Path, *, spelling: Spelling = "hub", shards: int = 1) -> Path:
+    """The family as llava-hf writes it down."""
+    save_tokenizer(made.tokenizer, folder)
+    save_shards({respelt(k, spelling): v for k, v in _tensors(made).items()}, folder, shards)
+    values = {**made.model.config.to_dict(), "architectures": [type(made.model).__name__]}
+    (folder / "config.json").write_text(json.dumps(values))
+    (folder / "preprocessor_config.json").write_text(json.dumps(_processor(made)))
+    return folder
+
+
+def save_original(
+    made: Family, folder: Path, *, tower: Path | None = None, shards: int = 1, pickle: bool = False
+) -> Path:
+    """The family as the original repositories write it down.
+
+    With ``tower`` the tower goes there, into a repository of its own, as LLaVA 1.5 has it; else it is inside.
+    """
+    save_tokenizer(made.tokenizer, folder)
+    tensors = {original_name(k): v for k, v in _tensors(made).items()}
+    seeing = {k: v for k, v in tensors.items() if k.startswith("model.vision_tower.")}
+    home = tower or folder / "tower"
+    home.mkdir(parents=True, exist_ok=True)
+    vision = made.model.config.vision_config.to_dict()
+    if vision["model_type"].startswith("siglip"):
+        vision["num_hidden_layers"] += 1  # Google's tower; LLaVA-NeXT takes its last block away
+    (home / "config.json").write_text(json.dumps(vision))
+    (home / "preprocessor_config.json").write_text(json.dumps(_tower_processor(made)))
+    if tower is not None:
+        tensors = {k: v for k, v in tensors.items() if k not in seeing}
+        prefix = "model.vision_tower.vision_tower."
+        save_file({k.removeprefix(prefix): v for k, v in seeing.items()}, home / "model.safetensors")
+    if pickle:
+        torch.save(tensors, folder / "pytorch_model.bin")
+    else:
+        save_shards(tensors, folder, shards)
+    values = {**made.text, **made.original, "mm_vision_tower": str(home)}
+    (folder / "config.json").write_text(json.dumps(values))
+    return folder
+
+
+def original_name(name: str) -> str:
+    """A name of transformers 5's state dict as the original repositories spell it."""
+    for ours, theirs in (
+        ("model.vision_tower.", "model.vision_tower.vision_tower.vision_model."),
+        ("model.multi_modal_projector.linear_1.", "model.mm_projector.0."),
+        ("model.multi_modal_projector.linear_2.", "model.mm_projector.2."),
+        ("model.language_model.", "model."),
+    ):
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
+def _tensors(made: Family) -> dict[str, torch.Tensor]:
+    """The tensors that are saved: a tied head is not."""
+    tied = made.model.config.text_config.tie_word_embeddings
+    state = made.model.state_dict()
+    return {name: tensor.contiguous() for name, tensor in state.items() if not (tied and name == "lm_head.weight")}
+
+
+def _original_keys(name: str) -> dict[str, Any]:
+    shared = {
+        "mm_hidden_size": VISION["hidden_size"],
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "use_mm_proj": True,
+    }
+    if name in ("1.5", "bakllava"):
+        kind = "LlavaMistralForCausalLM" if name == "bakllava" else "LlavaLlamaForCausalLM"
+        return {**shared, "architectures": [kind], "model_type": "llava", "image_aspect_ratio": "pad"}
+    if name.startswith("1.6"):
+        mistral = name == "1.6-mistral"
+        return {
+            **shared,
+            "architectures": ["LlavaMistralForCausalLM" if mistral else "LlavaLlamaForCausalLM"],
+            "model_type": "llava_mistral" if mistral else "llava",
+            "image_aspect_ratio": "anyres",
+            "image_grid_pinpoints": NEXT_PINPOINTS,
+            "mm_patch_merge_type": "spatial_unpad",
+        }
+    tiled = name.startswith("onevision")
+    return {
+        **shared,
+        "architectures": ["LlavaQwenForCausalLM"],
+        "model_type": "llava" if tiled else "llava_qwen",
+        "image_aspect_ratio": "anyres_max_9" if tiled else "anyres",
+        "image_grid_pinpoints": "(1x1),...,(6x6)" if tiled else NEXT_PINPOINTS,
+        **({"mm_patch_merge_type": "spatial_unpad", "mm_newline_position": "one_token"} if tiled else {}),
+    }
+
+
+def _tower_processor(made: Family) -> dict[str, object]:
+    if made.model.config.vision_config.model_type.startswith("siglip"):
+        half = [0.5, 0.5, 0.5]
+        size = {"height": TILE, "width": TILE}
+        return {"image_processor_type": "SiglipImageProcessor", "size": size, "image_mean": half, "image_std": half}
+    return preprocessor(TILE)
+
+
+def _processor(made: Family) -> dict[str, object]:
+    """The image processor's configuration of a llava-hf repository."""
+    if made.name.startswith("1.6"):
+        more = {"image_processor_type": "LlavaNextImageProcessor", "do_pad": True}
+        return {**preprocessor(TILE), **more, "image_grid_pinpoints": NEXT_PINPOINTS}
+    if made.name.startswith("onevision"):
+        more = {"image_processor_type": "LlavaOnevisionImageProcessor", "do_pad": True}
+        return {**_tower_processor(made), **more, "image_grid_pinpoints": ONEVISION_PINPOINTS}
+    return _tower_processor(made)
