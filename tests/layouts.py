@@ -83,7 +83,10 @@ def family(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Fami
     config: Any
     shared = {"image_token_index": tokenizer.token_to_id("<image>"), "vision_config": SIGLIP if siglip else CLIP}
     if siglip:
-        ends = {"bos_token_id": tokenizer.token_to_id(QWEN_TOKENS[0]), "eos_token_id": tokenizer.token_to_id("<|im_end|>")}
+        ends = {
+            "bos_token_id": tokenizer.token_to_id(QWEN_TOKENS[0]),
+            "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
+        }
         tied = name in ("interleave", "onevision-tied")
         shared["text_config"] = Qwen2Config(**{**text, **ends, "num_key_value_heads": 2}, tie_word_embeddings=tied)
         shared["tie_word_embeddings"] = tied

@@ -26,6 +26,7 @@ FLOORS = [
     {"checkpoints"},
     {"vision", "convert"},
     {"composer"},
+    {"budget", "explaining"},
     {"llava", "webui"},
     {"extension", "api"},
     {"web"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from trifocal.errors import UsageError
@@ -11,9 +12,23 @@ from trifocal.images import Image
 from trifocal.messages import Message, Part
 from trifocal.templates import IMAGE_MARK
 
-__all__ = ["Keep", "keep_images", "parse_keep", "shortened"]
+__all__ = ["Keep", "Kept", "keep_images", "kept", "parse_keep", "shortened"]
 
 Keep = Literal["all", "last"] | int
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What stays of a conversation.
+
+    ``pictures`` is how many of its first pictures were left out by choice, ``turns`` how many messages after the
+    system text were left out for want of room. ``notes`` tells both in words.
+    """
+
+    messages: tuple[Message, ...]
+    pictures: int
+    turns: int
+    notes: tuple[str, ...]
 
 
 def parse_keep(text: str | int) -> Keep:
@@ -29,6 +44,18 @@ def parse_keep(text: str | int) -> Keep:
     if isinstance(text, bool) or not str(text).isdecimal():
         raise UsageError(f"images: {text!r} is not 'all', 'last' or a number of pictures to keep")
     return int(text)
+
+
+def kept(messages: Sequence[Message], keep: Keep, fits: Callable[[Sequence[Message]], bool]) -> Kept:
+    """What stays of a conversation: first pictures are chosen, then whole oldest exchanges go until the rest fits."""
+    chosen, dropped = keep_images(messages, keep)
+    notes = [f"{dropped} earlier picture{'s' * (dropped > 1)} (images={keep})"] if dropped else []
+    shorter = shortened(chosen, fits)
+    turns = len(chosen) - len(shorter)
+    if turns:
+        pictures = sum(len(m.images) for m in chosen) - sum(len(m.images) for m in shorter)
+        notes.append(f"{turns} oldest messages with {pictures} pictures (context is full)")
+    return Kept(tuple(shorter), dropped, turns, tuple(notes))
 
 
 def keep_images(messages: Sequence[Message], keep: Keep) -> tuple[list[Message], int]:

@@ -12,15 +12,17 @@ from typing import Any
 
 import torch
 
+from trifocal.budget import Budget, budget_of
 from trifocal.checkpoints import Checkpoint, find_checkpoint, load_language
 from trifocal.composer import Composer
 from trifocal.decoding import collect, stream_text
 from trifocal.engines import load_engine
 from trifocal.engines.base import Engine, Scoring, Step, Tokenizer
 from trifocal.errors import BadSampling, CheckpointError, PromptTooLong
-from trifocal.history import Keep, keep_images, shortened
+from trifocal.history import Keep, Kept, keep_images, kept
 from trifocal.images import Image
 from trifocal.messages import DEFAULT_MAX_TOKENS, Chunk, End, Message, Reply, Sampling, TokenLogprob
+from trifocal.placement import Part, Placed
 from trifocal.prompt import Prompt
 from trifocal.settings import Settings
 from trifocal.templates import Piece, Template, get_template
@@ -52,11 +54,17 @@ class Llava:
         return self.template.question(text, images)
 
     def stream(
-        self, messages: Sequence[Message], sampling: Sampling = Sampling(), *, images: Keep | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling = Sampling(),
+        *,
+        images: Keep | None = None,
+        template: Template | None = None,
     ) -> Generator[Chunk, None, None]:
         """The answer to a conversation, piece by piece; the last chunk carries `End`.
 
-        ``images`` says which past pictures stay (``all``, ``last`` or a number). Whole oldest
+        ``images`` says which past pictures stay (``all``, ``last`` or a number), ``template`` writes the
+        conversation down in another way than the checkpoint's own. Whole oldest
         exchanges are left out when the context is full, never the system text, never the last
         question; `End.left_out` tells. Everything that can be refused is refused here, before the
         generator is returned; closing the generator cancels the work.
@@ -66,15 +74,21 @@ class Llava:
             PromptTooLong: even the last question alone does not fit.
         """
         timings = Timings()
-        parts, left_out = self._fitting(messages, sampling, self.images if images is None else images)
-        stops = replace(sampling, stop=tuple(dict.fromkeys((*sampling.stop, *self.template.stop))))
-        return self.generate(parts, stops, left_out=left_out, timings=timings)
+        template = template or self.template
+        stay = self._kept(messages, sampling.max_tokens, images, template)
+        stops = replace(sampling, stop=tuple(dict.fromkeys((*sampling.stop, *template.stop))))
+        return self.generate(template.render(stay.messages), stops, left_out=stay.notes, timings=timings)
 
     def complete(
-        self, messages: Sequence[Message], sampling: Sampling = Sampling(), *, images: Keep | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling = Sampling(),
+        *,
+        images: Keep | None = None,
+        template: Template | None = None,
     ) -> Reply:
         """`stream`, collected."""
-        return collect(self.stream(messages, sampling, images=images))
+        return collect(self.stream(messages, sampling, images=images, template=template))
 
     def generate(
         self,
@@ -110,10 +124,34 @@ class Llava:
         )
         return self._answer(prompt, replace(sampling, max_tokens=limit), facts, timings)
 
-    def count(self, messages: Sequence[Message], *, images: Keep | None = None) -> int:
+    def count(
+        self, messages: Sequence[Message], *, images: Keep | None = None, template: Template | None = None
+    ) -> int:
         """How many positions the whole conversation would take; no picture is looked at."""
-        kept, _ = keep_images(messages, self.images if images is None else images)
-        return self.composer.count(self.template.render(kept))
+        chosen, _ = keep_images(messages, self.images if images is None else images)
+        return self.composer.count((template or self.template).render(chosen))
+
+    def budget(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int | None = None,
+        *,
+        images: Keep | None = None,
+        template: Template | None = None,
+    ) -> Budget:
+        """Where the context's positions go, what is left out and what would be next; no picture is looked at.
+
+        Raises:
+            BadMessages: the conversation can't be rendered.
+        """
+        template = template or self.template
+        stay = self._kept(messages, max_tokens, images, template)
+        return budget_of(messages, stay, self.composer, template, self.engine.context, self._wanted(max_tokens))
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that are loaded, as far as they can tell where they are."""
+        return tuple(part for half in (self.composer.vision, self.engine) if isinstance(half, Placed) for part in half.parts)
 
     def close(self) -> None:
         """Frees the engine."""
@@ -149,19 +187,17 @@ class Llava:
             return self.engine.stream(prompt, sampling)
         return _noting(self.engine.steps(prompt, sampling), self.engine.tokenizer, scored)
 
-    def _fitting(
-        self, messages: Sequence[Message], sampling: Sampling, keep: Keep
-    ) -> tuple[tuple[Piece, ...], tuple[str, ...]]:
-        """The rendered conversation, shortened by whole exchanges until it fits, and what was left out."""
-        kept, dropped = keep_images(messages, keep)
-        notes = [f"{dropped} earlier picture{'s' * (dropped > 1)} (images={keep})"] if dropped else []
-        wanted = sampling.max_tokens or min(DEFAULT_MAX_TOKENS, self.engine.context // 4)
-        room = self.engine.context - wanted
-        shorter = shortened(kept, lambda turns: self.composer.count(self.template.render(turns)) <= room)
-        if len(shorter) < len(kept):
-            pictures = sum(len(m.images) for m in kept) - sum(len(m.images) for m in shorter)
-            notes.append(f"{len(kept) - len(shorter)} oldest messages with {pictures} pictures (context is full)")
-        return self.template.render(shorter), tuple(notes)
+    def _kept(
+        self, messages: Sequence[Message], max_tokens: int | None, images: Keep | None, template: Template
+    ) -> Kept:
+        """What stays of a conversation, so that it and its answer fit."""
+        room = self.engine.context - self._wanted(max_tokens)
+        keep = self.images if images is None else images
+        return kept(messages, keep, lambda turns: self.composer.count(template.render(turns)) <= room)
+
+    def _wanted(self, max_tokens: int | None) -> int:
+        """How many positions are kept free for the answer."""
+        return max_tokens or min(DEFAULT_MAX_TOKENS, self.engine.context // 4)
 
     def _check_room(self, positions: int, parts: Sequence[Piece], sampling: Sampling) -> None:
         """Refuses what can't fit before any picture is looked at."""

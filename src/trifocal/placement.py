@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from trifocal.errors import UnknownName, UsageError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DTYPES", "Placement"]
+__all__ = ["DTYPES", "Part", "Placed", "Placement"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _BITS = {"32": "float32", "16": "float16", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -73,3 +73,24 @@ class Placement:
 
     def __str__(self) -> str:
         return f"{self.device}/{self.dtype}"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part as it is loaded: ``tower``, ``projector`` or ``language``, what it is, where, and its weights' bytes."""
+
+    name: str
+    what: str
+    device: str
+    dtype: str
+    nbytes: int
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """What has loaded parts and can tell where they are."""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Its parts, in the order in which a picture goes through them."""
+        ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from trifocal.api.settings import ServerSettings
@@ -12,7 +13,12 @@ if TYPE_CHECKING:
 __all__ = ["ServerSettings", "serve"]
 
 
-def serve(settings: Settings, server: ServerSettings, page: Any = None) -> None:
+def serve(
+    settings: Settings,
+    server: ServerSettings,
+    page: Callable[[], Any] | None = None,
+    ready: Callable[[str], None] | None = None,
+) -> None:
     """Loads the model and serves it until a signal ends it; see `trifocal.api.server.serve`."""
     try:
         from trifocal.api.server import serve as run
@@ -20,4 +26,4 @@ def serve(settings: Settings, server: ServerSettings, page: Any = None) -> None:
         from trifocal.errors import MissingExtra
 
         raise MissingExtra(f"the server ({error.name})", "serve") from error
-    run(settings, server, page)
+    run(settings, server, page, ready)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from trifocal import __version__
 from trifocal.api import anthropic, health, ollama, openai, textgen
 from trifocal.api.errors import Refusal, explain
-from trifocal.api.guard import Bodies, Doorkeeper, Reporter
+from trifocal.api.guard import ANSWERING, ASIDE, Bodies, Doorkeeper, Reporter
 from trifocal.api.serving import Server
 from trifocal.api.settings import ServerSettings
 from trifocal.api.strict_json import loads
@@ -34,7 +34,7 @@ _STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 500, 502, 503, 50
 class App(FastAPI):
     """FastAPI with our errors, our guards and an OpenAPI document that lists every status."""
 
-    def __init__(self, server: Server, page: BaseRoute | None) -> None:
+    def __init__(self, server: Server, page: Sequence[BaseRoute]) -> None:
         super().__init__(
             title="Trifocal",
             version=__version__,
@@ -47,8 +47,8 @@ class App(FastAPI):
         for dialect in DIALECTS:
             for route in dialect.routes:
                 self._adopt(route)
-        if page is not None:
-            self.router.routes.append(page)
+        for route in page:
+            self._adopt(route)
         self.add_exception_handler(Exception, _answer_error)
         for kind in (TrifocalError, Refusal, HTTPException, RequestValidationError, MemoryError, TimeoutError):
             self.add_exception_handler(kind, _answer_error)
@@ -56,7 +56,8 @@ class App(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """The guards around the routes, the outermost last."""
         server: Server = self.state.server
-        inner = Bodies(super().build_middleware_stack(), server.settings, server.admission)
+        crowds = {**dict.fromkeys(ANSWERING, server.admission), **dict.fromkeys(ASIDE, server.aside)}
+        inner = Bodies(super().build_middleware_stack(), server.settings, crowds)
         return Reporter(Doorkeeper(inner, server.settings), server, self.router.routes)
 
     def openapi(self) -> dict[str, Any]:
@@ -72,7 +73,7 @@ class App(FastAPI):
         return self.openapi_schema
 
     def _adopt(self, route: BaseRoute) -> None:
-        """Adds a dialect's route as our own, read by our JSON parser."""
+        """Adds a route; one of FastAPI's as our own, read by our JSON parser."""
         if isinstance(route, APIRoute):
             route = _StrictRoute(
                 route.path,
@@ -118,11 +119,11 @@ class _StrictRoute(APIRoute):
         return strict
 
 
-def create_app(llava: Llava, settings: ServerSettings, page: BaseRoute | None = None) -> App:
+def create_app(llava: Llava, settings: ServerSettings, page: Sequence[BaseRoute] = ()) -> App:
     """The server's app around a loaded model.
 
-    ``page`` is a route or mount for ``/``, named ``page``: it is served without a key, with a
-    content security policy that lets it load from here alone.
+    ``page`` are the routes of a page for people. Those of them that are named ``page`` are served without a key, so
+    none of these may match what it does not serve: a mount at ``/`` would open every unknown path.
     """
     return App(Server(llava, settings), page)
 

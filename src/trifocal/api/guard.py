@@ -9,7 +9,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,7 +23,7 @@ from trifocal.api.settings import ServerSettings, hash_key
 from trifocal.api.wire import dump
 from trifocal.errors import TrifocalError
 
-__all__ = ["PUBLIC", "Bodies", "Doorkeeper", "Reporter"]
+__all__ = ["ANSWERING", "ASIDE", "PUBLIC", "Bodies", "Doorkeeper", "Reporter"]
 
 log = logging.getLogger("trifocal.api")
 PUBLIC = ("page", "livez", "readyz")  # names of the routes that need no key
@@ -35,7 +35,9 @@ ANSWERING = (  # paths of the routes that take a slot
     "/api/generate",
     "/api/v1/generate",
     "/api/v1/chat",
+    "/page/api/explain",
 )
+ASIDE = ("/page/api/count", "/page/api/preview")  # paths of the routes that are worked on beside the answers
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SAFE = {
@@ -69,7 +71,9 @@ class Reporter:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message["headers"], *self._headers(scope)]}
+                own = {name for name, _ in message["headers"]}
+                ours = [pair for pair in self._headers(scope) if pair[0] not in own]
+                message = {**message, "headers": [*message["headers"], *ours]}
             elif message["type"] == "websocket.http.response.start":
                 status = message["status"]
             elif message["type"] == "websocket.accept":
@@ -201,11 +205,12 @@ class Doorkeeper:
 class Bodies:
     """Reads a body whole before anything else happens: bounded, and not slower than a person on a train.
 
-    All bodies that are held at a time are bounded together, too.
+    All bodies that are held at a time are bounded together, too. ``crowds`` says by a route's path where its requests
+    will wait: in a crowd, reading bodies first would cost seconds.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings, admission: Admission) -> None:
-        self._app, self._settings, self._admission = app, settings, admission
+    def __init__(self, app: ASGIApp, settings: ServerSettings, crowds: Mapping[str, Admission]) -> None:
+        self._app, self._settings, self._crowds = app, settings, crowds
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -237,8 +242,8 @@ class Bodies:
         await self._app(scope, replay, send)
 
     def _check(self, scope: Scope) -> None:
-        if scope["trifocal.route"] in ANSWERING:
-            self._admission.check(scope["trifocal.caller"])  # in a crowd, reading bodies first would cost seconds
+        if scope["trifocal.route"] in self._crowds:
+            self._crowds[scope["trifocal.route"]].check(scope["trifocal.caller"])
         if header(scope, b"content-encoding") not in ("", "identity"):
             raise Refusal(415, "unsupported_media_type", "compressed bodies are not taken")
         length = header(scope, b"content-length")

@@ -19,8 +19,9 @@ from trifocal.api.wire import Draft, Json, Picture, Tagged, Wire, check_text, du
 from trifocal.errors import UsageError
 from trifocal.history import Keep, parse_keep
 from trifocal.messages import Role, Sampling, TokenLogprob
+from trifocal.templates import Template, get_template
 
-__all__ = ["ChatRequest", "CompletionRequest", "router", "usage_of"]
+__all__ = ["ChatMessage", "ChatRequest", "CompletionRequest", "drafts_of", "keep_of", "router", "template_of", "usage_of"]
 
 router = APIRouter(tags=["OpenAI"])
 Stop = str | Annotated[list[str], Field(max_length=16)] | None
@@ -110,9 +111,44 @@ class ResponseFormat(Wire):
 
 
 class Additions(Wire):
-    """Trifocal's own: which past pictures stay (``all``, ``last`` or a number)."""
+    """Trifocal's own: which past pictures stay (``all``, ``last`` or a number), and another conversation template."""
 
     images: str | int | None = None
+    template: str | None = None
+
+    @property
+    def keep(self) -> Keep | None:
+        """Which past pictures stay."""
+        return keep_of(self.images, "trifocal.images")
+
+    @property
+    def written(self) -> Template | None:
+        """The template that is asked for."""
+        return template_of(self.template, "trifocal.template")
+
+
+def keep_of(given: str | int | None, param: str) -> Keep | None:
+    """Which past pictures stay; None where nothing was said.
+
+    Raises:
+        Refusal: a choice that there is not.
+    """
+    try:
+        return None if given is None else parse_keep(given)
+    except UsageError as error:
+        raise refuse("invalid_value", str(error), param) from error
+
+
+def template_of(given: str | None, param: str) -> Template | None:
+    """The template of that name; None where none was named.
+
+    Raises:
+        Refusal: there is none of that name.
+    """
+    try:
+        return None if given is None else get_template(given)
+    except UsageError as error:
+        raise refuse("invalid_value", str(error), param) from error
 
 
 class Options(Wire):
@@ -145,13 +181,9 @@ class Options(Wire):
         return server.sampling(max_tokens=max_tokens, stop=stop, **chosen, **more)
 
     @property
-    def keep(self) -> Keep | None:
-        """Which past pictures stay."""
-        given = self.trifocal.images if self.trifocal else None
-        try:
-            return None if given is None else parse_keep(given)
-        except UsageError as error:
-            raise refuse("invalid_value", str(error), "trifocal.images") from error
+    def additions(self) -> Additions:
+        """What is asked for of our own."""
+        return self.trifocal or Additions()
 
 
 class ChatRequest(Options):
@@ -186,14 +218,15 @@ async def chat(request: Request, body: ChatRequest, server: Serving) -> Response
     """The next turn of a conversation with pictures; streamed as server-sent events when asked."""
     server.check_model(body.model)
     _refuse_unsupported(body)
-    drafts = [_draft(message, f"messages[{at}]") for at, message in enumerate(body.messages)]
+    drafts = drafts_of(body.messages)
     schema = body.response_format.schema_text if body.response_format else None
     if body.top_logprobs is not None and not body.logprobs:
         raise refuse("invalid_value", "top_logprobs needs logprobs to be true", "top_logprobs")
     top = (body.top_logprobs or 0) if body.logprobs else None
     limit = body.max_completion_tokens or body.max_tokens
     sampling = body.sampling(server, limit, schema=schema, top_logprobs=top)
-    job = Job(drafts, sampling, answers=body.n or 1, images=body.keep)
+    ours = body.additions
+    job = Job(drafts, sampling, answers=body.n or 1, images=ours.keep, template=ours.written)
     return await _reply(request, server, job, body, _Chat)
 
 
@@ -202,6 +235,8 @@ async def complete(request: Request, body: CompletionRequest, server: Serving) -
     """The continuation of a raw prompt, without any conversation template."""
     server.check_model(body.model)
     _refuse_unsupported(body)
+    if body.trifocal is not None:
+        raise refuse("unsupported_parameter", "a raw prompt has neither turns nor a template: leave it out", "trifocal")
     prompt = body.prompt if isinstance(body.prompt, str) else body.prompt[0]
     sampling = body.sampling(server, body.max_tokens, top_logprobs=body.logprobs)
     draft = Draft("user", (Tagged(prompt),))
@@ -362,6 +397,15 @@ def _parts(step: Step, shape: _Shape, is_first: bool) -> Iterator[dict[str, Any]
         yield {"choices": [shape.delta(step.index, step.text, None, step.logprobs)]}
     if step.end:
         yield {"choices": [shape.delta(step.index, "", step.end.finish, ())], "trifocal": additions_of(step)}
+
+
+def drafts_of(messages: Sequence[ChatMessage]) -> list[Draft]:
+    """The messages with their pictures as they were sent.
+
+    Raises:
+        Refusal: a message without content, or a picture outside the user's messages.
+    """
+    return [_draft(message, f"messages[{at}]") for at, message in enumerate(messages)]
 
 
 def _draft(message: ChatMessage, where: str) -> Draft:

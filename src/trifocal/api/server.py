@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import uvicorn
@@ -28,6 +29,7 @@ log = logging.getLogger("trifocal.api")
 BACKLOG = 2048
 # seconds that a thread keeps the interpreter: at Python's own 0.005 every send waits that long for the model's thread
 SWITCH = 0.0002
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # how this machine itself asks for an address that is all of them
 
 
 class Listener(uvicorn.Server):
@@ -106,10 +108,16 @@ def listen(settings: ServerSettings) -> list[socket.socket]:
     return sockets
 
 
-def serve(settings: Settings, server: ServerSettings, page: BaseRoute | None = None) -> None:
+def serve(
+    settings: Settings,
+    server: ServerSettings,
+    page: Callable[[], Sequence[BaseRoute]] | None = None,
+    ready: Callable[[str], None] | None = None,
+) -> None:
     """Loads the model, serves it until a signal ends it, and frees it.
 
-    ``page`` is a route or mount for ``/``, see `trifocal.api.app.create_app`.
+    ``page`` gives the routes of a page for people, see `trifocal.api.app.create_app`. ``ready`` is told the page's
+    address as soon as it can be asked for.
 
     Raises:
         UsageError: an address that is taken.
@@ -119,9 +127,14 @@ def serve(settings: Settings, server: ServerSettings, page: BaseRoute | None = N
     _log_to_stderr(server)
     sys.setswitchinterval(SWITCH)
     with load(settings) as llava:
-        app = create_app(llava, server, page)
-        places = ", ".join(f"http://{_host(server.host)}:{sock.getsockname()[1]}" for sock in sockets)
-        print(f"{llava.checkpoint.name} is served at {places} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        app = create_app(llava, server, page() if page else ())
+        ports = [sock.getsockname()[1] for sock in sockets]
+        places = ", ".join(f"http://{_host(server.host)}:{port}" for port in ports)
+        address = f"http://{_host(_LOOPBACK.get(server.host, server.host))}:{ports[0]}/"
+        shown = f"; the page: {address}" if page else ""
+        print(f"{llava.checkpoint.name} is served at {places}{shown} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        if ready:
+            ready(address)
         Listener(app, server).run(sockets=sockets)
         app.state.server.close()
     if any(thread.name.startswith(("answer", "fetch")) for thread in threading.enumerate()):

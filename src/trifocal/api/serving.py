@@ -26,7 +26,7 @@ from trifocal.history import Keep, shortened
 from trifocal.images import Image, Limits
 from trifocal.llava import Llava
 from trifocal.messages import Chunk, End, Message, Sampling, TokenLogprob
-from trifocal.templates import Piece
+from trifocal.templates import Piece, Template
 
 __all__ = ["Answers", "ClientGone", "Job", "Server", "Serving", "Step", "caller_of"]
 
@@ -44,7 +44,7 @@ class Job:
 
     ``answers`` are drawn one after the other, the second with the next seed and so on. ``room``
     bounds prompt and answer together below the model's context. ``images`` says which past
-    pictures stay.
+    pictures stay, ``template`` how the conversation is written down.
     """
 
     drafts: Sequence[Draft]
@@ -52,6 +52,7 @@ class Job:
     raw: bool = False
     answers: int = 1
     images: Keep | None = None
+    template: Template | None = None
     room: int | None = None
     stoppable: bool = False
 
@@ -92,19 +93,34 @@ class _Run:
     task: asyncio.Task[Any] | None = field(default=None)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Desk:
+    """Worker threads, and who may come to them."""
+
+    admission: Admission
+    threads: ThreadPoolExecutor
+
+
 class Server:
-    """A model with its admission, its worker threads and its counters."""
+    """A model with its admission, its worker threads and its counters.
+
+    What needs the model takes a slot; what only reads and counts has one thread and a queue of its own, so that
+    it neither waits for answers nor keeps them waiting.
+    """
 
     def __init__(self, llava: Llava, settings: ServerSettings) -> None:
         self.llava, self.settings = llava, settings
-        self.admission = Admission(settings.slots, settings.queue, settings.per_key if settings.keys else None)
+        per_key = settings.per_key if settings.keys else None
+        self.admission = Admission(settings.slots, settings.queue, per_key)
+        self.aside = Admission(1, settings.queue, per_key)
         self.metrics = Metrics(self.admission)
         self.fetcher = Fetcher(settings.url_hosts, settings.image_bytes)
         self.draining = False
         self.cut = False
         self.started = int(time.time())
         self.image_limits = Limits(bytes=settings.image_bytes)
-        self._threads = ThreadPoolExecutor(settings.slots, thread_name_prefix="answer")
+        self._slots = _Desk(self.admission, ThreadPoolExecutor(settings.slots, thread_name_prefix="answer"))
+        self._side = _Desk(self.aside, ThreadPoolExecutor(1, thread_name_prefix="answer-aside"))
         self._runs: set[_Run] = set()
 
     @property
@@ -155,21 +171,41 @@ class Server:
     async def count(self, request: Request, draft: Draft) -> int:
         """How many positions a raw prompt takes; no picture is looked at."""
 
-        def counted() -> Generator[int, None, None]:
-            (message,) = decode([draft], self.image_limits, self.settings.images, self.settings.decoded_bytes)
-            yield self.llava.composer.count(message.parts)
+        return await self.work(request, [draft], lambda messages: self.llava.composer.count(messages[0].parts))
 
-        async with aclosing(self._run(_Run(caller_of(request), stoppable=False), counted)) as counts:
-            count: int = await while_connected(request, anext(counts))
-            return count
+    async def work(
+        self, request: Request, drafts: Sequence[Draft], do: Callable[[list[Message]], Result], *, aside: bool = False
+    ) -> Result:
+        """What ``do`` makes of a conversation, in a worker thread: in a slot, or ``aside`` where it needs no model.
+
+        Raises:
+            Refusal: too much was sent, there is no room, a deadline.
+            TrifocalError: a picture is refused, or what ``do`` raises.
+            ClientGone: nobody waits for it any more.
+        """
+        self._check(drafts)
+
+        def done() -> Generator[Result, None, None]:
+            yield do(self._decoded(fetched))
+
+        async def working() -> Result:
+            run = _Run(caller_of(request), stoppable=False)
+            async with aclosing(self._run(run, done, self._side if aside else self._slots)) as results:
+                result: Result = await anext(results)
+                return result
+
+        fetched = await self._fetched(drafts)
+        return await while_connected(request, working())
 
     async def steps(self, job: Job, caller: str) -> AsyncGenerator[Step, None]:
         """The steps of all answers. Closing it ends the work after the token that is being made."""
-        self._check(job)
+        self._check(job.drafts)
+        if job.answers > self.settings.answers:
+            raise refuse("invalid_value", f"{job.answers} answers; allowed are {self.settings.answers}", "n")
         run = _Run(caller, job.stoppable)
         drafts = await self._fetched(job.drafts)
         with tracing.span("trifocal.answer", answers=job.answers) as span:
-            async with aclosing(self._run(run, lambda: self._work(replace(job, drafts=drafts)))) as steps:
+            async with aclosing(self._run(run, lambda: self._work(replace(job, drafts=drafts)), self._slots)) as steps:
                 async for step in steps:
                     if step.end:
                         self.metrics.answered(step.end)
@@ -203,7 +239,8 @@ class Server:
 
     def close(self) -> None:
         """Frees the worker threads."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for desk in (self._slots, self._side):
+            desk.threads.shutdown(wait=False, cancel_futures=True)
 
     async def _collected(self, job: Job, caller: str) -> list[tuple[str, Step]]:
         texts: list[list[str]] = [[] for _ in range(job.answers)]
@@ -214,7 +251,9 @@ class Server:
                 last[step.index] = replace(step, logprobs=(*last[step.index].logprobs, *step.logprobs))
         return [("".join(text), step) for text, step in zip(texts, last, strict=True)]
 
-    async def _run(self, run: _Run, start: Callable[[], Generator[Any, None, None]]) -> AsyncGenerator[Any, None]:
+    async def _run(
+        self, run: _Run, start: Callable[[], Generator[Any, None, None]], desk: _Desk
+    ) -> AsyncGenerator[Any, None]:
         """Waits for a slot, runs ``start`` in a thread and gives its items; the slot goes with the thread."""
         if self.draining:
             raise server_busy("shutting_down", "the server is shutting down")
@@ -222,8 +261,8 @@ class Server:
         deadline = loop.time() + self.settings.deadline
         self._runs.add(run)
         try:
-            slot = await self.admission.enter(run.caller, min(self.settings.queue_wait, self.settings.deadline))
-            run.pump = Pump(start, self._threads, slot.release, self.settings.write_seconds)
+            slot = await desk.admission.enter(run.caller, min(self.settings.queue_wait, self.settings.deadline))
+            run.pump = Pump(start, desk.threads, slot.release, self.settings.write_seconds)
             if run.stopped:
                 run.pump.stop()
             while True:
@@ -239,15 +278,13 @@ class Server:
             if run.pump:
                 run.pump.stop()
 
-    def _check(self, job: Job) -> None:
+    def _check(self, drafts: Sequence[Draft]) -> None:
         """Refuses what needs no look at the pictures."""
         limits = self.settings
-        count = sum(len(draft.pictures) for draft in job.drafts)
+        count = sum(len(draft.pictures) for draft in drafts)
         if count > limits.images:
             raise refuse("too_many_images", f"{count} pictures; allowed are {limits.images}")
-        if job.answers > limits.answers:
-            raise refuse("invalid_value", f"{job.answers} answers; allowed are {limits.answers}", "n")
-        for draft in job.drafts:
+        for draft in drafts:
             for part in draft.parts:
                 if isinstance(part, str) and len(part) > limits.text_bytes:
                     raise refuse("invalid_value", f"a text is over {limits.text_bytes} characters", "messages")
@@ -267,7 +304,7 @@ class Server:
 
     def _work(self, job: Job) -> Generator[Step, None, None]:
         """What the worker thread does: decode, look, generate."""
-        messages = decode(job.drafts, self.image_limits, self.settings.images, self.settings.decoded_bytes)
+        messages = self._decoded(job.drafts)
         for index in range(job.answers):
             seed = job.sampling.seed
             sampling = replace(job.sampling, seed=None if seed is None else seed + index)
@@ -275,10 +312,13 @@ class Server:
                 for chunk in chunks:
                     yield Step(index, chunk.text, chunk.end, chunk.logprobs)
 
+    def _decoded(self, drafts: Sequence[Draft]) -> list[Message]:
+        return decode(drafts, self.image_limits, self.settings.images, self.settings.decoded_bytes)
+
     def _chunks(self, job: Job, messages: list[Message], sampling: Sampling) -> Generator[Chunk, None, None]:
         if not job.raw:
             messages = self._within_room(job, messages)
-            return self.llava.stream(messages, sampling, images=job.images)
+            return self.llava.stream(messages, sampling, images=job.images, template=job.template)
         parts: tuple[Piece, ...] = messages[0].parts
         self._check_room(job, parts, sampling)
         return self.llava.generate(parts, sampling)
@@ -288,7 +328,11 @@ class Server:
         if job.room is None:
             return messages
         room = job.room - (job.sampling.max_tokens or 1)
-        return shortened(messages, lambda turns: self.llava.count(turns, images=job.images) <= room)
+        
+        def fits(turns: Sequence[Message]) -> bool:
+            return self.llava.count(turns, images=job.images, template=job.template) <= room
+
+        return shortened(messages, fits)
 
     def _check_room(self, job: Job, parts: Sequence[Piece], sampling: Sampling) -> None:
         """Holds prompt and answer against the room that the client itself named."""

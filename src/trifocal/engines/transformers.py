@@ -22,7 +22,7 @@ from trifocal.engines.sampler import Sampler
 from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.errors import CheckpointError, EngineError, OutOfMemory, PromptTooLong
 from trifocal.messages import Sampling
-from trifocal.placement import Placement
+from trifocal.placement import Part, Placement
 from trifocal.prompt import Prompt
 
 __all__ = ["Step", "Transformers", "load"]
@@ -90,6 +90,14 @@ class Transformers:
         table = self.model.get_input_embeddings()
         rows: torch.Tensor = table(ids.to(table.weight.device))
         return rows
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The language model, as it is loaded."""
+        config, table = self.model.config, self.model.get_input_embeddings().weight
+        what = f"{config.model_type}, width {self.hidden}, {config.num_hidden_layers} blocks"
+        size = _size(self.model)
+        return (Part("language", what, str(table.device), str(table.dtype).removeprefix("torch."), size),)
 
     def close(self) -> None:
         """Frees the model and all caches."""
@@ -191,7 +199,7 @@ def load(
         model = _filled(model, config, language, device, dtype, packed)
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(f"language model: {device} has no room for it; choose another placement") from error
-    size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    size = _size(model)
     seconds = time.perf_counter() - started
     log.info("language model: %.1f MB on %s in %s, %.2f s", size / 1e6, device, dtype, seconds)
     length = int(getattr(config, "max_position_embeddings", 0) or 2048)
@@ -304,6 +312,11 @@ def _step(token: int, logits: torch.Tensor, sampling: Sampling) -> Step:
     best = logprobs.topk(min(sampling.top_logprobs, len(logprobs)))
     top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
     return Step(token, float(logprobs[token]), top)
+
+
+def _size(model: Any) -> int:
+    """Bytes of a model's weights."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _bytes(cache: Any) -> int:

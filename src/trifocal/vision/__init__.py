@@ -6,18 +6,25 @@ from trifocal.vision.llava import BATCH, LlavaVision
 from trifocal.vision.loading import load_vision
 from trifocal.vision.preprocessing import count, pixels, shown, views
 from trifocal.vision.projectors import PROJECTORS
+from trifocal.vision.showing import Box, PatchGrid, Showing, View, patch_grids, shown_views
 from trifocal.vision.towers import VisionTransformer
 
 __all__ = [
     "BATCH",
     "PROJECTORS",
+    "Box",
     "FeatureCache",
     "LlavaVision",
+    "PatchGrid",
+    "Showing",
+    "View",
     "Vision",
     "VisionTransformer",
     "count",
     "load_vision",
+    "patch_grids",
     "pixels",
     "shown",
+    "shown_views",
     "views",
 ]

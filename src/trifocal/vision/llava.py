@@ -10,10 +10,12 @@ from torch import nn
 
 from trifocal.checkpoints import Preprocessing
 from trifocal.images import Image
+from trifocal.placement import Part
 from trifocal.timing import Timings
 from trifocal.vision.cache import FeatureCache
 from trifocal.vision.placing import on_part, room
 from trifocal.vision.preprocessing import count, is_tiled, pixels
+from trifocal.vision.showing import PatchGrid, View, patch_grids, shown_views
 from trifocal.vision.tiles import grid_of, pack, pack_frames
 from trifocal.vision.towers import VisionTransformer
 
@@ -61,6 +63,23 @@ class LlavaVision:
         """Whether a picture's rows are known already."""
         return self.cache.has(image, self._mode(among))
 
+    def views(self, image: Image, among: int = 1) -> list[View]:
+        """All squares that the tower sees of a picture in a prompt with ``among`` of them."""
+        return shown_views(image, self.preprocessing, among)
+
+    def grids(self, image: Image, among: int = 1) -> list[PatchGrid]:
+        """Which row of a picture looks where."""
+        return patch_grids(image, self.tower.config, self.preprocessing, among)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Tower and projector, as they are loaded."""
+        tower = self.tower.config
+        what = f"{tower.kind} {tower.image_size}/{tower.patch_size}, width {tower.hidden}, {tower.blocks} blocks"
+        linears = sum(isinstance(module, nn.Linear) for module in self.projector.modules())
+        reads = f"{linears} linear layer{'s' * (linears != 1)} to width {self.hidden}"
+        return (_part("tower", what, self.tower), _part("projector", reads, self.projector))
+
     def _mode(self, among: int) -> str:
         return "tiles" if is_tiled(self.preprocessing, among) else ""
 
@@ -100,3 +119,9 @@ class LlavaVision:
         size = (image.width, image.height)
         config = self.tower.config
         return pack(rows, grid_of(size, config.image_size, config.side, tiling), tiling, newline)
+
+
+def _part(name: str, what: str, module: nn.Module) -> Part:
+    first = next(module.parameters())
+    size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    return Part(name, what, str(first.device), str(first.dtype).removeprefix("torch."), size)

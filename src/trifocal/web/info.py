@@ -1,0 +1,67 @@
+"""What the page shows of the model and of the server: the parts and where they are, the limits, the samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from trifocal.api.serving import Server, Serving
+from trifocal.api.wire import Json
+from trifocal.checkpoints import FITS, Checkpoint, Preprocessing
+from trifocal.images import FORMATS
+from trifocal.templates import TEMPLATES
+from trifocal.web.pages import samples
+
+__all__ = ["FIT_WORDS", "fit_words", "router"]
+
+router = APIRouter(tags=["Page"])
+FIT_WORDS = {
+    "crop": "Of a picture that is not square the model sees the middle square; what is beside it is cut off.",
+    "pad": "A picture that is not square is padded to one with a plain colour; nothing is cut off.",
+    "stretch": "A picture that is not square is stretched to one; nothing is cut off.",
+}
+TILES = "A picture is seen whole, made small, and again in tiles, where small things can be told."
+NEEDS = (
+    "trifocal inspect llava-hf/llava-1.5-7b-hf",
+    "trifocal serve -m llava-hf/llava-1.5-7b-hf --tower cpu --language cuda:0/float16",
+)
+assert FIT_WORDS.keys() == FITS.keys()
+
+
+@router.get("/page/api/info", summary="What the page shows of model and server")
+async def info(server: Serving) -> Response:
+    """The model, its three parts, its templates, and what the server takes."""
+    llava = server.llava
+    checkpoint, preprocessing = llava.checkpoint, llava.checkpoint.preprocessing
+    return Json(
+        {
+            "name": server.name,
+            "family": checkpoint.family,
+            "bundled": is_bundled(checkpoint),
+            "context": llava.engine.context,
+            "template": llava.template.name,
+            "templates": list(TEMPLATES),
+            "system": llava.template.system,
+            "systems": {name: template.system for name, template in TEMPLATES.items()},
+            "images": llava.images,
+            "fit": preprocessing.fit,
+            "fit_words": fit_words(preprocessing),
+            "parts": _parts(server),
+            "engine": {"name": type(llava.engine).__name__.lower(), **_explains(server)},
+            "limits": _limits(server),
+            "samples": samples(),
+            "needs": list(NEEDS),
+        }
+    )
+
+
+def fit_words(preprocessing: Preprocessing) -> str:
+    """How a picture becomes what the model sees, as a sentence."""
+    return TILES if preprocessing.tiles else FIT_WORDS[preprocessing.fit]
+
+
+def is_bundled(checkpoint: Checkpoint) -> bool:
+    """Whether this is the model that comes with the package."""
+    return checkpoint.language.source == BUNDLED
