@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trifocal.checkpoints.parts import CLIP_MEAN, CLIP_STD, Preprocessing, Text, Tiling, Tower
-from trifocal.checkpoints.reading import colours, knows, read_json, real, whole
+from trifocal.checkpoints.reading import colours, image_processor, knows, real, whole
 from trifocal.errors import CheckpointError
 
 __all__ = ["preprocessing_part", "template_of", "text_part", "tower_part"]
@@ -90,7 +90,7 @@ def tower_part(source: Path, config: Mapping[str, Any], layer: int, *, keep_firs
     own = config.get("vision_config", config)
     if not isinstance(own, dict):
         raise CheckpointError(f"{source}: vision_config is {own!r}, a JSON object was expected")
-    named = own.get("model_type", "clip_vision_model")
+    named = str(own.get("model_type", "clip_vision_model"))
     if named not in _TOWER_KINDS:
         raise CheckpointError(
             f"{source}: a vision tower of type {named!r} is not supported; supported: {', '.join(_TOWER_KINDS)}"
@@ -153,8 +153,7 @@ def template_of(text: Text, *, newer: bool) -> str:
 
 def preprocessing_part(folder: Path, tower: Tower, aspect: str | None, tiles: Tiling | None = None) -> Preprocessing:
     """What ``preprocessor_config.json`` says, in either of its forms; the tower's own values where it is silent."""
-    file = folder / "preprocessor_config.json"
-    config = read_json(file) if file.is_file() else {}
+    file, config = image_processor(folder)
     side = config.get("crop_size") or config.get("size", tower.image_size)
     if isinstance(side, dict):
         side = side.get("height", side.get("shortest_edge", tower.image_size))

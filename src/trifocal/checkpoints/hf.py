@@ -36,7 +36,7 @@ def from_hf(
 ) -> dict[str, Any]:
     """llava-hf's ``Llava``, ``LlavaNext`` and ``LlavaOnevision`` ``ForConditionalGeneration``."""
     file = folder / "config.json"
-    kind = config.get("model_type", "llava")
+    kind = str(config.get("model_type", "llava"))
     if kind not in FAMILIES:
         raise CheckpointError(f"{file}: model_type {kind!r} is not supported; supported: {', '.join(FAMILIES)}")
     family = FAMILIES[kind]

@@ -9,7 +9,7 @@ from typing import Any
 
 from trifocal.errors import CheckpointError
 
-__all__ = ["colours", "knows", "layer_number", "own_config", "read_json", "real", "whole"]
+__all__ = ["colours", "image_processor", "knows", "layer_number", "own_config", "read_json", "real", "whole"]
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -27,6 +27,21 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: a JSON object was expected, this is a {type(value).__name__}")
     return value
+
+
+def image_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The image processor's configuration and its file; empty where there is none.
+
+    transformers writes it by itself before 5.0, and into ``processor_config.json`` from then on.
+    """
+    file = folder / "preprocessor_config.json"
+    if file.is_file():
+        return file, read_json(file)
+    file = folder / "processor_config.json"
+    inside = read_json(file).get("image_processor", {}) if file.is_file() else {}
+    if not isinstance(inside, dict):
+        raise CheckpointError(f"{file}: image_processor is {inside!r}, a JSON object was expected")
+    return file, inside
 
 
 def own_config(language: Path) -> dict[str, Any]:

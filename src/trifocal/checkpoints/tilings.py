@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trifocal.checkpoints.parts import Tiling
-from trifocal.checkpoints.reading import read_json
+from trifocal.checkpoints.reading import image_processor
 from trifocal.errors import CheckpointError
 
 __all__ = ["hf_tiling", "original_tiling"]
@@ -37,8 +37,7 @@ def hf_tiling(file: Path, config: Mapping[str, Any], tile: int) -> Tiling | None
     if kind not in ("llava_next", "llava_onevision"):
         return None
     pinpoints = _pinpoints(file, config.get("image_grid_pinpoints"), tile)
-    beside = file.parent / "preprocessor_config.json"
-    processor = read_json(beside) if beside.is_file() else {}
+    beside, processor = image_processor(file.parent)
     if "image_grid_pinpoints" in processor:
         theirs = _pinpoints(beside, processor["image_grid_pinpoints"], tile)
         if theirs != pinpoints:
@@ -62,12 +61,12 @@ def original_tiling(file: Path, config: Mapping[str, Any], tile: int) -> Tiling 
     if not aspect.startswith("anyres"):
         return None
     merge = config.get("mm_patch_merge_type") or "flat"
-    if merge not in MERGES:
+    if str(merge) not in MERGES:
         raise CheckpointError(f"{file}: mm_patch_merge_type is {merge!r}; known: {', '.join(MERGES)}")
     bounded = aspect != "anyres"
     return Tiling(
         pinpoints=_pinpoints(file, config.get("image_grid_pinpoints"), tile),
-        merge=MERGES[merge],
+        merge=MERGES[str(merge)],
         newline=merge == "spatial_unpad",
         most=_bound(file, aspect) if bounded else None,
         alone=bounded,
