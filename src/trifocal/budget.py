@@ -87,9 +87,7 @@ def _turns(messages: Sequence[Message], stay: Kept, composer: Composer, among: i
     return costs
 
 
-def _next(
-    messages: Sequence[Message], composer: Composer, template: Template, total: int, free: int
-) -> str | None:
+def _next(messages: Sequence[Message], composer: Composer, template: Template, total: int, free: int) -> str | None:
     """What goes next when the context fills, and how far that is."""
     start = _start(messages)
     later = [at for at in range(start + 1, len(messages)) if messages[at].role == "user"]

@@ -151,7 +151,9 @@ class Llava:
     @property
     def parts(self) -> tuple[Part, ...]:
         """The parts that are loaded, as far as they can tell where they are."""
-        return tuple(part for half in (self.composer.vision, self.engine) if isinstance(half, Placed) for part in half.parts)
+        return tuple(
+            part for half in (self.composer.vision, self.engine) if isinstance(half, Placed) for part in half.parts
+        )
 
     def close(self) -> None:
         """Frees the engine."""

@@ -186,7 +186,7 @@ def test_the_page_may_be_mounted_and_has_a_policy() -> None:
     from trifocal.api.settings import ServerSettings, hash_key
 
     page = Route("/", lambda request: PlainTextResponse("hello"), name="page")
-    app = create_app(make_llava(), ServerSettings(keys=frozenset({hash_key("k" * 16)})), page)
+    app = create_app(make_llava(), ServerSettings(keys=frozenset({hash_key("k" * 16)})), [page])
     transport = httpx.ASGITransport(app)
 
     async def get(path: str) -> httpx.Response:

@@ -21,7 +21,16 @@ from trifocal.history import Keep, parse_keep
 from trifocal.messages import Role, Sampling, TokenLogprob
 from trifocal.templates import Template, get_template
 
-__all__ = ["ChatMessage", "ChatRequest", "CompletionRequest", "drafts_of", "keep_of", "router", "template_of", "usage_of"]
+__all__ = [
+    "ChatMessage",
+    "ChatRequest",
+    "CompletionRequest",
+    "drafts_of",
+    "keep_of",
+    "router",
+    "template_of",
+    "usage_of",
+]
 
 router = APIRouter(tags=["OpenAI"])
 Stop = str | Annotated[list[str], Field(max_length=16)] | None

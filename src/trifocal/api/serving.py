@@ -328,7 +328,7 @@ class Server:
         if job.room is None:
             return messages
         room = job.room - (job.sampling.max_tokens or 1)
-        
+
         def fits(turns: Sequence[Message]) -> bool:
             return self.llava.count(turns, images=job.images, template=job.template) <= room
 

@@ -9,6 +9,7 @@ import click
 
 from trifocal.api.settings import KEY_VARIABLE, ServerSettings
 from trifocal.cli.options import model_options
+from trifocal.errors import UsageError
 from trifocal.settings import Settings
 
 __all__ = ["serve", "server_options", "server_settings"]
@@ -64,20 +65,40 @@ _OPTIONS = [
     short_help="Serve the model over HTTP.",
     epilog="""\b
 Examples:
-  trifocal serve                                     http://127.0.0.1:5000, this machine only
+  trifocal serve --open                              the page in the browser, http://127.0.0.1:5000
   trifocal serve --legacy-port 5005                  old websocket clients too
   openssl rand -hex 32 > keys; trifocal serve --host 0.0.0.0 --api-key-file keys --public-host llava.example
   curl -s http://127.0.0.1:5000/v1/limits            what it takes""",
 )
+@click.option("--page/--no-page", default=True, help="Show the page for people at / (it is shown unless told not to).")
+@click.option("--open", "open_page", is_flag=True, help="Open the page in the browser.")
 @server_options
 @model_options
-def serve(settings: Settings, **values: Any) -> None:
+def serve(settings: Settings, page: bool, open_page: bool, **values: Any) -> None:
     """Serves the model until Ctrl-C, on this machine alone unless a key is set.
 
-    The dialects of OpenAI (/v1), text-generation-webui (/api/v1), Anthropic (/v1/messages) and Ollama (/api) answer on
-    one port. Keys come from a file or from the environment, never from the command line.
+    At / is a page to chat with it in the browser. The dialects of OpenAI (/v1), text-generation-webui (/api/v1),
+    Anthropic (/v1/messages) and Ollama (/api) answer on the same port. Keys come from a file or from the environment,
+    never from the command line.
     """
+    if open_page and not page:
+        raise UsageError("--open opens the page, and --no-page leaves it out: give one of them")
     server = server_settings(**values)
     from trifocal.api import serve as run
+    from trifocal.web import routes
 
-    run(settings, server)
+    run(settings, server, routes if page else None, open_in_browser if open_page else None)
+
+
+def open_in_browser(address: str) -> None:
+    """Opens an address in the desktop's browser; where there is none, says so. A browser in the terminal is none."""
+    import webbrowser
+
+    try:
+        browser = webbrowser.get()
+    except webbrowser.Error:
+        browser = None
+    if browser is None or type(browser) is webbrowser.GenericBrowser:
+        click.echo(f"there is no browser to open here; the page is at {address}", err=True)
+    else:
+        browser.open(address)

@@ -126,9 +126,7 @@ def _square_box(size: tuple[int, int], preprocessing: Preprocessing) -> Box:
     return (width - side) / 2 / width, (height - side) / 2 / height, side / width, side / height
 
 
-def _canvas_box(
-    size: tuple[int, int], tiling: Tiling, at: tuple[int, int], count: tuple[int, int], unit: float
-) -> Box:
+def _canvas_box(size: tuple[int, int], tiling: Tiling, at: tuple[int, int], count: tuple[int, int], unit: float) -> Box:
     """Which part of the original some units of its canvas show."""
     canvas = canvas_of(size, tiling)
     wide, high = canvas.picture

@@ -19,4 +19,5 @@ def routes() -> list[BaseRoute]:
     from trifocal.web import count, info, pages, preview
 
     asked = [route for part in (info, count, preview) for route in part.router.routes]
-    return [*pages.routes(), *asked]
+    built = (pages.STATIC / "index.html").is_file()
+    return [*(pages.routes() if built else ()), *asked]

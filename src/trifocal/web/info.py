@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -23,6 +25,7 @@ FIT_WORDS = {
     "stretch": "A picture that is not square is stretched to one; nothing is cut off.",
 }
 TILES = "A picture is seen whole, made small, and again in tiles, where small things can be told."
+BUNDLED = Path(str(resources.files("trifocal") / "thimble"))
 NEEDS = (
     "trifocal inspect llava-hf/llava-1.5-7b-hf",
     "trifocal serve -m llava-hf/llava-1.5-7b-hf --tower cpu --language cuda:0/float16",
@@ -49,7 +52,7 @@ async def info(server: Serving) -> Response:
             "fit": preprocessing.fit,
             "fit_words": fit_words(preprocessing),
             "parts": _parts(server),
-            "engine": {"name": type(llava.engine).__name__.lower(), **_explains(server)},
+            "engine": {"name": type(llava.engine).__name__.lower(), "explains": False, "explains_not": None},
             "limits": _limits(server),
             "samples": samples(),
             "needs": list(NEEDS),
@@ -65,3 +68,21 @@ def fit_words(preprocessing: Preprocessing) -> str:
 def is_bundled(checkpoint: Checkpoint) -> bool:
     """Whether this is the model that comes with the package."""
     return checkpoint.language.source == BUNDLED
+
+
+def _parts(server: Server) -> list[dict[str, Any]]:
+    return [
+        {"part": part.name, "what": part.what, "device": part.device, "dtype": part.dtype, "bytes": part.nbytes}
+        for part in server.llava.parts
+    ]
+
+
+def _limits(server: Server) -> dict[str, Any]:
+    settings = server.settings
+    return {
+        "image_bytes": server.image_limits.bytes,
+        "images": settings.images,
+        "body_bytes": settings.body_bytes,
+        "max_text": settings.text_bytes,
+        "formats": list(FORMATS),
+    }
