@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from checkpoint_maker import llama_tokenizer
@@ -118,6 +120,44 @@ def test_it_sees_as_the_tower_it_was_made_of(pair: Any, drawn: Any) -> None:
     tower = part_weights(checkpoint.tower.source, "tower")
     whole = eyes.state(eyes.model())
     assert all(torch.equal(tower[name].float(), whole[name]) for name in tower)
+
+
+@torch.inference_mode()
+def test_a_pair_of_1_6_sees_in_tiles(pair: Any, tmp_path: Path, drawn: Any) -> None:
+    folder, _, _ = pair
+    shutil.copy(folder / "tiny-f16.gguf", tmp_path)
+    sight = eyes.stored(eyes.state(eyes.model()), eyes.BLOCKS - 1, swapped=True)
+    newline = np.random.default_rng(2).normal(size=maker.HIDDEN)
+    sight["model.image_newline"] = (newline, "F32")
+    tiles = {
+        "clip.vision.image_grid_pinpoints": [28, 56, 56, 28, 56, 56, 84, 28, 28, 84],
+        "clip.vision.image_aspect_ratio": "anyres",
+        "clip.vision.mm_patch_merge_type": "spatial_unpad",
+    }
+    for name, shape in {"mm.0": (maker.HIDDEN, eyes.WIDTH), "mm.2": (maker.HIDDEN, maker.HIDDEN)}.items():
+        sight[f"{name}.weight"] = (np.random.default_rng(1).normal(size=shape), "F16")
+        sight[f"{name}.bias"] = (np.random.default_rng(2).normal(size=shape[0]), "F32")
+    maker.write(tmp_path / "mmproj-tiny-f16.gguf", {**eyes.METADATA, **tiles}, sight)
+    checkpoint = find_checkpoint(str(tmp_path))
+    assert (checkpoint.family, checkpoint.template) == ("llava-1.6", "llava_v1")
+    vision = load_vision(checkpoint, CPU, CPU)
+    picture = drawn(1, 84, 28)
+    (rows,) = vision.encode([picture])
+    assert len(rows) == vision.positions(picture) == 4 + 2 * 7
+    ends = rows[4:].view(2, 7, -1)[:, -1]
+    torch.testing.assert_close(ends, torch.from_numpy(newline).float().expand(2, -1), atol=1e-6, rtol=0)
+    tower = eyes.model()
+    squares = [drawn(1, 84, 28).pixels.resize((28, 28), 3)]
+    squares += [picture.pixels.crop((left, 0, left + 28, 28)) for left in (0, 28, 56)]
+    values = torch.stack([torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1) / 255 for square in squares])
+    mean, std = (torch.tensor(eyes.METADATA[f"clip.vision.image_{name}"])[:, None, None] for name in ("mean", "std"))
+    patches = tower((values - mean) / std, output_hidden_states=True).hidden_states[eyes.BLOCKS - 1][:, 1:]
+    linear = [torch.from_numpy(sight[name][0]).half().float() for name in ("mm.0.weight", "mm.2.weight")]
+    bias = [torch.from_numpy(sight[name][0]).float() for name in ("mm.0.bias", "mm.2.bias")]
+    whole = F.linear(F.gelu(F.linear(patches, linear[0], bias[0])), linear[1], bias[1])
+    torch.testing.assert_close(rows[:4], whole[0], atol=1e-4, rtol=1e-4)
+    grid = whole[1:].view(3, 2, 2, -1).permute(1, 0, 2, 3).reshape(2, 6, -1)
+    torch.testing.assert_close(rows[4:].view(2, 7, -1)[:, :-1], grid, atol=1e-4, rtol=1e-4)
 
 
 def test_a_file_that_is_missing_or_one_too_many_is_told(pair: Any, tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from trifocal.checkpoints.configs import text_part, tower_part
+from trifocal.checkpoints.configs import template_of, text_part, tower_part
 from trifocal.checkpoints.parts import Checkpoint, Preprocessing, Projector
 from trifocal.checkpoints.reading import knows, own_config
+from trifocal.checkpoints.tilings import original_tiling
 from trifocal.errors import CheckpointError
 from trifocal.hub import locate
 
@@ -48,31 +49,30 @@ def _later_part(file: Path) -> bool:
 def from_gguf(language: Path, mmproj: Path, *, name: str | None, template: str | None) -> Checkpoint:
     """A pair of GGUF files; what they don't say is the recipe of their generation.
 
-    A projector of one layer is LLaVA v0's (pictures cropped), one of two layers 1.5's (padded).
+    A projector of one layer is LLaVA v0's (pictures cropped), one of two layers 1.5's (padded), or 1.6's
+    where there are canvases to cut into tiles.
     """
     from trifocal.quantised.gguf import GgufFile
     from trifocal.quantised.mmproj import Mmproj
 
     seeing = Mmproj(GgufFile(mmproj))
-    if "image_grid_pinpoints" in seeing.preprocessing or "image_newline" in seeing.projector:
-        raise CheckpointError(
-            f"{mmproj}: is of LLaVA 1.6 (pictures in tiles), which is not read from GGUF; 1.5 and v0 are"
-        )
     first_family = "weight" in seeing.projector
     text = text_part(language, own_config(language))
     tower = tower_part(mmproj, seeing.config, seeing.feature_layer, keep_first=False)
+    tiled = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad", **seeing.preprocessing}
+    tiles = original_tiling(mmproj, tiled, tower.image_size) if "image_grid_pinpoints" in tiled else None
     mean, std = (tuple(map(float, seeing.preprocessing[f"image_{name}"])) for name in ("mean", "std"))
     if len(mean) != 3 or len(std) != 3:
         raise CheckpointError(f"{mmproj}: image_mean and image_std are {mean} and {std}, expected three numbers each")
     framed = first_family and knows(language, "<im_start>")
     return Checkpoint(
         name=name or language.stem,
-        family="llava-v0" if first_family else "llava-1.5",
+        family="llava-v0" if first_family else "llava-1.6" if tiles else "llava-1.5",
         tower=tower,
         projector=Projector(mmproj, "linear" if first_family else "mlp2x"),
-        preprocessing=Preprocessing(tower.image_size, "crop" if first_family else "pad", mean, std),
+        preprocessing=Preprocessing(tower.image_size, "crop" if first_family else "pad", mean, std, tiles=tiles),
         language=text,
-        template=template or ("llava_v0_webui" if first_family else "llava_v1"),
+        template=template or ("llava_v0_webui" if first_family else template_of(text, newer=tiles is not None)),
         image_start="<im_start>" if framed else "",
         image_end="<im_end>" if framed else "",
         strip_around_images=first_family,
