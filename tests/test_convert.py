@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, CLIPVisionModel, LlavaForConditionalGeneration
 
+import trifocal
 from checkpoint_maker import TEXT, V0, llama_tokenizer, make_hf15, make_v0, save_tokenizer, tensors_of
+from layouts import family, save_hf, save_original
 from trifocal.checkpoints import find_checkpoint, load_language
 from trifocal.cli import cli
 from trifocal.convert import apply_delta, join, split
@@ -334,3 +336,30 @@ def test_a_size_that_is_none(size: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, words)
     assert done.exit_code == 2
     assert "is no size" in done.output
+
+
+@pytest.mark.parametrize("layout", ["hf", "original"])
+@pytest.mark.parametrize("name", ["1.6-vicuna", "onevision-tied", "interleave"])
+def test_newer_families_are_split_and_see_the_same(tmp_path: Path, drawn: Any, name: str, layout: str) -> None:
+    made = family(name)
+    whole = (save_hf if layout == "hf" else save_original)(made, tmp_path / "whole")
+    split(find_checkpoint(str(whole)), tmp_path / "parts")
+    with (
+        trifocal.load(checkpoint=str(whole)) as one,
+        trifocal.load(
+            checkpoint=str(tmp_path / "parts" / "language"),
+            tower_from=str(tmp_path / "parts" / "tower"),
+            projector_from=str(tmp_path / "parts" / "projector"),
+        ) as other,
+    ):
+        assert (other.template, other.checkpoint.preprocessing) == (one.template, one.checkpoint.preprocessing)
+        assert other.checkpoint.family == one.checkpoint.family
+        for images in ([drawn(1, 300, 91)], [drawn(2, 70, 80), drawn(3, 60, 60)]):
+            seen = zip(one.composer.vision.encode(images), other.composer.vision.encode(images), strict=True)
+            assert all(torch.equal(first, second) for first, second in seen)
+
+
+def test_tiles_have_no_place_in_the_joined_layout(tmp_path: Path) -> None:
+    split(find_checkpoint(str(save_hf(family("1.6-vicuna"), tmp_path / "whole"))), tmp_path / "parts")
+    with pytest.raises(CheckpointError, match="no place in llava-hf"):
+        join(tmp_path / "parts", tmp_path / "joined")

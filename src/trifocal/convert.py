@@ -273,12 +273,14 @@ def _language_config(checkpoint: Checkpoint, weights: Weights) -> dict[str, Any]
 
 
 def _tower_config(tower: Tower) -> dict[str, Any]:
+    siglip = tower.kind == "siglip"
     return {
-        "architectures": ["CLIPVisionModel"],
-        "model_type": "clip_vision_model",
+        "architectures": ["SiglipVisionModel" if siglip else "CLIPVisionModel"],
+        "model_type": "siglip_vision_model" if siglip else "clip_vision_model",
         "hidden_size": tower.hidden,
         "intermediate_size": tower.mlp,
-        "num_hidden_layers": tower.layers,
+        # of SigLIP original LLaVA always takes the output of the last block but one
+        "num_hidden_layers": tower.blocks + 1 if siglip else tower.layers,
         "num_attention_heads": tower.heads,
         "image_size": tower.image_size,
         "patch_size": tower.patch_size,
@@ -289,13 +291,18 @@ def _tower_config(tower: Tower) -> dict[str, Any]:
 
 def _preprocessor(preprocessing: Preprocessing) -> dict[str, Any]:
     """``preprocessor_config.json`` in the form that every version of transformers reads."""
-    size = preprocessing.size
-    return {
+    square = {"height": preprocessing.size, "width": preprocessing.size}
+    shapes: dict[str, Any] = {
         "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": size},
+        "size": {"shortest_edge": preprocessing.size},
         "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
+        "crop_size": square,
+    }
+    if preprocessing.fit == "stretch":
+        shapes = {"image_processor_type": "SiglipImageProcessor", "size": square, "do_center_crop": False}
+    return {
+        **shapes,
+        "do_resize": True,
         "do_rescale": True,
         "rescale_factor": preprocessing.rescale,
         "do_normalize": True,
@@ -317,8 +324,21 @@ def _projector_config(checkpoint: Checkpoint) -> dict[str, Any]:
         "mm_vision_select_layer": tower.feature_layer,
         "mm_vision_select_feature": "cls_patch" if tower.keep_first else "patch",
         "mm_use_im_start_end": bool(checkpoint.image_start),
-        "image_aspect_ratio": "pad" if checkpoint.preprocessing.fit == "pad" else None,
+        **_tiling_config(checkpoint.preprocessing),
         "trifocal_template": checkpoint.template,
+    }
+
+
+def _tiling_config(preprocessing: Preprocessing) -> dict[str, Any]:
+    """How pictures are cut into tiles, in the words of the original LLaVA; its rounding is ours to tell."""
+    tiling = preprocessing.tiles
+    if tiling is None:
+        return {"image_aspect_ratio": "pad" if preprocessing.fit == "pad" else None}
+    return {
+        "image_aspect_ratio": "anyres" if tiling.most is None else f"anyres_max_{tiling.most}",
+        "image_grid_pinpoints": [list(pair) for pair in tiling.pinpoints],
+        "mm_patch_merge_type": tiling.merge,
+        "trifocal_unpad_digits": tiling.digits,
     }
 
 

@@ -69,8 +69,16 @@ def original_tiling(file: Path, config: Mapping[str, Any], tile: int) -> Tiling 
         merge=MERGES[str(merge)],
         newline=merge == "spatial_unpad",
         most=_bound(file, aspect) if bounded else None,
+        digits=_digits(file, config.get("trifocal_unpad_digits")),
         alone=bounded,
     )
+
+
+def _digits(file: Path, value: Any) -> int | None:
+    """How parts that were taken apart say that they are to be rounded as transformers does it."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 15):
+        raise CheckpointError(f"{file}: trifocal_unpad_digits is {value!r}, a number of digits was expected")
+    return value
 
 
 def _bound(file: Path, aspect: Any) -> int:
