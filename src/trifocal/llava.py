@@ -17,8 +17,9 @@ from trifocal.checkpoints import Checkpoint, find_checkpoint, load_language
 from trifocal.composer import Composer
 from trifocal.decoding import collect, stream_text
 from trifocal.engines import load_engine
-from trifocal.engines.base import Engine, Scoring, Step, Tokenizer
-from trifocal.errors import BadSampling, CheckpointError, PromptTooLong
+from trifocal.engines.base import Attending, Engine, Scoring, Step, Tokenizer
+from trifocal.errors import BadMessages, BadSampling, CheckpointError, PromptTooLong, UsageError
+from trifocal.explaining import Explanation, explanation_of
 from trifocal.history import Keep, Kept, keep_images, kept
 from trifocal.images import Image
 from trifocal.messages import DEFAULT_MAX_TOKENS, Chunk, End, Message, Reply, Sampling, TokenLogprob
@@ -27,12 +28,13 @@ from trifocal.prompt import Prompt
 from trifocal.settings import Settings
 from trifocal.templates import Piece, Template, get_template
 from trifocal.timing import Timings
-from trifocal.vision import load_vision
+from trifocal.vision import Showing, load_vision
 
 __all__ = ["Llava", "load"]
 
 log = logging.getLogger("trifocal")
 NARROW = 512
+LONGEST_EXPLAINED = 1024  # tokens of an answer
 
 
 class Llava:
@@ -147,6 +149,51 @@ class Llava:
         template = template or self.template
         stay = self._kept(messages, max_tokens, images, template)
         return budget_of(messages, stay, self.composer, template, self.engine.context, self._wanted(max_tokens))
+
+    def explain(
+        self,
+        messages: Sequence[Message],
+        *,
+        images: Keep | None = None,
+        template: Template | None = None,
+        max_tokens: int | None = None,
+    ) -> Explanation:
+        """Where the language model looked for each word of an answer, the last message of the conversation.
+
+        Which pictures and turns stay is decided as by `stream` with the same options.
+
+        Raises:
+            UsageError: this engine or this vision can't tell; `explains_not` says why.
+            BadMessages: the last message is no answer.
+            PromptTooLong: conversation and answer don't fit.
+        """
+        if self.explains_not:
+            raise UsageError(self.explains_not)
+        if not messages or messages[-1].role != "assistant" or not messages[-1].text.strip():
+            raise BadMessages("the last message must be the assistant's answer: its words are what is explained")
+        answer, template = messages[-1].text, template or self.template
+        ids = self.engine.tokenizer.encode(answer, start=False)
+        if len(ids) > LONGEST_EXPLAINED:
+            raise UsageError(f"the answer has {len(ids)} tokens; up to {LONGEST_EXPLAINED} can be explained")
+        parts = template.render(self._kept(messages[:-1], max_tokens, images, template).messages)
+        self._check_room(self.composer.count(parts), parts, Sampling(max_tokens=len(ids)))
+        shown = [part for part in parts if isinstance(part, Image)]
+        engine, vision = self.engine, self.composer.vision
+        assert isinstance(engine, Attending)
+        assert isinstance(vision, Showing)
+        prompt = self.composer.prompt(parts)
+        grids = [vision.grids(image, len(shown)) for image in shown]
+        return explanation_of(answer, ids, engine.attention(prompt, ids), prompt, grids, engine.tokenizer)
+
+    @property
+    def explains_not(self) -> str | None:
+        """Why `explain` can't be asked, as a sentence; None where it can."""
+        if not isinstance(self.engine, Attending):
+            name = type(self.engine).__name__.lower()
+            return f"The engine {name} can't tell where it looks; the engine transformers can."
+        if not isinstance(self.composer.vision, Showing):
+            return "This model's vision can't tell which of its rows looks where."
+        return None
 
     @property
     def parts(self) -> tuple[Part, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer as Backend
 
-__all__ = ["Engine", "Language", "PackedLinear", "PackedWeights", "Scoring", "Step", "Tokenizer"]
+__all__ = ["Attending", "Engine", "Language", "PackedLinear", "PackedWeights", "Scoring", "Step", "Tokenizer"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,6 +105,23 @@ class Scoring(Protocol):
 
     def steps(self, prompt: Prompt, sampling: Sampling) -> Generator[Step, None, None]:
         """As `Engine.stream`, with ``sampling.top_logprobs`` likeliest ids a step."""
+        ...
+
+
+@runtime_checkable
+class Attending(Protocol):
+    """What an engine has besides when it can tell where it looked."""
+
+    def attention(self, prompt: Prompt, ids: Sequence[int]) -> torch.Tensor:
+        """How much of its attention went to each position of the prompt while it chose each id of an answer.
+
+        ``[ids, positions]`` in float32 on the CPU: the mean over all layers and heads, at the position from which the
+        id was told. A row sums to at most 1; the rest went to the answer before it.
+
+        Raises:
+            PromptTooLong: prompt and answer don't fit.
+            EngineError: the model can't tell, or failed; `OutOfMemory` where it had no room.
+        """
         ...
 
 

@@ -35,10 +35,10 @@ class Prefixes(Generic[State]):
         self._states: OrderedDict[int, tuple[list[Hashable], State, int]] = OrderedDict()
         self._next, self._lock = 0, threading.Lock()
 
-    def take(self, keys: Sequence[Hashable]) -> tuple[State | None, int]:
+    def take(self, keys: Sequence[Hashable], *, branch: bool = False) -> tuple[State | None, int]:
         """A state with the longest beginning of ``keys`` that is known, and how many positions it holds.
 
-        ``(None, 0)`` where none shares anything.
+        ``(None, 0)`` where none shares anything. With ``branch`` it is always one of its own, and all stays here.
         """
         with self._lock:
             found, longest = None, 0
@@ -49,7 +49,7 @@ class Prefixes(Generic[State]):
             if found is None:
                 return None, 0
             held, state, _ = self._states[found]
-            if len(held) == longest:
+            if len(held) == longest and not branch:
                 self._drop(found)
                 return state, longest
             self._states.move_to_end(found)

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Generator, Hashable, Iterator
+from collections.abc import Generator, Hashable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from trifocal.prompt import Prompt
 
 __all__ = ["Step", "Transformers", "load"]
 
+HELD = 256 << 20  # bytes of attention weights that are looked at together
 LARGE = 4 << 30  # bytes of a dense model from which on four-bit layers stay packed by themselves
 
 log = logging.getLogger("trifocal")
@@ -91,6 +92,28 @@ class Transformers:
         rows: torch.Tensor = table(ids.to(table.weight.device))
         return rows
 
+    @torch.inference_mode()
+    def attention(self, prompt: Prompt, ids: Sequence[int]) -> torch.Tensor:
+        """Where it looked while it chose each id; see `trifocal.engines.base.Attending.attention`.
+
+        The answer is run once more behind the prompt, whose key-value rows are those of the prefix cache.
+        """
+        if not len(prompt) or not ids:
+            raise EngineError("there is no prompt or no answer to look at")
+        if len(prompt) + len(ids) > self.context:
+            raise PromptTooLong(len(prompt), prompt.image_positions, len(ids), self.context)
+        with self._guarded("the answer"):
+            cache, done = self._start(position_keys(prompt), branch=True)
+            rows = prompt.splice(self.embed)[done:]  # [positions not in the cache, hidden]
+            if len(rows) > 1:
+                self._forward(cache, inputs_embeds=rows[None, :-1])
+            asked = torch.cat([rows[-1:], self.embed(torch.tensor(ids[:-1], dtype=torch.long))])  # [ids, hidden]
+            config = self.model.config
+            row = config.num_hidden_layers * config.num_attention_heads * (len(prompt) + len(ids)) * rows.element_size()
+            step = max(1, HELD // row)
+            parts = [self._looked(cache, asked[at : at + step], len(prompt)) for at in range(0, len(asked), step)]
+        return torch.cat(parts)
+
     @property
     def parts(self) -> tuple[Part, ...]:
         """The language model, as it is loaded."""
@@ -145,11 +168,11 @@ class Transformers:
                 self._grammars = Grammars(self.tokenizer.definition, width, self._end_ids)
         return self._grammars.constraint(sampling.schema)
 
-    def _start(self, keys: list[Hashable]) -> tuple[Any, int]:
+    def _start(self, keys: list[Hashable], *, branch: bool = False) -> tuple[Any, int]:
         """A cache, and how many positions of the prompt it holds already; one is always left to run."""
         from transformers import DynamicCache
 
-        cache, done = self._prefixes.take(keys[:-1])
+        cache, done = self._prefixes.take(keys[:-1], branch=branch)
         return (DynamicCache(), 0) if cache is None else (cache, done)
 
     def _forward(self, cache: Any, **inputs: torch.Tensor) -> torch.Tensor:
@@ -158,6 +181,21 @@ class Transformers:
             out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         logits: torch.Tensor = out.logits[0, -1]
         return logits
+
+    def _looked(self, cache: Any, rows: torch.Tensor, positions: int) -> torch.Tensor:
+        """The attention of input rows ``[n, hidden]`` to the first positions, ``[n, positions]``; the cache grows."""
+        with self._turn, _telling(self.model):
+            out = self.model(
+                inputs_embeds=rows[None],
+                past_key_values=cache,
+                use_cache=True,
+                output_attentions=True,
+                logits_to_keep=1,
+            )
+        layers = [layer for layer in out.attentions or () if layer is not None]  # each [1, heads, n, all positions]
+        if not layers:
+            raise EngineError("this language model does not tell its attention")
+        return torch.stack([layer[0, ..., :positions].float().mean(0) for layer in layers]).mean(0).cpu()
 
     @contextmanager
     def _guarded(self, what: str) -> Iterator[None]:
@@ -297,6 +335,17 @@ def _end_ids(language: Language) -> frozenset[int]:
     for value in (language.config.get("eos_token_id"), generation.get("eos_token_id")):
         found |= set(value) if isinstance(value, list) else {value} if value is not None else set()
     return frozenset(found)
+
+
+@contextmanager
+def _telling(model: Any) -> Iterator[None]:
+    """Has a model tell its attention weights, which the fused kernels keep to themselves."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def _ids(steps: Generator[Step, None, None]) -> Generator[int, None, None]:
