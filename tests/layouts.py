@@ -6,10 +6,12 @@ A family is made once, as transformers' own class; a layout is a way of writing 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import packers
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -41,6 +43,21 @@ from checkpoint_maker import (
     shaken,
 )
 
+GROUP = 64
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False}
+_AWQ = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True}
+QUANTISATIONS: dict[str, dict[str, Any]] = {
+    "GPTQ 4 bits, old CUDA": _GPTQ,
+    "GPTQ 4 bits, act-order": {**_GPTQ, "desc_act": True},
+    "GPTQ 4 bits, v2 zeros": {**_GPTQ, "checkpoint_format": "gptq_v2"},
+    "GPTQ 8 bits": {**_GPTQ, "bits": 8},
+    "GPTQ 3 bits": {**_GPTQ, "bits": 3},
+    "GPTQ 2 bits": {**_GPTQ, "bits": 2},
+    "AWQ GEMM": {**_AWQ, "version": "gemm"},
+    "AWQ GEMV": {**_AWQ, "version": "gemv"},
+    "FP8": {"quant_method": "compressed-tensors", "format": "float-quantized"},
+}
 TILE = 56
 PINPOINTS = [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]
 NEXT_PINPOINTS = [[TILE * first, TILE * second] for first, second in PINPOINTS]
@@ -60,17 +77,19 @@ class Family:
     model: PreTrainedModel
     tokenizer: Tokenizer
     original: dict[str, Any]
+    packed: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    quantisation: dict[str, Any] = field(default_factory=dict)
 
     @property
     def text(self) -> dict[str, Any]:
         return dict(self.model.config.text_config.to_dict())
 
 
-def family(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Family:
+def family(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **dims: int) -> Family:
     """The model of that name with random weights.
 
     ``1.5``, ``bakllava``, ``1.6-vicuna``, ``1.6-mistral``, ``1.6-34b``, ``onevision``, ``onevision-tied``,
-    ``interleave``.
+    ``interleave``. ``dims`` are the language model's own.
     """
     siglip = name.startswith(("onevision", "interleave"))
     if siglip:
@@ -79,7 +98,8 @@ def family(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Fami
         extra = ["<|startoftext|>", "<|im_start|>", "<|im_end|>"] if name == "1.6-34b" else []
         tokenizer = llama_tokenizer([*extra, "<image>", "<pad>"])
     size = tokenizer.get_vocab_size()
-    text = {**TEXT, "vocab_size": size + (-size) % 64, "max_position_embeddings": 4096}
+    text = {**TEXT, "vocab_size": size + (-size) % 64, "max_position_embeddings": 4096, **dims}
+    fewer = {"num_key_value_heads": dims.get("num_key_value_heads", 2)}
     config: Any
     shared = {"image_token_index": tokenizer.token_to_id("<image>"), "vision_config": SIGLIP if siglip else CLIP}
     if siglip:
@@ -88,10 +108,10 @@ def family(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Fami
             "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
         }
         tied = name in ("interleave", "onevision-tied")
-        shared["text_config"] = Qwen2Config(**{**text, **ends, "num_key_value_heads": 2}, tie_word_embeddings=tied)
+        shared["text_config"] = Qwen2Config(**{**text, **ends, **fewer}, tie_word_embeddings=tied)
         shared["tie_word_embeddings"] = tied
     elif name in ("1.6-mistral", "bakllava"):
-        shared["text_config"] = MistralConfig(**{**text, "num_key_value_heads": 2}, sliding_window=None)
+        shared["text_config"] = MistralConfig(**{**text, **fewer}, sliding_window=None)
     else:
         shared["text_config"] = LlamaConfig(**text)
     torch.manual_seed(seed)
@@ -116,11 +136,44 @@ def family(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Fami
     return Family(name, shaken(model, seed).to(dtype), tokenizer, _original_keys(name))
 
 
+@torch.no_grad()
+def quantised(made: Family, kind: str) -> Family:
+    """The family with its language half packed; its model gets just the weights that the packed ones stand for."""
+    random, packed = np.random.default_rng(0), {}
+    for name, parameter in made.model.named_parameters():
+        layer = name.removesuffix(".weight")
+        if layer.startswith("model.language_model.") and layer.endswith(LINEARS):
+            packed[layer], dense = _release(parameter, kind, random)
+            parameter.copy_(dense)
+    return replace(made, packed=packed, quantisation={"quantization_config": QUANTISATIONS[kind]})
+
+
+def _release(weight: torch.Tensor, kind: str, random: Any) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """A layer's tensors as such a release has them, and the weight that they stand for."""
+    if kind == "FP8":
+        scale = weight.abs().amax(1, keepdim=True) / 448
+        stored = (weight / scale).to(torch.float8_e4m3fn)
+        return {"weight": stored, "weight_scale": scale}, stored.float() * scale
+    bits = int(QUANTISATIONS[kind]["bits"])
+    order = "act-order" in kind
+    levels, zeros, scales, group = packers.nearest(weight, random, bits=bits, size=GROUP, ordered=order)
+    dense = packers.weight(levels, zeros, scales, group)
+    if kind.startswith("AWQ"):
+        make = packers.awq_gemv if "GEMV" in kind else packers.awq_gemm
+        return make(levels, zeros, scales), dense
+    tensors = packers.gptq(levels, zeros, scales, bits, stored_zero="v2" in kind)
+    if "old CUDA" in kind:
+        tensors["bias"] = torch.zeros(len(weight))
+    else:
+        tensors |= {"scales": tensors["scales"].half(), "g_idx": torch.from_numpy(group).int()}
+    return tensors, dense
+
+
 def save_hf(made: Family, folder: Path, *, spelling: Spelling = "hub", shards: int = 1) -> Path:
     """The family as llava-hf writes it down."""
     save_tokenizer(made.tokenizer, folder)
     save_shards({respelt(k, spelling): v for k, v in _tensors(made).items()}, folder, shards)
-    values = {**made.model.config.to_dict(), "architectures": [type(made.model).__name__]}
+    values = {**made.model.config.to_dict(), "architectures": [type(made.model).__name__], **made.quantisation}
     (folder / "config.json").write_text(json.dumps(values))
     (folder / "preprocessor_config.json").write_text(json.dumps(_processor(made)))
     return folder
@@ -151,7 +204,7 @@ def save_original(
         torch.save(tensors, folder / "pytorch_model.bin")
     else:
         save_shards(tensors, folder, shards)
-    values = {**made.text, **made.original, "mm_vision_tower": str(home)}
+    values = {**made.text, **made.original, "mm_vision_tower": str(home), **made.quantisation}
     (folder / "config.json").write_text(json.dumps(values))
     return folder
 
@@ -172,8 +225,14 @@ def original_name(name: str) -> str:
 def _tensors(made: Family) -> dict[str, torch.Tensor]:
     """The tensors that are saved: a tied head is not."""
     tied = made.model.config.text_config.tie_word_embeddings
-    state = made.model.state_dict()
-    return {name: tensor.contiguous() for name, tensor in state.items() if not (tied and name == "lm_head.weight")}
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in made.model.state_dict().items():
+        layer = name.removesuffix(".weight")
+        if layer in made.packed:
+            found |= {f"{layer}.{part}": each for part, each in made.packed[layer].items()}
+        elif not (tied and name == "lm_head.weight"):
+            found[name] = tensor.contiguous()
+    return found
 
 
 def _original_keys(name: str) -> dict[str, Any]:

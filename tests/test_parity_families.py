@@ -2,103 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from PIL import Image as Pictures
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
-from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import trifocal
-from layouts import NEXT_PINPOINTS, ONEVISION_PINPOINTS, TILE, Family, family, save_hf, save_original
+from families import EXACT, SQUARE, Pair, inputs_of, load_pair
+from layouts import family, save_hf, save_original
 from trifocal.errors import BadImage
 from trifocal.images import Image, from_frames
-from trifocal.llava import Llava
 from trifocal.messages import Sampling
-from trifocal.placement import Placement
 from trifocal.vision import pixels
 from trifocal.weights import part_weights
 
 Drawn = Callable[..., Image]
-EXACT = Placement("cpu", "float32")
 NAMES = ["1.5", "bakllava", "1.6-vicuna", "1.6-mistral", "1.6-34b", "onevision", "onevision-tied", "interleave"]
 SIZES = [(80, 60), (60, 80), (112, 112), (300, 91), (91, 300), (57, 170), (400, 380), (640, 90)]
 ORDERS = {"one first": "i Q", "one middle": "Q i Q", "three apart": "i Q i Q i", "two together": "Q i i Q"}
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A family's reference and the same weights loaded by us."""
-
-    made: Family
-    llava: Llava
-    pad: bool
-
-    def reference_inputs(self, images: Sequence[Image]) -> dict[str, torch.Tensor]:
-        """What transformers' own image processor makes of the pictures of one prompt."""
-        if self.made.name.startswith("1.6"):
-            processor: Any = LlavaNextImageProcessorPil(
-                size={"shortest_edge": TILE},
-                crop_size={"height": TILE, "width": TILE},
-                image_grid_pinpoints=NEXT_PINPOINTS,
-            )
-            return dict(processor([image.pixels for image in images], return_tensors="pt"))
-        if self.made.name.startswith("onevision"):
-            processor = LlavaOnevisionImageProcessorPil(
-                size={"height": TILE, "width": TILE},
-                image_mean=[0.5] * 3,
-                image_std=[0.5] * 3,
-                image_grid_pinpoints=ONEVISION_PINPOINTS,
-            )
-            return dict(processor([[image.pixels for image in images]], return_tensors="pt"))
-        if self.made.name == "interleave":
-            processor = SiglipImageProcessorPil(size={"height": TILE, "width": TILE})
-        else:
-            processor = CLIPImageProcessorPil(size={"shortest_edge": TILE}, crop_size={"height": TILE, "width": TILE})
-        pictures = [padded(image.pixels) if self.pad else image.pixels for image in images]
-        return dict(processor(pictures, return_tensors="pt"))
-
-    @torch.no_grad()
-    def reference_rows(self, images: Sequence[Image]) -> list[torch.Tensor]:
-        """The rows that transformers' class makes of them."""
-        seen = self.made.model.get_image_features(**self.reference_inputs(images))
-        return list(getattr(seen, "pooler_output", seen))
+CASES = [(name, layout) for name in NAMES for layout in ("llava-hf", "original")]
 
 
-def padded(picture: Pictures.Image) -> Pictures.Image:
-    side = max(picture.size)
-    square = Pictures.new("RGB", (side, side), (122, 116, 104))
-    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    return square
-
-
-@pytest.fixture(
-    scope="module", params=[(name, layout) for name in NAMES for layout in ("hf", "original")], ids="-".join
-)
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     name, layout = request.param
-    made = family(name)
-    folder = tmp_path_factory.mktemp("family")
-    original = layout == "original"
-    inside = not name.startswith(("1.5", "bakllava"))
-    if original:
-        save_original(made, folder, tower=None if inside else folder / "clip")
-    else:
-        save_hf(made, folder)
-    with trifocal.load(checkpoint=str(folder), tower=EXACT, projector=EXACT, language=EXACT) as llava:
-        yield Pair(made, llava, pad=original and not inside)
+    with load_pair(name, layout, "dense", tmp_path_factory.mktemp("family")) as loaded:
+        yield loaded
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 def test_pixels_and_rows_are_those_of_transformers(pair: Pair, drawn: Drawn, size: tuple[int, int]) -> None:
     image = drawn(1, *size)
-    theirs = pair.reference_inputs([image])["pixel_values"]
+    theirs = inputs_of(pair, [image])["pixel_values"]
     theirs = theirs[0] if theirs.dim() == 5 else theirs
     torch.testing.assert_close(pixels(image, pair.llava.checkpoint.preprocessing), theirs, atol=1e-6, rtol=0)
     (ours,), (wanted,) = pair.llava.composer.vision.encode([image]), pair.reference_rows([image])
@@ -122,29 +61,19 @@ def test_logits_and_64_tokens_are_those_of_transformers(pair: Pair, drawn: Drawn
     llava, model = pair.llava, pair.made.model
     prompt = llava.composer.prompt(parts)
     ids = torch.tensor([prompt.ids(model.config.image_token_id)])
-    inputs = pair.reference_inputs([part for part in parts if isinstance(part, Image)])
+    inputs = inputs_of(pair, [part for part in parts if isinstance(part, Image)])
     with torch.no_grad():
         theirs = model(input_ids=ids, **inputs).logits[0]
         ours = llava.engine.model(inputs_embeds=prompt.splice(llava.engine.embed)[None]).logits[0]
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
-        wanted = model.generate(
-            input_ids=ids,
-            **inputs,
-            max_new_tokens=64,
-            min_new_tokens=64,
-            do_sample=False,
-            eos_token_id=sorted(llava.engine._end_ids),
-            pad_token_id=0,
-        )[0, ids.shape[1] :]
-    assert list(llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True))) == wanted.tolist()
+    said = list(llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True)))
+    assert said == pair.greedy(ids, inputs)
 
 
 def test_a_video_is_its_frames(tmp_path: Path, drawn: Drawn) -> None:
     made = family("onevision")
     video = from_frames([drawn(seed, 90, 70) for seed in range(5)])
-    frames = SiglipImageProcessorPil(size={"height": TILE, "width": TILE})(list(video.frames), return_tensors="pt")[
-        "pixel_values"
-    ]
+    frames = SiglipImageProcessorPil(size=SQUARE)(list(video.frames), return_tensors="pt")["pixel_values"]
     with trifocal.load(checkpoint=str(save_hf(made, tmp_path)), tower=EXACT, projector=EXACT, language=EXACT) as llava:
         (ours,) = llava.composer.vision.encode([video])
         with torch.no_grad():

@@ -239,11 +239,40 @@ def part_weights(source: Path, part: str, *, allow_pickle: bool = False) -> Weig
 
 
 def stored_names(folder: Path) -> list[str]:
-    """The names of a folder's tensors, without opening a pickle: from its index or the headers."""
+    """The names of a folder's tensors: from its index, the headers, or the words in a pickle, which is not run.
+
+    Raises:
+        CheckpointError: a file whose names can't be read.
+    """
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).is_file():
             return list(_weight_map(folder / index))
-    return [name for file in sorted(folder.glob("*.safetensors")) for name in read_header(file)]
+    headers = [name for file in sorted(folder.glob("*.safetensors")) for name in read_header(file)]
+    return headers or [name for file in sorted(folder.glob("pytorch_model*.bin")) for name in _pickled_words(file)]
+
+
+def _pickled_words(file: Path) -> list[str]:
+    """All strings in a ``.bin`` file's pickle, tensors' names among them. Its opcodes are read, never followed."""
+    import pickletools
+    import zipfile
+
+    try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                entry = next(info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
+                if entry.file_size > HEADER_LIMIT:
+                    raise CheckpointError(f"{file}: a table of {entry.file_size} bytes; {HEADER_LIMIT} are allowed")
+                streams = [archive.read(entry)]
+        else:  # before torch 1.6: a magic number, a version, facts about the system, and then the table
+            with file.open("rb") as opened:
+                for _ in range(3):
+                    list(pickletools.genops(opened))
+                streams = [opened.read(HEADER_LIMIT)]
+        return [
+            str(word) for code in streams for opcode, word, _ in pickletools.genops(code) if "UNICODE" in opcode.name
+        ]
+    except (ValueError, OSError, StopIteration, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{file}: damaged, or no file of tensors") from error
 
 
 def _weight_map(index: Path) -> dict[str, str]:

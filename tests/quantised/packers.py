@@ -92,6 +92,27 @@ def layer(
     return levels, zeros, scales
 
 
+def nearest(
+    dense: torch.Tensor, random: np.random.Generator, *, bits: int = 4, size: int = 64, ordered: bool = False
+) -> tuple[np.ndarray, np.ndarray, torch.Tensor, np.ndarray]:
+    """Levels, zeros, float16 scales and groups near a weight, by the nearest level; ``ordered`` scatters the groups."""
+    inputs = dense.shape[1]
+    group = np.arange(inputs) // size
+    group = random.permutation(group) if ordered else group
+    groups, top = inputs // size, 2**bits - 1
+    scales = torch.zeros(groups, len(dense))
+    zeros = np.zeros((groups, len(dense)), dtype=np.int64)
+    levels = np.zeros(dense.shape, dtype=np.int64)
+    for at in range(groups):
+        part = dense[:, torch.from_numpy(group == at)]
+        low, high = part.min(1).values.clamp(max=0), part.max(1).values.clamp(min=0)
+        scales[at] = ((high - low) / top).half().float()
+        zero = (-low / scales[at]).round().clamp(1, top)
+        zeros[at] = zero.numpy()
+        levels[:, group == at] = (part / scales[at][:, None] + zero[:, None]).round().clamp(0, top).numpy()
+    return levels, zeros, scales, group
+
+
 def weight(levels: np.ndarray, zeros: np.ndarray, scales: torch.Tensor, group: np.ndarray) -> torch.Tensor:
     """The reference arithmetic, in float64 and then float32."""
     exact = scales.double().numpy()[group].T * (levels - zeros[group].T)

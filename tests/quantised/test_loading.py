@@ -35,25 +35,6 @@ DIMS: dict[str, Any] = {
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def quantise(weight: torch.Tensor, random: np.random.Generator, *, ordered: bool) -> tuple[Any, ...]:
-    """Levels, zeros and scales near a weight, by the nearest level; ``ordered`` scatters the groups."""
-    inputs = weight.shape[1]
-    group = np.arange(inputs) // GROUP
-    group = random.permutation(group) if ordered else group
-    groups = inputs // GROUP
-    scales = torch.zeros(groups, len(weight))
-    zeros = np.zeros((groups, len(weight)), dtype=np.int64)
-    levels = np.zeros(weight.shape, dtype=np.int64)
-    for at in range(groups):
-        part = weight[:, torch.from_numpy(group == at)]
-        low, high = part.min(1).values.clamp(max=0), part.max(1).values.clamp(min=0)
-        scales[at] = ((high - low) / 15).half().float()
-        zero = (-low / scales[at]).round().clamp(1, 15)
-        zeros[at] = zero.numpy()
-        levels[:, group == at] = (part / scales[at][:, None] + zero[:, None]).round().clamp(0, 15).numpy()
-    return levels, zeros, scales, group
-
-
 @pytest.fixture(scope="module", params=["old CUDA", "act-order", "AWQ"])
 def released(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LlamaForCausalLM]:
     """A language half as it was released, and the model with just the weights that it stands for."""
@@ -71,7 +52,9 @@ def released(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             tensors[name] = parameter.half()
             parameter.copy_(tensors[name])
             continue
-        levels, zeros, scales, group = quantise(parameter, random, ordered=request.param == "act-order")
+        levels, zeros, scales, group = packers.nearest(
+            parameter, random, size=GROUP, ordered=request.param == "act-order"
+        )
         parameter.copy_(packers.weight(levels, zeros, scales, group))
         made = (
             packers.awq_gemm(levels, zeros, scales)

@@ -25,7 +25,7 @@ def from_original(
     names = [canonical(name) for name in stored_names(folder)]
     inside = {found[0] for found in names if found}
     part, home = _own_tower(folder, config, tower, "tower" in inside)
-    where = projector or _own_projector(folder, config, inside)
+    where = projector or _own_projector(folder, inside)
     kind, _, act = str(config.get("mm_projector_type") or "linear").partition("_")
     first_family = kind == "linear"
     file = folder / "config.json"
@@ -73,15 +73,13 @@ def _family(tower: Tower, tiles: Tiling | None) -> str:
     return "llava-onevision" if tiles else "llava-interleave"
 
 
-def _own_projector(folder: Path, config: Mapping[str, Any], inside: set[str]) -> Path:
+def _own_projector(folder: Path, inside: set[str]) -> Path:
     """An original checkpoint's projector: among its tensors, or in a file beside them."""
     if "projector" in inside:
         return folder
     for name in ("mm_projector.safetensors", "mm_projector.bin"):
         if (folder / name).is_file():
             return folder / name
-    if not inside and "mm_hidden_size" in config:
-        return folder  # one pickle: what it holds is known when it is opened
     raise CheckpointError(f"{folder}: there is no projector in it; name one with projector_from (--projector-from)")
 
 

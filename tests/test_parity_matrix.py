@@ -1,0 +1,107 @@
+"""The table of docs/checkpoints.md: family by layout by quantisation, each held against its reference and measured.
+
+``TRIFOCAL_MATRIX=1`` writes the measured table into the page; without it the page is checked to have the same rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from families import Pair, inputs_of, load_pair
+from layouts import QUANTISATIONS
+from trifocal.images import Image
+from trifocal.messages import Sampling
+
+PAGE = Path(__file__).parent.parent / "docs" / "checkpoints.md"
+HEAD = "| family | layout | language half | rows | features | logits | 64 tokens | held against |"
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_key_value_heads": 4}
+PLAIN = ["1.5", "bakllava", "1.6-vicuna", "1.6-mistral", "1.6-34b", "onevision", "onevision-tied", "interleave"]
+LAYOUTS = ["llava-hf", "llava-hf, new names, 2 shards", "original", "original, pickles"]
+PACKED = [
+    *(("1.5", "original", kind) for kind in QUANTISATIONS),
+    *(
+        (name, "llava-hf", kind)
+        for name in ("1.6-mistral", "onevision")
+        for kind in ("AWQ GEMM", "GPTQ 4 bits, act-order")
+    ),
+]
+CASES = [*((name, layout, "dense") for name in PLAIN for layout in LAYOUTS), *PACKED]
+SIZE = (130, 70)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one case gave."""
+
+    rows: int
+    features: float
+    logits: float
+    tokens: bool
+    reference: str
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[dict[tuple[str, str, str], Measured]]:
+    found: dict[tuple[str, str, str], Measured] = {}
+    yield found
+    if os.environ.get("TRIFOCAL_MATRIX") and len(found) == len(CASES):
+        before, _, after = PAGE.read_text("utf-8").partition(HEAD)
+        rest = after[after.index("\n\n") :]
+        lines = [HEAD, "|---|---|---|---|---|---|---|---|", *(_line(case, found[case]) for case in CASES)]
+        PAGE.write_text(before + "\n".join(lines) + rest, "utf-8")
+
+
+def _line(case: tuple[str, str, str], found: Measured) -> str:
+    name, layout, half = case
+    said = "equal" if found.tokens else "**differ**"
+    numbers = f"{found.rows} | {found.features:.0e} | {found.logits:.0e} | {said}"
+    return f"| {name} | {layout} | {half} | {numbers} | {found.reference} |"
+
+
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def test_every_cell(
+    case: tuple[str, str, str],
+    tmp_path: Path,
+    drawn: Callable[..., Image],
+    table: dict[tuple[str, str, str], Measured],
+) -> None:
+    name, layout, half = case
+    with load_pair(name, layout, half, tmp_path, **({} if half == "dense" else WIDE)) as pair:
+        measured = measure(pair, drawn(1, *SIZE))
+    assert measured.features <= 1e-5
+    assert measured.logits <= 1e-4
+    assert measured.tokens
+    table[case] = measured
+
+
+def test_the_page_has_the_rows_of_this_test() -> None:
+    lines = PAGE.read_text("utf-8").partition(HEAD)[2].partition("\n\n")[0].splitlines()
+    told = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines[2:]]
+    assert [cells[:3] for cells in told] == CASES
+    assert {cells[6] for cells in told} == {"equal"}
+
+
+@torch.no_grad()
+def measure(pair: Pair, image: Image) -> Measured:
+    """One picture between two texts: rows, the greatest differences, and 64 greedy tokens."""
+    llava, model = pair.llava, pair.made.model
+    (ours,), (theirs,) = llava.composer.vision.encode([image]), pair.reference_rows([image])
+    prompt = llava.composer.prompt(["Look. ", image, "What is shown here?"])
+    ids = torch.tensor([prompt.ids(model.config.image_token_id)])
+    inputs = inputs_of(pair, [image])
+    wanted = model(input_ids=ids, **inputs).logits[0]
+    logits = llava.engine.model(inputs_embeds=prompt.splice(llava.engine.embed)[None]).logits[0]
+    said = list(llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True)))
+    return Measured(
+        rows=len(ours),
+        features=float((ours - theirs).abs().max()),
+        logits=float((logits - wanted).abs().max()),
+        tokens=said == pair.greedy(ids, inputs),
+        reference=f"`{type(model).__name__}`",
+    )
