@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from trifocal.budget import Budget, TurnCost
     from trifocal.errors import (
         BadImage,
         BadMarkup,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         UnknownName,
         UsageError,
     )
+    from trifocal.explaining import Explanation, Look, PictureLook, WordLook
     from trifocal.images import Image
     from trifocal.images import load as open_image
     from trifocal.llava import Llava, load
@@ -49,6 +51,8 @@ _HOME = {
         "UnknownName",
         "UsageError",
     ),
+    "budget": ("Budget", "TurnCost"),
+    "explaining": ("Explanation", "Look", "PictureLook", "WordLook"),
     "images": ("Image", "open_image"),
     "llava": ("Llava", "load"),
     "messages": ("Chunk", "End", "Message", "Reply", "Sampling"),
@@ -62,23 +66,29 @@ __all__ = [
     "BadMarkup",
     "BadMessages",
     "BadSampling",
+    "Budget",
     "CheckpointError",
     "Chunk",
     "End",
     "EngineError",
+    "Explanation",
     "Image",
     "Llava",
+    "Look",
     "Message",
     "MissingExtra",
     "OutOfMemory",
+    "PictureLook",
     "Placement",
     "PromptTooLong",
     "Reply",
     "Sampling",
     "Settings",
     "TrifocalError",
+    "TurnCost",
     "UnknownName",
     "UsageError",
+    "WordLook",
     "__version__",
     "load",
     "open_image",

@@ -29,8 +29,8 @@ class Look:
     """How one word looked at one picture.
 
     ``image`` counts the pictures of the prompt from 0. ``share`` is the picture's part of the attention that all
-    pictures got from this word. ``grid`` has rows of patches, each 0 to 1; 1 is the most that any patch of any picture
-    got from any word of the answer.
+    pictures got from this word. ``grid`` has rows of patches: how much more attention each got from this word than
+    from the rest of the answer, 0 to 1; 1 is the most of all words and pictures.
     """
 
     image: int
@@ -53,8 +53,8 @@ class PictureLook:
     """A picture of the prompt, counted from 0, with its grid and the words that it drew most.
 
     The grid's patches cover ``box`` (left, top, width, height in shares of the picture's sides), which goes beyond
-    the picture where it was padded. ``words`` are pairs of a word's number and its weight, the greatest first; 1 is
-    the greatest of all words and pictures.
+    the picture where it was padded. ``words`` are pairs of a word's number and its weight (the sum of its grid), the
+    greatest first; 1 is the greatest of all words and pictures.
     """
 
     image: int
@@ -84,14 +84,17 @@ def explanation_of(
     """What the attention of an answer's ids says of its words.
 
     ``weights`` is ``[ids, positions]``, see `trifocal.engines.base.Attending`; ``grids`` are those of each picture of
-    the prompt. A word's attention is the mean over its ids.
+    the prompt. A word's attention is the mean over its ids. What all of an answer looks at alike (language models keep
+    a few patches to rest on) tells nothing of a word, so that the mean of the other ids is taken off.
     """
     spans = [found.span() for found in _WORD.finditer(answer)]
-    rows = _of_words(spans, _reaches(answer, ids, tokenizer), weights)  # [words, positions]
-    boards = [_common(each) for each in grids]
-    maps = [_laid(rows[:, at], each, board) for at, each, board in zip(_places(prompt), grids, boards, strict=True)]
+    rows, others = _of_words(spans, _reaches(answer, ids, tokenizer), weights)  # [words, positions]
+    places, boards = _places(prompt), [_common(each) for each in grids]
+    got = [_laid(rows[:, at], each, board).sum((1, 2)) for at, each, board in zip(places, grids, boards, strict=True)]
+    together = sum(got, start=rows.new_zeros(len(spans))).clamp_min(1e-12)  # [words]
+    more = (rows - others).clamp_min(0)
+    maps = [_laid(more[:, at], each, board) for at, each, board in zip(places, grids, boards, strict=True)]
     totals = [each.sum((1, 2)) for each in maps]  # [words] each
-    together = sum(totals, start=rows.new_zeros(len(spans))).clamp_min(1e-12)
     most = max((float(each.max()) for each in maps if each.numel()), default=0.0) or 1.0
     heaviest = max((float(each.max()) for each in totals if each.numel()), default=0.0) or 1.0
     words = tuple(
@@ -100,7 +103,7 @@ def explanation_of(
             start,
             end,
             tuple(
-                Look(at, float(totals[at][number] / together[number]), _plain(each[number] / most))
+                Look(at, float(got[at][number] / together[number]), _plain(each[number] / most))
                 for at, each in enumerate(maps)
             ),
         )
@@ -127,14 +130,18 @@ def _reaches(answer: str, ids: Sequence[int], tokenizer: Tokenizer) -> list[tupl
 
 def _of_words(
     spans: Sequence[tuple[int, int]], reaches: Sequence[tuple[int, int]], weights: torch.Tensor
-) -> torch.Tensor:
-    """``[words, positions]``: the mean over the ids that are part of each word."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``[words, positions]`` twice: the mean over the ids that are part of each word, and over all others."""
     rows = weights.new_zeros(len(spans), weights.shape[1])
+    others = rows.clone()
     for number, (start, end) in enumerate(spans):
         own = [at for at, (first, last) in enumerate(reaches) if first < end and last > start]
+        rest = [at for at in range(len(reaches)) if at not in own]
         if own:
             rows[number] = weights[own].mean(0)
-    return rows
+        if rest:
+            others[number] = weights[rest].mean(0)
+    return rows, others
 
 
 def _places(prompt: Prompt) -> list[slice]:

@@ -115,8 +115,9 @@ class Attending(Protocol):
     def attention(self, prompt: Prompt, ids: Sequence[int]) -> torch.Tensor:
         """How much of its attention went to each position of the prompt while it chose each id of an answer.
 
-        ``[ids, positions]`` in float32 on the CPU: the mean over all layers and heads, at the position from which the
-        id was told. A row sums to at most 1; the rest went to the answer before it.
+        ``[ids, positions]`` in float32 on the CPU: the mean over the heads of the upper half of the layers (the lower
+        ones gather, they don't choose), at the position from which the id was told. A row sums to at most 1; the rest
+        went to the answer before it.
 
         Raises:
             PromptTooLong: prompt and answer don't fit.

@@ -195,7 +195,8 @@ class Transformers:
         layers = [layer for layer in out.attentions or () if layer is not None]  # each [1, heads, n, all positions]
         if not layers:
             raise EngineError("this language model does not tell its attention")
-        return torch.stack([layer[0, ..., :positions].float().mean(0) for layer in layers]).mean(0).cpu()
+        upper = [layer[0, ..., :positions].float().mean(0) for layer in layers[len(layers) // 2 :]]
+        return torch.stack(upper).mean(0).cpu()
 
     @contextmanager
     def _guarded(self, what: str) -> Iterator[None]:

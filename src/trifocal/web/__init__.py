@@ -16,8 +16,8 @@ def routes() -> list[BaseRoute]:
     Raises:
         UsageError: the page's files are not there.
     """
-    from trifocal.web import count, info, pages, preview
+    from trifocal.web import count, explain, info, pages, preview
 
-    asked = [route for part in (info, count, preview) for route in part.router.routes]
+    asked = [route for part in (info, count, preview, explain) for route in part.router.routes]
     built = (pages.STATIC / "index.html").is_file()
     return [*(pages.routes() if built else ()), *asked]

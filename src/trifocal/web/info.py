@@ -52,7 +52,11 @@ async def info(server: Serving) -> Response:
             "fit": preprocessing.fit,
             "fit_words": fit_words(preprocessing),
             "parts": _parts(server),
-            "engine": {"name": type(llava.engine).__name__.lower(), "explains": False, "explains_not": None},
+            "engine": {
+                "name": type(llava.engine).__name__.lower(),
+                "explains": llava.explains_not is None,
+                "explains_not": llava.explains_not,
+            },
             "limits": _limits(server),
             "samples": samples(),
             "needs": list(NEEDS),

@@ -11,7 +11,7 @@ from fastapi.responses import Response
 
 from trifocal.api.errors import Refusal
 from trifocal.api.serving import Server, Serving
-from trifocal.api.wire import Draft, Json, Picture, Wire
+from trifocal.api.wire import Draft, ErrorBody, Json, Picture, Wire
 from trifocal.messages import Message
 from trifocal.vision import Box, Showing, View
 from trifocal.web.info import fit_words
@@ -27,7 +27,7 @@ class PreviewRequest(Wire):
     image: str
 
 
-@router.post("/page/api/preview", summary="What the model sees of a picture", responses={501: {}})
+@router.post("/page/api/preview", summary="What the model sees of a picture", responses={501: {"model": ErrorBody}})
 async def preview(request: Request, body: PreviewRequest, server: Serving) -> Response:
     """The squares that the vision tower is given, and which part of the picture each shows."""
     draft = Draft("user", (Picture(body.image, "image"),))
