@@ -1,6 +1,6 @@
 # The chores. `make run` and `make test` do all the set-up they need; CI calls the same ones.
 #
-#   make run             install, and answer a question about a picture with the bundled model
+#   make run             install, answer a question about a picture with the bundled model, and open the page
 #   make test            install, and run every check and test
 #   make run TORCH=cu130 the same with a CUDA build of torch (any folder of download.pytorch.org/whl)
 
@@ -20,6 +20,8 @@ export OMP_NUM_THREADS ?= 1
 run: install
 	@echo; echo '$$ trifocal ask $(PICTURE) "$(QUESTION)"'
 	@$(BIN)/trifocal ask $(PICTURE) "$(QUESTION)"
+	@if [ -n "$$CI" ] || [ ! -t 1 ]; then echo; echo "the page to chat with it: $(BIN)/trifocal serve --open"; \
+	else echo; echo '$$ trifocal serve --open'; exec $(BIN)/trifocal serve --open; fi
 
 test: install-test check unit
 

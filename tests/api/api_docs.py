@@ -10,13 +10,14 @@ from live import make_llava
 from trifocal.api.app import create_app
 from trifocal.api.settings import ServerSettings
 from trifocal.images import LIMITS
+from trifocal.web import routes as page_routes
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 
 
 def routes() -> str:
     """A table of all routes, by dialect."""
-    app = create_app(make_llava(), ServerSettings())
+    app = create_app(make_llava(), ServerSettings(), page_routes())
     rows = ["| dialect | route | does |", "|---|---|---|"]
     for path, operations in app.openapi()["paths"].items():
         for method, operation in operations.items():

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from live import Live, running
+from live import HIDDEN, Live, Watching, make_llava, running
+
+from trifocal.web import routes
 
 
 @pytest.fixture(scope="session")
 def live() -> Iterator[Live]:
-    with running(slots=4) as server:
+    with running(make_llava(Watching(hidden=HIDDEN)), routes(), slots=4) as server:
         yield server
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import torch
 from PIL import Image as Pictures
+from starlette.routing import BaseRoute
 
 from trifocal.api.app import create_app
 from trifocal.api.server import Listener, listen
@@ -26,8 +27,10 @@ from trifocal.composer import Composer
 from trifocal.engines.echo import Echo
 from trifocal.images import Image
 from trifocal.llava import Llava
+from trifocal.prompt import Prompt
 from trifocal.templates import get_template
 from trifocal.timing import Timings
+from trifocal.vision import PatchGrid, View
 
 HIDDEN, POSITIONS = 8, 4
 
@@ -50,6 +53,12 @@ class MeanColour:
 
     def cached(self, image: Image, among: int = 1) -> bool:
         return image.digest in self._seen
+
+    def views(self, image: Image, among: int = 1) -> list[View]:
+        return [View(image.on((0, 0, 0)).resize((2, 2)), "whole", (0.0, 0.0, 1.0, 1.0))]
+
+    def grids(self, image: Image, among: int = 1) -> list[PatchGrid]:
+        return [PatchGrid(0, 2, 2, 2, (0.0, 0.0, 1.0, 1.0))]
 
 
 class Gated(Echo):
@@ -74,6 +83,13 @@ class Gated(Echo):
         finally:
             with self._lock:
                 self.open -= 1
+
+
+class Watching(Echo):
+    """An echo that looks at one position after the other, from the last one on."""
+
+    def attention(self, prompt: Prompt, ids: Sequence[int]) -> torch.Tensor:
+        return torch.eye(len(prompt)).flip(0)[torch.arange(len(ids)) % len(prompt)]
 
 
 def make_llava(engine: Echo | None = None) -> Llava:
@@ -116,12 +132,12 @@ class Live:
 
 
 @contextlib.contextmanager
-def running(llava: Llava | None = None, **settings: Any) -> Iterator[Live]:
-    """A live server for as long as the block lasts."""
+def running(llava: Llava | None = None, page: Sequence[BaseRoute] = (), **settings: Any) -> Iterator[Live]:
+    """A live server for as long as the block lasts; ``page`` are the routes of its page."""
     llava = llava or make_llava()
     chosen = replace(ServerSettings(port=0), **settings)
     sockets = listen(chosen)
-    app = create_app(llava, chosen)
+    app = create_app(llava, chosen, page)
     listener = Listener(app, chosen)
     thread = threading.Thread(target=lambda: asyncio.run(listener.serve(sockets)), name="server")
     thread.start()

@@ -16,11 +16,12 @@ from schemathesis.specs.openapi.checks import (
 
 from trifocal.api.app import create_app
 from trifocal.api.settings import ServerSettings
+from trifocal.web import routes
 
 EXAMPLES = int(os.environ.get("TRIFOCAL_EXAMPLES", "200"))
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
 
-app = create_app(make_llava(), ServerSettings())
+app = create_app(make_llava(), ServerSettings(), routes())
 schema = schemathesis.openapi.from_dict(app.openapi())
 app.state.server.close()
 
