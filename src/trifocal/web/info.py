@@ -48,6 +48,7 @@ async def info(server: Serving) -> Response:
             "templates": list(TEMPLATES),
             "system": llava.template.system,
             "systems": {name: template.system for name, template in TEMPLATES.items()},
+            "places": {name: template.pictures for name, template in TEMPLATES.items()},
             "images": llava.images,
             "fit": preprocessing.fit,
             "fit_words": fit_words(preprocessing),

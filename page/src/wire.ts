@@ -1,0 +1,90 @@
+// A conversation as the server takes it: pictures as data URIs, `<image>` only where somebody placed one.
+
+import type { WireMessage } from "./api";
+import type { Store } from "./store";
+import type { Picture, Piece, Turn } from "./types";
+import { answerOf, picturesOf, textOf } from "./types";
+
+const MARK = "<image>";
+const uris = new Map<string, Promise<string>>();
+const blanks = new Map<string, string>();
+
+export type Source = (picture: Picture) => Promise<string>;
+
+/** A picture's own bytes as a data URI. */
+export const whole: Source = (picture) => {
+  const known = uris.get(picture.id);
+  if (known) return known;
+  const made = new Promise<string>((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(String(reader.result));
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(picture.blob);
+  });
+  uris.set(picture.id, made);
+  return made;
+};
+
+/** An empty picture of the same size: for counting, which looks at no picture, it is as good and far smaller. */
+export const blank: Source = async (picture) => {
+  const size = `${picture.width}x${picture.height}`;
+  const known = blanks.get(size);
+  if (known) return known;
+  const canvas = document.createElement("canvas");
+  canvas.width = picture.width;
+  canvas.height = picture.height;
+  const made = canvas.toDataURL("image/png");
+  if (!made.startsWith("data:image/png")) return whole(picture); // larger than this browser's canvases
+  blanks.set(size, made);
+  return made;
+};
+
+/** Whether some picture stands between two texts: only then has somebody placed it. */
+export function isPlaced(pieces: readonly Piece[]): boolean {
+  const solid = pieces.filter((piece) => "picture" in piece || piece.text.trim() !== "");
+  const first = solid.findIndex((piece) => "text" in piece);
+  const last = solid.findLastIndex((piece) => "text" in piece);
+  return solid.some((piece, at) => "picture" in piece && at > first && at < last && first >= 0);
+}
+
+/**
+ * The messages of a conversation. Pictures that are left out are not sent; those that nobody placed go where the
+ * template's family was trained to have them (`place`).
+ */
+export async function messagesOf(
+  turns: readonly Turn[],
+  system: string | null,
+  place: "first" | "last",
+  store: Store,
+  source: Source = whole,
+): Promise<WireMessage[]> {
+  const messages: WireMessage[] = system === null ? [] : [{ role: "system", content: system }];
+  for (const turn of turns) {
+    if (turn.role === "assistant") {
+      messages.push({ role: "assistant", content: answerOf(turn).text });
+      continue;
+    }
+    const kept = turn.pieces.filter((piece) => "text" in piece || !turn.leftOut.includes(piece.picture));
+    messages.push({ role: "user", content: await contentOf(kept, place, store, source) });
+  }
+  return messages;
+}
+
+async function contentOf(
+  pieces: Piece[],
+  place: "first" | "last",
+  store: Store,
+  source: Source,
+): Promise<WireMessage["content"]> {
+  const found = picturesOf(pieces).flatMap((id) => store.pictures.get(id) ?? []);
+  const placed = isPlaced(pieces);
+  const text = placed
+    ? pieces.map((piece) => ("text" in piece ? piece.text : MARK)).join("")
+    : textOf(pieces).trim();
+  if (!found.length) return text;
+  const images = await Promise.all(
+    found.map(async (picture) => ({ type: "image_url" as const, image_url: { url: await source(picture) } })),
+  );
+  const words = text ? [{ type: "text" as const, text }] : [];
+  return place === "first" && !placed ? [...images, ...words] : [...words, ...images];
+}
