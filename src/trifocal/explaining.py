@@ -28,9 +28,9 @@ DRAWN = 8  # words that are told of a picture
 class Look:
     """How one word looked at one picture.
 
-    ``image`` counts the pictures of the prompt from 0. ``share`` is the picture's part of the attention that all
-    pictures got from this word. ``grid`` has rows of patches: how much more attention each got from this word than
-    from the rest of the answer, 0 to 1; 1 is the most of all words and pictures.
+    ``image`` counts the pictures of the prompt from 0. ``grid`` has rows of patches: how much more attention each got
+    from this word than from the rest of the answer, 0 to 1; 1 is the most of all words and pictures. ``share`` is the
+    picture's part of what all pictures got so; 0 of all where the word looked nowhere more than the rest.
     """
 
     image: int
@@ -90,11 +90,10 @@ def explanation_of(
     spans = [found.span() for found in _WORD.finditer(answer)]
     rows, others = _of_words(spans, _reaches(answer, ids, tokenizer), weights)  # [words, positions]
     places, boards = _places(prompt), [_common(each) for each in grids]
-    got = [_laid(rows[:, at], each, board).sum((1, 2)) for at, each, board in zip(places, grids, boards, strict=True)]
-    together = sum(got, start=rows.new_zeros(len(spans))).clamp_min(1e-12)  # [words]
     more = (rows - others).clamp_min(0)
     maps = [_laid(more[:, at], each, board) for at, each, board in zip(places, grids, boards, strict=True)]
     totals = [each.sum((1, 2)) for each in maps]  # [words] each
+    together = sum(totals, start=rows.new_zeros(len(spans))).clamp_min(1e-12)
     most = max((float(each.max()) for each in maps if each.numel()), default=0.0) or 1.0
     heaviest = max((float(each.max()) for each in totals if each.numel()), default=0.0) or 1.0
     words = tuple(
@@ -103,7 +102,7 @@ def explanation_of(
             start,
             end,
             tuple(
-                Look(at, float(got[at][number] / together[number]), _plain(each[number] / most))
+                Look(at, float(totals[at][number] / together[number]), _plain(each[number] / most))
                 for at, each in enumerate(maps)
             ),
         )
