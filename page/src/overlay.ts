@@ -37,10 +37,11 @@ export class Overlay {
     if (!grid) return;
     const image = context.createImageData(FINE, FINE);
     const fine = smooth(grid, FINE);
+    const most = fine.reduce((one, other) => Math.max(one, other), 1e-6);
     for (let at = 0; at < FINE * FINE; at++) {
-      const value = fine[at]!;
+      const value = fine[at]! / most;
       const [red, green, blue] = colour(value);
-      image.data.set([red, green, blue, Math.round(235 * Math.min(1, value * 1.15) ** 0.8)], 4 * at);
+      image.data.set([red, green, blue, Math.round(240 * value ** 0.9)], 4 * at);
     }
     context.putImageData(image, 0, 0);
   }

@@ -6,6 +6,7 @@ import { render } from "./markdown";
 import type { Store } from "./store";
 import type { Answer, AssistantTurn, Look, Outcome, Turn, UserTurn } from "./types";
 import { answerOf, picturesOf } from "./types";
+import { isPlaced } from "./wire";
 
 export interface TranscriptActions {
   edit: (turn: UserTurn) => void;
@@ -50,10 +51,10 @@ export class Transcript {
   }
 
   private question(turn: UserTurn): HTMLElement {
-    const body = h("div", { class: "bubble" });
+    const body = h("div", { class: isPlaced(turn.pieces) ? "bubble placed" : "bubble" });
     for (const piece of turn.pieces) {
-      if ("text" in piece) body.append(h("span", { class: "said" }, piece.text));
-      else body.append(this.picture(turn, piece.picture));
+      if ("picture" in piece) body.append(this.picture(turn, piece.picture));
+      else if (piece.text.trim()) body.append(h("span", { class: "said" }, piece.text));
     }
     return h("article", { class: "turn user", "aria-label": "Your question", "data-turn": turn.id }, body,
       h("div", { class: "turn-tools" },
@@ -134,9 +135,11 @@ export class Transcript {
     try {
       const { look, pictures } = await this.on.look(turn);
       const named = pictures.map((id) => ({ url: this.store.url(id), name: this.store.pictures.get(id)?.name ?? "picture" }));
-      waiting.replaceWith(look.images.length
+      const panel = look.images.length
         ? lookPanel(look, answerOf(turn).text, named)
-        : h("p", { class: "look-told muted" }, "The model was shown no picture for this answer."));
+        : h("p", { class: "look-told muted" }, "The model was shown no picture for this answer.");
+      waiting.replaceWith(panel);
+      requestAnimationFrame(() => panel.scrollIntoView({ block: "nearest", behavior: "smooth" }));
     } catch (error) {
       waiting.className = "look-told problem";
       waiting.textContent = error instanceof Error ? error.message : String(error);
