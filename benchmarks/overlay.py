@@ -5,8 +5,8 @@
 
 Scenes are freshly drawn by the training's renderer from a seed that no training used, with pairs of shape and colour
 and of thing and place that training never had (they need the fonts that training/README.md names). thimble is asked
-what is in the picture, and each object whose name stands in its answer counts once. A patch is on an object when its middle is
-in the object's box; chance is the share of all patches that are.
+what is in the picture, and each object whose name stands in its answer counts once. A patch is on an object when its
+middle is in the object's box; chance is the share of all patches that are.
 """
 
 from __future__ import annotations

@@ -19,5 +19,4 @@ def routes() -> list[BaseRoute]:
     from trifocal.web import count, explain, info, pages, preview
 
     asked = [route for part in (info, count, preview, explain) for route in part.router.routes]
-    built = (pages.STATIC / "index.html").is_file()
-    return [*(pages.routes() if built else ()), *asked]
+    return [*pages.routes(), *asked]
