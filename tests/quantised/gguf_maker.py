@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 HEADS, KEYS, SIZE, HIDDEN, INNER, LAYERS = 4, 2, 64, 256, 512, 2
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
@@ -126,3 +128,23 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_string(key, value)
     else:
         writer.add_array(key, value)
+
+
+def tables(made_by: Tokenizer) -> dict[str, Any]:
+    """A tokenizer's tables as a converter writes them: pieces, scores that give its order of merges, types."""
+    made = json.loads(made_by.to_str())
+    pieces = sorted(made_by.get_vocab(), key=made_by.get_vocab().get)  # type: ignore[arg-type]
+    rank = {left + right: -float(at + 1) for at, (left, right) in reversed(list(enumerate(made["model"]["merges"])))}
+    special = {token["content"] for token in made["added_tokens"]}
+    kinds = [
+        2 if piece == "<unk>" else 3 if piece in special else 6 if piece.startswith("<0x") else 1 for piece in pieces
+    ]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.scores": [rank.get(piece, -1e6) for piece in pieces],
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }

@@ -8,8 +8,10 @@ from typing import Any
 import gguf_maker as maker
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from checkpoint_maker import llama_tokenizer
 from trifocal.quantised.gguf import GgufFile
 from trifocal.quantised.mmproj import Mmproj
 
@@ -91,3 +93,18 @@ def stored(tensors: dict[str, torch.Tensor], blocks: int, *, swapped: bool) -> d
 def read(path: Path, tensors: dict[str, tuple[np.ndarray, str]], **change: Any) -> Mmproj:
     metadata = {key: value for key, value in {**METADATA, **change}.items() if value is not None}
     return Mmproj(GgufFile(maker.write(path / "mmproj.gguf", metadata, tensors)))
+
+
+def make_pair(folder: Path) -> tuple[dict[str, torch.Tensor], Tokenizer]:
+    """A language model's file and a mmproj file that belong together; the model's tensors and its tokenizer."""
+    pieces = llama_tokenizer([])
+    tensors = maker.language_tensors(pieces.get_vocab_size())
+    metadata = {**maker.LANGUAGE, **maker.tables(pieces)}
+    maker.write(folder / "tiny-f16.gguf", metadata, maker.stored(tensors, "F16"))
+    sight = stored(state(model()), BLOCKS - 1, swapped=True)
+    random = np.random.default_rng(1)
+    for name, shape in {"mm.0": (maker.HIDDEN, WIDTH), "mm.2": (maker.HIDDEN, maker.HIDDEN)}.items():
+        sight[f"{name}.weight"] = (random.normal(size=shape), "F16")
+        sight[f"{name}.bias"] = (random.normal(size=shape[0]), "F32")
+    maker.write(folder / "mmproj-tiny-f16.gguf", METADATA, sight)
+    return tensors, pieces

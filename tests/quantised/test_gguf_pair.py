@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,7 +18,6 @@ from tokenizers import Tokenizer
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from checkpoint_maker import llama_tokenizer
 from trifocal.checkpoints import find_checkpoint, load_language
 from trifocal.engines.transformers import load
 from trifocal.errors import CheckpointError
@@ -37,39 +35,11 @@ from trifocal.weights import part_weights
 CPU = Placement("cpu", "float32")
 
 
-def tables(made_by: Tokenizer) -> dict[str, Any]:
-    """A tokenizer's tables as a converter writes them: pieces, scores that give its order of merges, types."""
-    made = json.loads(made_by.to_str())
-    pieces = sorted(made_by.get_vocab(), key=made_by.get_vocab().get)  # type: ignore[arg-type]
-    rank = {left + right: -float(at + 1) for at, (left, right) in reversed(list(enumerate(made["model"]["merges"])))}
-    special = {token["content"] for token in made["added_tokens"]}
-    kinds = [
-        2 if piece == "<unk>" else 3 if piece in special else 6 if piece.startswith("<0x") else 1 for piece in pieces
-    ]
-    return {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": pieces,
-        "tokenizer.ggml.scores": [rank.get(piece, -1e6) for piece in pieces],
-        "tokenizer.ggml.token_type": kinds,
-        "tokenizer.ggml.unknown_token_id": 0,
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-    }
-
-
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor], Tokenizer]:
     """A folder with the two files, the language model's tensors, and its tokenizer."""
     folder = tmp_path_factory.mktemp("pair")
-    pieces = llama_tokenizer([])
-    tensors = maker.language_tensors(pieces.get_vocab_size())
-    maker.write(folder / "tiny-f16.gguf", {**maker.LANGUAGE, **tables(pieces)}, maker.stored(tensors, "F16"))
-    sight = eyes.stored(eyes.state(eyes.model()), eyes.BLOCKS - 1, swapped=True)
-    random = np.random.default_rng(1)
-    for name, shape in {"mm.0": (maker.HIDDEN, eyes.WIDTH), "mm.2": (maker.HIDDEN, maker.HIDDEN)}.items():
-        sight[f"{name}.weight"] = (random.normal(size=shape), "F16")
-        sight[f"{name}.bias"] = (random.normal(size=shape[0]), "F32")
-    maker.write(folder / "mmproj-tiny-f16.gguf", eyes.METADATA, sight)
+    tensors, pieces = eyes.make_pair(folder)
     return folder, tensors, pieces
 
 
