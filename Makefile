@@ -2,6 +2,7 @@
 #
 #   make run             install, answer a question about a picture with the bundled model, and open the page
 #   make test            install, and run every check and test
+#   make page            build the chat page from page/ (needs node and npm)
 #   make run TORCH=cu130 the same with a CUDA build of torch (any folder of download.pytorch.org/whl)
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ QUESTION ?= What is in this picture?
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-hostile check unit lock format clean install install-test
+.PHONY: run test page screenshots matrix chromium test-hostile check unit lock format clean install install-test
 .DEFAULT_GOAL := run
 
 run: install
@@ -52,8 +53,25 @@ install: $(VENV)/torch-$(TORCH)
 	$(BIN)/pip install -q --no-deps --require-hashes -r requirements/run.lock
 	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
 
-install-test: install
+install-test: install chromium
 	$(BIN)/pip install -q --no-deps --require-hashes -r requirements/test.lock
+
+# the page's tests drive a real browser; as root it is fetched, else they say that it is missing
+chromium:
+	@command -v chromium >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium >/dev/null; \
+	else echo "chromium is not installed: the page's browser tests will be skipped (apt-get install chromium)"; fi
+
+page:
+	cd page && npm ci --no-audit --no-fund && npm run check && npm run build
+
+# what docs/page shows, taken anew by the browser tests
+screenshots: install-test
+	TRIFOCAL_SCREENSHOTS=1 $(BIN)/pytest tests/web/test_page_browser.py
+
+# the table of docs/checkpoints.md, measured anew
+matrix: install-test
+	TRIFOCAL_MATRIX=1 $(BIN)/pytest tests/test_parity_matrix.py
 
 lock: $(VENV)/torch-$(TORCH)
 	$(BIN)/pip install -q uv

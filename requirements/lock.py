@@ -32,4 +32,4 @@ def compile_lock(name: str, *extras: str, against: str | None = None) -> None:
 
 if __name__ == "__main__":
     compile_lock("run", "serve")
-    compile_lock("test", "serve", "test", "test-api", against="run")
+    compile_lock("test", "serve", "test", "test-api", "test-page", against="run")

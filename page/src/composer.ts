@@ -157,6 +157,7 @@ export class Composer {
 
   /** Moves a picture by one word, or over its neighbour. */
   private step(chip: HTMLElement, forward: boolean): void {
+    this.field.normalize();
     const beside = forward ? chip.nextSibling : chip.previousSibling;
     if (!beside) return;
     if (!(beside instanceof Text) || !beside.data) {

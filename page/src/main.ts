@@ -28,6 +28,7 @@ class App {
   private growing: { turn: AssistantTurn; stop: AbortController } | null = null;
   private editing: { turn: string; draft: Piece[] } | null = null;
   private counting: AbortController | null = null;
+  private readonly forgotten = new Set<string>();
 
   private readonly settings = loadSettings();
   private readonly composer: Composer;
@@ -318,7 +319,8 @@ class App {
 
   private readonly saveDraft = later(250, () => {
     const conversation = this.current;
-    const worth = conversation.turns.length > 0 || conversation.draft.pieces.length > 0;
+    const worth =
+      !this.forgotten.has(conversation.id) && (conversation.turns.length > 0 || conversation.draft.pieces.length > 0);
     if (worth && !this.conversations.includes(conversation)) {
       this.conversations.unshift(conversation);
       this.drawSidebar();
@@ -327,6 +329,7 @@ class App {
   });
 
   private async save(conversation: Conversation): Promise<void> {
+    if (this.forgotten.has(conversation.id)) return;
     write(CURRENT, this.current.id);
     try {
       await this.store.save(conversation);
@@ -410,12 +413,14 @@ class App {
     const gone = this.conversations.find((each) => each.id === id);
     if (!gone) return;
     this.conversations = this.conversations.filter((each) => each !== gone);
+    this.forgotten.add(id);
     await this.store.remove(id);
     if (gone === this.current) this.open(this.conversations[0] ?? fresh());
     else this.drawSidebar();
     toast("The chat is deleted.", {
       label: "Undo",
       act: () => {
+        this.forgotten.delete(id);
         this.conversations.unshift(gone);
         void this.store.save(gone);
         this.open(gone);

@@ -27,5 +27,7 @@ const ALLOWED = {
 };
 
 export function render(text: string): DocumentFragment {
-  return DOMPurify.sanitize(markdown.render(text), ALLOWED) as unknown as DocumentFragment;
+  const made = DOMPurify.sanitize(markdown.render(text), ALLOWED) as unknown as DocumentFragment;
+  for (const wide of made.querySelectorAll<HTMLElement>("pre, table")) wide.tabIndex = 0; // they scroll: keys must reach them
+  return made;
 }
