@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from click.testing import CliRunner
 from websockets.sync.client import connect
+
+from trifocal.cli.serve import open_in_browser, serve
+from trifocal.errors import UsageError
+from trifocal.web import routes
 
 KEY = "0123456789abcdef-test"
 
@@ -59,6 +66,11 @@ def test_it_serves_two_ports_until_it_is_told_to_stop(tmp_path: Path) -> None:
             wait_until_ready(client)
             assert client.get("/v1/models").status_code == 401
             assert client.get("/v1/models", headers=headers).json()["data"][0]["id"] == "thimble"
+            page = client.get("/")
+            assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+            for path in re.findall(r'(?:src|href)="(/[^"]+)"', page.text):
+                assert client.get(path).status_code == 200, path
+            assert client.get("/page/api/info").status_code == 401
         with connect(f"ws://127.0.0.1:{legacy}/api/v1/stream", proxy=None, additional_headers=headers) as websocket:
             websocket.send(json.dumps({"prompt": "Hi", "max_new_tokens": 2}))
             assert json.loads(websocket.recv(timeout=30))["event"] == "text_stream"
@@ -74,7 +86,10 @@ def test_it_serves_two_ports_until_it_is_told_to_stop(tmp_path: Path) -> None:
         said = process.communicate(timeout=20)[1]
         assert process.returncode == 0
     lines = said.splitlines()
-    assert f"thimble is served at http://127.0.0.1:{port}, http://127.0.0.1:{legacy}" in lines[0]
+    assert (
+        f"thimble is served at http://127.0.0.1:{port}, http://127.0.0.1:{legacy}; the page: http://127.0.0.1:{port}/ ("
+        in lines[0]
+    )
     requests = [json.loads(line) for line in lines[1:]]
     assert {"id", "method", "route", "status", "seconds"} <= set(requests[0])
     assert KEY not in said
@@ -86,3 +101,59 @@ def test_it_does_not_listen_to_others_without_a_key(tmp_path: Path) -> None:
     shown = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60)
     assert shown.returncode == 2
     assert "no key is set" in shown.stderr
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """With what the server would have been started."""
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr("trifocal.api.serve", lambda *given: calls.append(given))
+    return calls
+
+
+def test_the_page_is_shown_unless_told_not_to(started: list[tuple[object, ...]]) -> None:
+    runner = CliRunner()
+    for options, expected in (
+        ([], (routes, None)),
+        (["--no-page"], (None, None)),
+        (["--open"], (routes, open_in_browser)),
+    ):
+        assert runner.invoke(serve, options, catch_exceptions=False).exit_code == 0
+        assert started.pop()[2:] == expected
+    with pytest.raises(UsageError, match="--no-page"):
+        runner.invoke(serve, ["--open", "--no-page"], catch_exceptions=False)
+    assert not started
+
+
+def test_without_a_page_nothing_is_public_at_the_root(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    with serving(tmp_path, "--port", str(port), "--no-page") as process:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as client:
+            wait_until_ready(client)
+            assert client.get("/").status_code == 401
+            assert client.get("/", headers={"x-api-key": KEY}).status_code == 404
+        process.send_signal(signal.SIGTERM)
+        assert "page" not in process.communicate(timeout=20)[1].splitlines()[0]
+
+
+def test_only_a_browser_with_a_window_is_opened(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+
+    class Window(webbrowser.BackgroundBrowser):
+        def open(self, url: str, new: int = 0, autoraise: bool = True) -> bool:
+            opened.append(url)
+            return True
+
+    def no_browser() -> None:
+        raise webbrowser.Error("could not locate runnable browser")
+
+    monkeypatch.setattr(webbrowser, "get", lambda: Window("firefox"))
+    open_in_browser("http://127.0.0.1:5000/")
+    assert opened == ["http://127.0.0.1:5000/"]
+    for get in (no_browser, lambda: webbrowser.GenericBrowser("lynx")):
+        monkeypatch.setattr(webbrowser, "get", get)
+        open_in_browser("http://127.0.0.1:5000/")
+        assert "no browser to open here; the page is at http://127.0.0.1:5000/" in capsys.readouterr().err
+    assert len(opened) == 1

@@ -96,6 +96,15 @@ def test_a_longer_state_stands_for_its_own_beginning() -> None:
     assert held.take(list("abcd")) == (None, 0)
 
 
+def test_a_branch_leaves_what_it_came_from() -> None:
+    held: Prefixes[str] = Prefixes(100, cut)
+    held.put(list("abc"), "abc", 10)
+    assert held.take(list("abc"), branch=True) == ("abc", 3)
+    assert held.take(list("abx"), branch=True) == ("ab", 2)
+    assert held.take(list("abc")) == ("abc", 3)
+    assert held.take(list("abc"), branch=True) == (None, 0)
+
+
 def test_conversations_that_begin_alike_keep_what_is_theirs(
     language: Language, monkeypatch: pytest.MonkeyPatch
 ) -> None:
