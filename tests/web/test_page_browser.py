@@ -555,7 +555,9 @@ def test_a_phone(visit: Callable[..., Visit], thimble: Live) -> None:
     assert "right" in seen.answer
     seen.page.locator(".look-button").tap()
     seen.page.wait_for_selector(".look")
+    seen.page.wait_for_timeout(700)  # the panel scrolls into view
     seen.page.locator(".look-word", has_text="dog").tap()
+    assert seen.page.locator(".looked.lit").count() == 1
     seen.page.wait_for_timeout(500)
     seen.shot("phone-look")
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= 390
