@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trifocal.cli.options import load_shown, model_options, sampling_options
+from trifocal.decoding import collect
+from trifocal.errors import UsageError
 from trifocal.images import Image, from_bytes, from_path
-from trifocal.messages import End, Message, Reply, Sampling
+from trifocal.messages import Chunk, End, Message, Reply, Sampling
 from trifocal.settings import Settings
+
+if TYPE_CHECKING:
+    from trifocal.llava import Llava
 
 __all__ = ["ask", "describe", "read_picture"]
 
@@ -25,15 +30,30 @@ Examples:
   trifocal ask cat.png "What colour is the cat?"
   trifocal ask before.png after.png "What has changed?"
   trifocal ask cat.png                          describes the picture
+  trifocal ask cat.png --explain looked.png     and draws where it looked for each main word
   curl -s http://127.0.0.1:8000/cat.png | trifocal ask - "What is it?"
   trifocal ask cat.png "What is it?" --json | jq .usage""",
 )
 @click.argument("words", nargs=-1, required=True, metavar='PICTURE... "QUESTION"')
 @click.option("--system", metavar="TEXT", help="System text instead of the template's.")
+@click.option(
+    "--explain",
+    "overlay",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.png",
+    help="Draw where it looked for the answer's main words.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Text, positions of each kind and timings as one JSON object.")
 @sampling_options
 @model_options
-def ask(words: tuple[str, ...], system: str | None, as_json: bool, settings: Settings, sampling: Sampling) -> None:
+def ask(
+    words: tuple[str, ...],
+    system: str | None,
+    overlay: Path | None,
+    as_json: bool,
+    settings: Settings,
+    sampling: Sampling,
+) -> None:
     """Answers QUESTION about the PICTUREs, word by word as the answer comes.
 
     The last word is the question, unless it is a file too: then the pictures are described. A picture called `-`
@@ -44,13 +64,35 @@ def ask(words: tuple[str, ...], system: str | None, as_json: bool, settings: Set
     with load_shown(settings) as llava:
         turn = llava.question(question, pictures)
         messages = [Message("system", system), turn] if system is not None else [turn]
+        if overlay and llava.explains_not:
+            raise UsageError(llava.explains_not)
         if as_json:
-            click.echo(json.dumps(describe(llava.complete(messages, sampling)), ensure_ascii=False, indent=2))
-            return
-        for chunk in llava.stream(messages, sampling):
-            click.echo(chunk.text, nl=False)
-            sys.stdout.flush()
-        click.echo()
+            reply = llava.complete(messages, sampling)
+            click.echo(json.dumps(describe(reply), ensure_ascii=False, indent=2))
+        else:
+            reply = collect(_shown(llava.stream(messages, sampling)))
+            click.echo()
+        if overlay:
+            _draw(llava, [*messages, Message("assistant", reply.text)], sampling, overlay)
+
+
+def _shown(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """The chunks, each printed as it comes."""
+    for chunk in chunks:
+        click.echo(chunk.text, nl=False)
+        sys.stdout.flush()
+        yield chunk
+
+
+def _draw(llava: Llava, messages: Sequence[Message], sampling: Sampling, path: Path) -> None:
+    """Draws where it looked for an answer's main words. The question stays whole, so that its pictures are the last."""
+    from trifocal.cli.overlay import save_overlay
+
+    explained = llava.explain(messages, max_tokens=sampling.max_tokens)
+    kept = len(explained.pictures)
+    pictures = [image for message in messages for image in message.images]
+    save_overlay(explained, pictures[len(pictures) - kept :], path)
+    click.echo(f"where it looked: {path}", err=True)
 
 
 def read_picture(name: str) -> Image:
