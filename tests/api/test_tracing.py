@@ -32,7 +32,7 @@ class Tracer:
 def test_an_answer_is_a_span_with_its_counts_and_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     tracer = Tracer()
     monkeypatch.setattr(trace, "get_tracer", lambda name: tracer)
-    end = End("stop", 10, 4, 3, images=1, timings={"tower": 0.5})
+    end = End("stop", 10, 4, 3, positions=(4,), timings={"tower": 0.5})
     with tracing.span("answer", answers=2) as current:
         tracing.describe(current, end)
         assert not current.ended
