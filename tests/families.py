@@ -16,7 +16,18 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import trifocal
-from layouts import NEXT_PINPOINTS, ONEVISION_PINPOINTS, TILE, Family, family, quantised, save_hf, save_original
+from layouts import (
+    LINEAR,
+    NEXT_PINPOINTS,
+    ONEVISION_PINPOINTS,
+    TILE,
+    Family,
+    family,
+    quantised,
+    save_hf,
+    save_lora,
+    save_original,
+)
 from trifocal.images import Image
 from trifocal.llava import Llava
 from trifocal.placement import Placement
@@ -88,10 +99,12 @@ def load_pair(name: str, layout: str, half: str, folder: Path, **dims: int) -> I
     """A family saved in a layout, its language half ``dense`` or quantised, loaded in float32."""
     made = family(name, **dims)
     made = made if half == "dense" else quantised(made, half)
-    outside = name in ("1.5", "bakllava")  # these come without their tower
+    outside = name in ("1.5", "bakllava", *LINEAR)  # these come without their tower
     original = layout.startswith("original")
     pickle = "pickles" in layout
-    if original:
+    if layout.startswith("LoRA"):
+        save_lora(made, folder, folder / "base", rslora="rslora" in layout, pickle=pickle)
+    elif original:
         save_original(made, folder, tower=folder / "clip" if outside else None, pickle=pickle)
     elif "new names" in layout:
         save_hf(made, folder, spelling="raw", shards=2)
@@ -99,4 +112,4 @@ def load_pair(name: str, layout: str, half: str, folder: Path, **dims: int) -> I
         save_hf(made, folder)
     places = dict.fromkeys(("tower", "projector", "language"), EXACT)
     with trifocal.load(checkpoint=str(folder), allow_pickle=pickle, **places) as llava:
-        yield Pair(made, llava, pad=original and outside)
+        yield Pair(made, llava, pad=not layout.startswith("llava-hf") and name in ("1.5", "bakllava"))

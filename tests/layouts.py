@@ -6,8 +6,10 @@ A family is made once, as transformers' own class; a layout is a way of writing 
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import (
     CLIPVisionConfig,
+    CLIPVisionModel,
     LlamaConfig,
+    LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
@@ -25,6 +29,8 @@ from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     MistralConfig,
+    MptConfig,
+    MptForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     SiglipVisionConfig,
@@ -74,7 +80,7 @@ class Family:
     """A model of a family with its tokenizer; ``original`` are the keys of its original configuration."""
 
     name: str
-    model: PreTrainedModel
+    model: Any
     tokenizer: Tokenizer
     original: dict[str, Any]
     packed: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
@@ -89,8 +95,11 @@ def family(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **dims:
     """The model of that name with random weights.
 
     ``1.5``, ``bakllava``, ``1.6-vicuna``, ``1.6-mistral``, ``1.6-34b``, ``onevision``, ``onevision-tied``,
-    ``interleave``. ``dims`` are the language model's own.
+    ``interleave``, and those with a linear projector: ``v0-13b``, ``v0-7b``, ``v1``, ``llama-2``, ``mpt``.
+    ``dims`` are the language model's own.
     """
+    if name in LINEAR:
+        return _early(name, seed, dtype, **dims)
     siglip = name.startswith(("onevision", "interleave"))
     if siglip:
         tokenizer = bytes_tokenizer([*QWEN_TOKENS, "<image>", "<video>"])
@@ -136,12 +145,123 @@ def family(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **dims:
     return Family(name, shaken(model, seed).to(dtype), tokenizer, _original_keys(name))
 
 
+LINEAR = {
+    "v0-13b": ["<im_patch>", "<im_start>", "<im_end>"],
+    "v0-7b": ["[PAD]", "<im_patch>", "<im_start>", "<im_end>"],
+    "v1": [],
+    "llama-2": [],
+    "mpt": ["<|im_start|>", "<|im_end|>"],
+}
+SENTINEL = -200  # where a picture stands among ids, as LLaVA 1.0 and later write it
+
+
+def _early(name: str, seed: int, dtype: torch.dtype, **dims: int) -> Family:
+    tokenizer = bytes_tokenizer(["<|endoftext|>", *LINEAR[name]]) if name == "mpt" else llama_tokenizer(LINEAR[name])
+    size = tokenizer.get_vocab_size()
+    context = 4096 if name == "llama-2" else 2048
+    torch.manual_seed(seed)
+    if name == "mpt":
+        text: Any = MptConfig(
+            d_model=64, n_heads=4, n_layers=2, expansion_ratio=2, max_seq_len=context, vocab_size=size, eos_token_id=2
+        )
+        language: Any = MptForCausalLM(text)
+    else:
+        text = LlamaConfig(**{**TEXT, "vocab_size": size, "max_position_embeddings": context, **dims})
+        language = LlamaForCausalLM(text)
+    model = shaken(ByHand(CLIPVisionModel(CLIP), language), seed).to(dtype)
+    framed = name.startswith("v0")
+    original = {
+        "architectures": ["LlavaMPTForCausalLM" if name == "mpt" else "LlavaLlamaForCausalLM"],
+        "model_type": "llava_mpt" if name == "mpt" else "llava",
+        "mm_hidden_size": VISION["hidden_size"],
+        "mm_use_im_start_end": framed,
+        "mm_vision_select_layer": -2,
+        "use_mm_proj": True,
+    }
+    return Family(name, model, tokenizer, original)
+
+
+class ByHand(torch.nn.Module):
+    """The reference where transformers has no class: its CLIP tower, a linear layer and its language model."""
+
+    def __init__(self, tower: CLIPVisionModel, language: Any) -> None:
+        super().__init__()
+        self.tower, self.language = tower, language
+        width = language.get_input_embeddings().weight.shape[1]
+        self.projector = torch.nn.Linear(tower.config.hidden_size, width)
+        self.config = SimpleNamespace(image_token_id=SENTINEL, vision_config=tower.config, text_config=language.config)
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        hidden = self.tower(pixel_values, output_hidden_states=True).hidden_states[-2]
+        return self.projector(hidden[:, 1:])
+
+    def spliced(self, input_ids: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Input embeddings: text pieces are looked up, a picture's rows stand where its run of sentinels does."""
+        pictures = self.get_image_features(pixel_values).flatten(0, 1)
+        ids = input_ids[0]
+        rows = self.language.get_input_embeddings()(ids.clamp(min=0))
+        rows[ids == SENTINEL] = pictures
+        return rows[None]
+
+    def forward(self, input_ids: torch.Tensor, pixel_values: torch.Tensor) -> Any:
+        return self.language(inputs_embeds=self.spliced(input_ids, pixel_values))
+
+    @torch.no_grad()
+    def generate(self, input_ids: torch.Tensor, pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
+        said = self.language.generate(inputs_embeds=self.spliced(input_ids, pixel_values), **options)
+        return torch.cat([input_ids, said], 1)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Under the names that transformers' own classes give them."""
+        found = {f"model.vision_tower.{name}": each for name, each in self.tower.state_dict().items()}
+        found |= {f"model.multi_modal_projector.{name}": each for name, each in self.projector.state_dict().items()}
+        for name, each in self.language.state_dict().items():
+            inner = name.startswith("model.")
+            found[f"model.language_model.{name.removeprefix('model.')}" if inner else name] = each
+        return found
+
+
+@torch.no_grad()
+def save_lora(
+    made: Family, folder: Path, base: Path, *, rank: int = 4, rslora: bool = False, pickle: bool = False
+) -> Path:
+    """The family as a LoRA over its present language half, which goes to ``base``; its model gets the sums."""
+    tensors = {original_name(k): v.clone() for k, v in _tensors(made).items()}
+    language = {k: v for k, v in tensors.items() if "mm_projector" not in k and "vision_tower" not in k}
+    save_tokenizer(made.tokenizer, base)
+    save_shards(language, base, 2)
+    (base / "config.json").write_text(json.dumps({**made.text, "architectures": ["LlamaForCausalLM"]}))
+    random, changes, alpha = torch.Generator().manual_seed(1), {}, 2 * rank
+    scale = alpha / (rank**0.5 if rslora else rank)
+    for name, parameter in made.model.named_parameters():
+        layer = original_name(name.replace("language.", "", 1) if isinstance(made.model, ByHand) else name)
+        if layer.endswith(tuple(f"{linear}.weight" for linear in LINEARS)) and layer in language:
+            down = torch.randn(rank, parameter.shape[1], generator=random) * 0.1
+            up = torch.randn(parameter.shape[0], rank, generator=random) * 0.1
+            stem = f"base_model.model.{layer.removesuffix('.weight')}"
+            changes |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
+            parameter += scale * (up @ down)
+    trained = {f"base_model.model.{k}": v for k, v in tensors.items() if "mm_projector" in k}
+    home = folder / "clip"
+    save_original(made, folder / "unused", tower=home)
+    shutil.rmtree(folder / "unused")
+    for stem, held in (("adapter_model", changes), ("non_lora_trainables", trained)):
+        if pickle:
+            torch.save(held, folder / f"{stem}.bin")
+        else:
+            save_file(held, folder / f"{stem}.safetensors")
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "bias": "none", "use_rslora": rslora}
+    (folder / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": str(base)}))
+    (folder / "config.json").write_text(json.dumps({**made.text, **made.original, "mm_vision_tower": str(home)}))
+    return folder
+
+
 @torch.no_grad()
 def quantised(made: Family, kind: str) -> Family:
     """The family with its language half packed; its model gets just the weights that the packed ones stand for."""
     random, packed = np.random.default_rng(0), {}
     for name, parameter in made.model.named_parameters():
-        layer = name.removesuffix(".weight")
+        layer = name.removesuffix(".weight").replace("language.model.", "model.language_model.", 1)
         if layer.startswith("model.language_model.") and layer.endswith(LINEARS):
             packed[layer], dense = _release(parameter, kind, random)
             parameter.copy_(dense)
@@ -188,6 +308,8 @@ def save_original(
     """
     save_tokenizer(made.tokenizer, folder)
     tensors = {original_name(k): v for k, v in _tensors(made).items()}
+    if made.name == "mpt":
+        tensors = {k.replace("model.mm_projector.", "transformer.mm_projector."): v for k, v in tensors.items()}
     seeing = {k: v for k, v in tensors.items() if k.startswith("model.vision_tower.")}
     home = tower or folder / "tower"
     home.mkdir(parents=True, exist_ok=True)
@@ -215,6 +337,7 @@ def original_name(name: str) -> str:
         ("model.vision_tower.", "model.vision_tower.vision_tower.vision_model."),
         ("model.multi_modal_projector.linear_1.", "model.mm_projector.0."),
         ("model.multi_modal_projector.linear_2.", "model.mm_projector.2."),
+        ("model.multi_modal_projector.", "model.mm_projector."),
         ("model.language_model.", "model."),
     ):
         if name.startswith(ours):
@@ -226,7 +349,8 @@ def _tensors(made: Family) -> dict[str, torch.Tensor]:
     """The tensors that are saved: a tied head is not."""
     tied = made.model.config.text_config.tie_word_embeddings
     found: dict[str, torch.Tensor] = {}
-    for name, tensor in made.model.state_dict().items():
+    state = made.model.tensors() if isinstance(made.model, ByHand) else made.model.state_dict()
+    for name, tensor in state.items():
         layer = name.removesuffix(".weight")
         if layer in made.packed:
             found |= {f"{layer}.{part}": each for part, each in made.packed[layer].items()}

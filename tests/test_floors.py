@@ -23,6 +23,7 @@ FLOORS = [
     {"markup", "history", "engines"},
     {"settings", "quantised"},
     {"hub", "weights", "decoding"},
+    {"lora"},
     {"checkpoints"},
     {"vision", "convert"},
     {"composer"},

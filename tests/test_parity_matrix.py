@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from families import Pair, inputs_of, load_pair
-from layouts import QUANTISATIONS
+from layouts import LINEAR, QUANTISATIONS, ByHand
 from trifocal.images import Image
 from trifocal.messages import Sampling
 
@@ -23,6 +23,15 @@ HEAD = "| family | layout | language half | rows | features | logits | 64 tokens
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_key_value_heads": 4}
 PLAIN = ["1.5", "bakllava", "1.6-vicuna", "1.6-mistral", "1.6-34b", "onevision", "onevision-tied", "interleave"]
 LAYOUTS = ["llava-hf", "llava-hf, new names, 2 shards", "original", "original, pickles"]
+EARLY = [
+    *((name, layout, "dense") for name in LINEAR for layout in ("original", "original, pickles")),
+    ("1.5", "LoRA", "dense"),
+    ("1.5", "LoRA, rslora, pickles", "dense"),
+    ("v1", "LoRA, pickles", "dense"),
+    ("llama-2", "LoRA", "dense"),
+    ("v0-13b", "original", "GPTQ 4 bits, old CUDA"),
+    ("v0-7b", "original", "GPTQ 4 bits, old CUDA"),
+]
 PACKED = [
     *(("1.5", "original", kind) for kind in QUANTISATIONS),
     *(
@@ -31,7 +40,7 @@ PACKED = [
         for kind in ("AWQ GEMM", "GPTQ 4 bits, act-order")
     ),
 ]
-CASES = [*((name, layout, "dense") for name in PLAIN for layout in LAYOUTS), *PACKED]
+CASES = [*((name, layout, "dense") for name in PLAIN for layout in LAYOUTS), *EARLY, *PACKED]
 SIZE = (130, 70)
 
 
@@ -87,6 +96,12 @@ def test_the_page_has_the_rows_of_this_test() -> None:
     assert {cells[6] for cells in told} == {"equal"}
 
 
+def _named(model: object) -> str:
+    if isinstance(model, ByHand):
+        return f"`CLIPVisionModel`, a linear layer, `{type(model.language).__name__}`"
+    return f"`{type(model).__name__}`"
+
+
 @torch.no_grad()
 def measure(pair: Pair, image: Image) -> Measured:
     """One picture between two texts: rows, the greatest differences, and 64 greedy tokens."""
@@ -103,5 +118,5 @@ def measure(pair: Pair, image: Image) -> Measured:
         features=float((ours - theirs).abs().max()),
         logits=float((logits - wanted).abs().max()),
         tokens=said == pair.greedy(ids, inputs),
-        reference=f"`{type(model).__name__}`",
+        reference=_named(model),
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trifocal.checkpoints import Checkpoint, Preprocessing, Tower, read_json
+from trifocal.checkpoints import Checkpoint, Preprocessing, Tower, language_weights, read_json
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.weights import Weights, canonical, part_weights, weight_files
 
@@ -110,7 +110,7 @@ def split(
         raise CheckpointError(
             f"{checkpoint.name}: a language model of type {kind!r} can't be taken out; {', '.join(_CLASSES)} can"
         )
-    language = part_weights(checkpoint.language.source, "language", allow_pickle=allow_pickle)
+    language = language_weights(checkpoint.language, allow_pickle=allow_pickle)
     tower = part_weights(checkpoint.tower.source, "tower", allow_pickle=allow_pickle)
     projector = part_weights(checkpoint.projector.source, "projector", allow_pickle=allow_pickle)
     plans = {

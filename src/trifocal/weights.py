@@ -18,6 +18,7 @@ __all__ = ["GgufWeights", "Weights", "canonical", "part_weights", "read_header",
 
 HEADER_LIMIT = 16 << 20
 _BUFFERS = re.compile(r"(?:rotary_emb\.inv_freq|\.position_ids|logit_scale)$")
+_WRAPPED = re.compile(r"^base_model\.(?:model\.(?=model\.|lm_head\b|transformer\.))?")
 _NESTED = re.compile(r"^model\.(?=(?:language_model|vision_tower|multi_modal_projector|image_newline)\b)")
 # what stands in front of a name -> the part it belongs to and what its canonical name begins with
 _RULES = [
@@ -32,6 +33,8 @@ _RULES = [
     (re.compile(r"^multi_modal_projector\."), "projector", ""),
     (re.compile(r"^(?:model\.)?image_newline$"), "projector", "image_newline"),
     (re.compile(r"^lm_head\."), "language", "lm_head."),
+    (re.compile(r"^transformer\.mm_projector\."), "projector", ""),
+    (re.compile(r"^transformer\."), "language", "transformer."),  # MPT's names
     (re.compile(r"^model\."), "language", "model."),
 ]
 
@@ -44,7 +47,7 @@ def canonical(name: str) -> tuple[str, str] | None:
     """
     if _BUFFERS.search(name) or name.startswith(("text_model.", "text_projection.", "visual_projection.")):
         return None
-    name = _NESTED.sub("", name)
+    name = _NESTED.sub("", _WRAPPED.sub("", name))
     for pattern, part, prefix in _RULES:
         match = pattern.match(name)
         if match:
@@ -239,11 +242,13 @@ def part_weights(source: Path, part: str, *, allow_pickle: bool = False) -> Weig
 
 
 def stored_names(folder: Path) -> list[str]:
-    """The names of a folder's tensors: from its index, the headers, or the words in a pickle, which is not run.
+    """The names of a folder's or file's tensors: from an index, headers, or the words in a pickle, which is not run.
 
     Raises:
         CheckpointError: a file whose names can't be read.
     """
+    if folder.is_file():
+        return list(read_header(folder)) if folder.suffix == ".safetensors" else _pickled_words(folder)
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).is_file():
             return list(_weight_map(folder / index))

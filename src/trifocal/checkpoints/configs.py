@@ -38,6 +38,15 @@ _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
         "eos_token_id": 2,
         "tie_word_embeddings": False,
     },
+    "mpt": {
+        "vocab_size": 50368,
+        "d_model": 4096,
+        "n_heads": 32,
+        "n_layers": 32,
+        "expansion_ratio": 4,
+        "max_seq_len": 2048,
+        "tie_word_embeddings": True,
+    },
     "qwen2": {
         "vocab_size": 151936,
         "hidden_size": 4096,
@@ -82,6 +91,15 @@ _ARCHITECTURES = {
     "LlavaLlamaForCausalLM": "llama",
     "LlavaMistralForCausalLM": "mistral",
     "LlavaQwenForCausalLM": "qwen2",
+    "LlavaMPTForCausalLM": "mpt",
+    "LlavaMptForCausalLM": "mpt",
+}
+_LLAVA_KINDS = {
+    "llava": "llama",
+    "llava_llama": "llama",
+    "llava_mistral": "mistral",
+    "llava_qwen": "qwen2",
+    "llava_mpt": "mpt",
 }
 _HALF = (0.5, 0.5, 0.5)
 
@@ -120,18 +138,21 @@ def tower_part(source: Path, config: Mapping[str, Any], layer: int, *, keep_firs
     )
 
 
-def text_part(source: Path, config: Mapping[str, Any]) -> Text:
+def text_part(source: Path, config: Mapping[str, Any], adapter: Path | None = None) -> Text:
     """The language half's configuration with its class's defaults filled in and LLaVA's keys gone."""
     kind = str(config.get("model_type") or "llama")
-    kind = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}.get(kind, kind)
+    kind = _LLAVA_KINDS.get(kind, kind)
     classes = config.get("architectures")
     if isinstance(classes, list) and classes:
         kind = _ARCHITECTURES.get(str(classes[0]), kind)
     own = {key: value for key, value in config.items() if not key.startswith(("mm_", "image_", "trifocal_"))}
     filled = {**_TEXT_DEFAULTS.get(kind, {}), **own, "model_type": kind}
-    for key in ("hidden_size", "max_position_embeddings"):
+    sizes = ("d_model", "max_seq_len") if kind == "mpt" else ("hidden_size", "max_position_embeddings")
+    for key in sizes:
         whole(source, filled, key)
-    return Text(source, filled)
+    if kind == "mpt":
+        filled.pop("hidden_size", None)  # LLaVA's loader wrote it there beside d_model
+    return Text(source, filled, adapter)
 
 
 def template_of(text: Text, *, newer: bool) -> str:

@@ -9,15 +9,16 @@ from trifocal.checkpoints.gguf_pair import from_gguf, gguf_pair
 from trifocal.checkpoints.hf import from_hf
 from trifocal.checkpoints.known import KNOWN, Source
 from trifocal.checkpoints.original import from_original, trained_with
-from trifocal.checkpoints.parts import Checkpoint
+from trifocal.checkpoints.parts import Checkpoint, Text
 from trifocal.checkpoints.reading import read_json
 from trifocal.engines.base import Language
 from trifocal.errors import CheckpointError
 from trifocal.hub import CONFIGS, PICKLES, WEIGHTS, locate
+from trifocal.lora import ADAPTER, LoraWeights, base_of
 from trifocal.quantised import open_weights
-from trifocal.weights import part_weights
+from trifocal.weights import Weights, part_weights
 
-__all__ = ["find_checkpoint", "from_folder", "load_language"]
+__all__ = ["find_checkpoint", "from_folder", "language_weights", "load_language"]
 
 
 def find_checkpoint(
@@ -57,7 +58,7 @@ def from_folder(
     """Reads what a checkpoint is from its ``config.json``; no weight is read.
 
     Three layouts are told apart by what the configuration says, never by a name: llava-hf
-    (``vision_config`` and ``text_config``), original LLaVA (``mm_*`` keys), and a bare language model
+    (``vision_config`` and ``text_config``), original LLaVA (``mm_*`` keys, as a LoRA too), and a bare language model
     whose tower and projector come from elsewhere, as in the seed. A fourth needs no configuration: a
     pair of GGUF files, the language model's (or a folder with both) and the ``mmproj`` one.
 
@@ -70,6 +71,9 @@ def from_folder(
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: a checkpoint is a folder, or a pair of GGUF files")
     config = read_json(folder / "config.json")
+    adapter = folder if (folder / ADAPTER).is_file() else None
+    if adapter and not language:
+        language = base_of(adapter)
     language_source = locate(language, (*CONFIGS, *WEIGHTS, *PICKLES)) if language else folder
     projector_source = locate(projector, (*CONFIGS, *WEIGHTS, *PICKLES)) if projector else None
     config |= trained_with(projector_source)
@@ -77,7 +81,7 @@ def from_folder(
     if "vision_config" in config and "text_config" in config:
         read = from_hf(folder, config, elsewhere, projector_source, language_source)
     else:
-        read = from_original(folder, config, elsewhere, projector_source, language_source)
+        read = from_original(folder, config, elsewhere, projector_source, language_source, adapter)
     framed = bool(config.get("mm_use_im_start_end", read.pop("framed", False)))
     return Checkpoint(
         name=name or folder.name,
@@ -86,6 +90,18 @@ def from_folder(
         image_end="<im_end>" if framed else "",
         **{key: value for key, value in read.items() if key != "template"},
     )
+
+
+def language_weights(text: Text, *, allow_pickle: bool = False) -> Weights:
+    """The language half's tensors as its files have them, with the changes of its LoRA where it has one.
+
+    Raises:
+        CheckpointError: weights missing, damaged, pickles that are not allowed, or a LoRA that does not fit.
+    """
+    weights = part_weights(text.source, "language", allow_pickle=allow_pickle)
+    if text.adapter is None:
+        return weights
+    return LoraWeights(weights, text.adapter, allow_pickle=allow_pickle)
 
 
 def load_language(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> Language:
@@ -97,7 +113,7 @@ def load_language(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> Lang
         CheckpointError: weights missing, damaged, or pickles that are not allowed.
     """
     source, config = checkpoint.language.source, checkpoint.language.config
-    weights = part_weights(source, "language", allow_pickle=allow_pickle)
+    weights = language_weights(checkpoint.language, allow_pickle=allow_pickle)
     if source.suffix == ".gguf":
         from trifocal.quantised.gguf import GgufFile
         from trifocal.quantised.gguf_tokenizer import tokenizer

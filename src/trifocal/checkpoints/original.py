@@ -7,53 +7,83 @@ from pathlib import Path
 from typing import Any
 
 from trifocal.checkpoints.configs import preprocessing_part, template_of, text_part, tower_part
-from trifocal.checkpoints.parts import CLIP_TOWER, Projector, Tiling, Tower
+from trifocal.checkpoints.parts import CLIP_TOWER, Projector, Text, Tiling, Tower
 from trifocal.checkpoints.reading import knows, layer_number, own_config, read_json
 from trifocal.checkpoints.tilings import original_tiling
 from trifocal.checkpoints.towers import TOWERS
 from trifocal.errors import CheckpointError
 from trifocal.hub import CONFIGS, PICKLES, WEIGHTS, locate
+from trifocal.lora import trained_file
 from trifocal.weights import canonical, stored_names
 
 __all__ = ["from_original", "trained_with"]
 
+LLAMA_2 = 4096  # the context of LLaMA-2, and of no LLaMA before it
+
 
 def from_original(
-    folder: Path, config: dict[str, Any], tower: Path | None, projector: Path | None, language: Path
+    folder: Path,
+    config: dict[str, Any],
+    tower: Path | None,
+    projector: Path | None,
+    language: Path,
+    adapter: Path | None = None,
 ) -> dict[str, Any]:
-    """Original LLaVA, or a bare language model with tower and projector from elsewhere."""
-    names = [canonical(name) for name in stored_names(folder)]
-    inside = {found[0] for found in names if found}
-    part, home = _own_tower(folder, config, tower, "tower" in inside)
-    where = projector or _own_projector(folder, inside)
+    """Original LLaVA, a LoRA of it, or a bare language model with tower and projector from elsewhere."""
+    trained = folder if adapter is None else trained_file(folder) or folder
+    inside = {found[0] for name in stored_names(trained) if (found := canonical(name))}
+    part, home = _own_tower(folder, config, tower, trained if "tower" in inside else None)
+    where = projector or (trained if "projector" in inside else _own_projector(folder))
     kind, _, act = str(config.get("mm_projector_type") or "linear").partition("_")
-    first_family = kind == "linear"
     file = folder / "config.json"
     tiles = original_tiling(file, config, part.image_size)
     if part.kind == "siglip" and tiles is not None and tiles.merge == "flat":
         tiles, config = None, {**config, "image_aspect_ratio": None}  # interleave: every picture is one square
-    family = _family(part, tiles)
-    text = text_part(language, config if language == folder else own_config(language))
+    own = config if language == folder or adapter else own_config(language)
+    text = text_part(language, own, adapter)
+    framed = bool(config.get("mm_use_im_start_end", knows(language, "<im_start>")))
+    if kind == "linear":
+        family, template = _early(config, text, framed)
+    else:
+        family = _family(part, tiles)
+        template = template_of(text, newer=family != "llava-1.5")
     return {
-        "family": "llava-v0" if first_family else family,
+        "family": family,
         "tower": part,
         "projector": Projector(where, kind, act or "gelu"),
         "preprocessing": preprocessing_part(home, part, config.get("image_aspect_ratio"), tiles),
         "language": text,
-        "template": "llava_v0_webui" if first_family else template_of(text, newer=family != "llava-1.5"),
-        "framed": first_family and knows(language, "<im_start>"),
-        "strip_around_images": first_family,
+        "template": template,
+        "framed": framed and kind == "linear",
+        "strip_around_images": family == "llava-v0",
     }
 
 
-def _own_tower(folder: Path, config: Mapping[str, Any], tower: Path | None, inside: bool) -> tuple[Tower, Path]:
+def _early(config: Mapping[str, Any], text: Text, framed: bool) -> tuple[str, str]:
+    """Family and template of a checkpoint with a linear projector, by what its files say.
+
+    v0, v1.1 and Lightning put marks around a picture, the 1.0 releases of Vicuna v1.3 and LLaMA-2 do not; of these
+    two the base's context tells which it is. Nothing tells v1.1 and Lightning from v0: their template must be named.
+    """
+    if text.config["model_type"] == "mpt":
+        return "llava-mpt", "mpt_multimodal" if framed else "mpt"
+    if framed:
+        return "llava-v0", "llava_v0_webui"
+    if text.context >= LLAMA_2:
+        return "llava-llama-2", "llava_llama_2"
+    if "mm_use_im_start_end" in config:
+        return "llava-v1", "llava_v1"
+    return "llava-v0", "llava_v0_webui"
+
+
+def _own_tower(folder: Path, config: Mapping[str, Any], tower: Path | None, inside: Path | None) -> tuple[Tower, Path]:
     """An original checkpoint's tower, and the folder that tells its preprocessing.
 
     A tower that the checkpoint brings along was trained with it, so the one it names gives only its
     configuration, which for the towers of LLaVA we know.
     """
     named = str(config.get("mm_vision_tower") or CLIP_TOWER)
-    known = TOWERS.get(named) if inside and tower is None else None
+    known = TOWERS.get(named) if inside is not None and tower is None else None
     home = folder if known else tower or locate(named, (*CONFIGS, *WEIGHTS, *PICKLES))
     vision = known or read_json(home / "config.json")
     own = vision.get("vision_config", vision)
@@ -61,9 +91,11 @@ def _own_tower(folder: Path, config: Mapping[str, Any], tower: Path | None, insi
         # LLaVA-NeXT takes SigLIP's last block away and then the last output, whatever the layer that is named
         layer, keep = -2, True
     else:
-        layer = layer_number(folder, config, "mm_vision_select_layer")
+        # the code of v0's day took the last layer where none is named; a bare language model names nothing
+        default = -1 if config.get("mm_use_im_start_end") and "mm_vision_tower" in config else -2
+        layer = layer_number(folder, config, "mm_vision_select_layer", default)
         keep = config.get("mm_vision_select_feature", "patch") == "cls_patch"
-    source = folder if tower is None and inside else home
+    source = inside if tower is None and inside is not None else home
     return tower_part(source, vision, layer, keep_first=keep), home
 
 
@@ -73,10 +105,8 @@ def _family(tower: Tower, tiles: Tiling | None) -> str:
     return "llava-onevision" if tiles else "llava-interleave"
 
 
-def _own_projector(folder: Path, inside: set[str]) -> Path:
-    """An original checkpoint's projector: among its tensors, or in a file beside them."""
-    if "projector" in inside:
-        return folder
+def _own_projector(folder: Path) -> Path:
+    """An original checkpoint's projector that is not among its tensors: a file beside them."""
     for name in ("mm_projector.safetensors", "mm_projector.bin"):
         if (folder / name).is_file():
             return folder / name

@@ -129,20 +129,21 @@ class Preprocessing:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The language half: where it lies, and its own configuration."""
+    """The language half: where it lies, its own configuration, and the folder of a LoRA that changes it."""
 
     source: Path
     config: Mapping[str, Any] = field(hash=False)
+    adapter: Path | None = None
 
     @property
     def hidden(self) -> int:
         """The width of its embedding rows."""
-        return int(self.config["hidden_size"])
+        return int(self.config["d_model" if self.config["model_type"] == "mpt" else "hidden_size"])
 
     @property
     def context(self) -> int:
         """Positions of prompt and answer."""
-        return int(self.config["max_position_embeddings"])
+        return int(self.config["max_seq_len" if self.config["model_type"] == "mpt" else "max_position_embeddings"])
 
 
 @dataclass(frozen=True, slots=True)

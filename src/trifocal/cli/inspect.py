@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from trifocal.checkpoints import KNOWN, Checkpoint, find_checkpoint
+from trifocal.checkpoints import KNOWN, Checkpoint, find_checkpoint, language_weights
 from trifocal.cli.options import model_options
 from trifocal.settings import Settings
 from trifocal.templates import get_template
@@ -86,7 +86,10 @@ def part_facts(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> list[Pa
     }
     found = []
     for name, (source, what) in described.items():
-        weights = part_weights(source, name, allow_pickle=allow_pickle)
+        if name == "language":
+            weights = language_weights(checkpoint.language, allow_pickle=allow_pickle)
+        else:
+            weights = part_weights(source, name, allow_pickle=allow_pickle)
         specs = [weights.spec(tensor) for tensor in weights]
         files = {file.resolve() for file in weights.files}
         numbers = sum(math.prod(shape) for _, shape in specs)

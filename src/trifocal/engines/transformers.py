@@ -28,6 +28,7 @@ from trifocal.prompt import Prompt
 __all__ = ["Step", "Transformers", "load"]
 
 HELD = 256 << 20  # bytes of attention weights that are looked at together
+_TABLES = ("model.embed_tokens.weight", "transformer.wte.weight")
 LARGE = 4 << 30  # bytes of a dense model from which on four-bit layers stay packed by themselves
 
 log = logging.getLogger("trifocal")
@@ -241,7 +242,7 @@ def load(
     size = _size(model)
     seconds = time.perf_counter() - started
     log.info("language model: %.1f MB on %s in %s, %.2f s", size / 1e6, device, dtype, seconds)
-    length = int(getattr(config, "max_position_embeddings", 0) or 2048)
+    length = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "max_seq_len", 0) or 2048)
     tokenizer = FileTokenizer(language.folder, bos=language.config.get("bos_token_id"), backend=language.tokenizer)
     return Transformers(
         model,
@@ -263,8 +264,8 @@ def _config(language: Language) -> Any:
         raise CheckpointError(
             f"language model: transformers has no use for model_type {kind!r} as configured"
         ) from error
-    name = "model.embed_tokens.weight"
-    if name in language.weights:
+    name = next((name for name in _TABLES if name in language.weights), None)
+    if name is not None:
         config.vocab_size = int(language.weights[name].shape[0])  # configurations are wrong about it, tensors are not
     return config
 
