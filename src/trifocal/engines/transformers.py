@@ -343,6 +343,9 @@ def _end_ids(language: Language) -> frozenset[int]:
 def _telling(model: Any) -> Iterator[None]:
     """Has a model tell its attention weights, which the fused kernels keep to themselves."""
     before = model.config._attn_implementation
+    if before == "eager":
+        yield
+        return
     model.set_attn_implementation("eager")
     try:
         yield
