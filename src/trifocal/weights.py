@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import os
 import re
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trifocal.errors import CheckpointError
+from trifocal.files import instead, read_object, size_of
 
 if TYPE_CHECKING:
     import torch
@@ -17,8 +20,12 @@ if TYPE_CHECKING:
 __all__ = ["GgufWeights", "Weights", "canonical", "part_weights", "read_header", "stored_names", "weight_files"]
 
 HEADER_LIMIT = 16 << 20
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+MOST_SIDES = 8
+MOST_OPCODES = 1 << 20  # a tensor takes about 50
 _BUFFERS = re.compile(r"(?:rotary_emb\.inv_freq|\.position_ids|logit_scale)$")
 _WRAPPED = re.compile(r"^base_model\.(?:model\.(?=model\.|lm_head\b|transformer\.))?")
+_LEFT_OUT = re.compile(rf"{_BUFFERS.pattern}|^(?:text_model|text_projection|visual_projection)\.|^logit_bias$")
 _NESTED = re.compile(r"^model\.(?=(?:language_model|vision_tower|multi_modal_projector|image_newline)\b)")
 # what stands in front of a name -> the part it belongs to and what its canonical name begins with
 _RULES = [
@@ -181,14 +188,20 @@ def read_header(file: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, cut short, or its header makes no sense.
     """
     try:
-        size = file.stat().st_size
+        size = size_of(file)
         with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
+            start = opened.read(64)
+            if other := instead(start):
+                raise CheckpointError(f"{file}: this is {other}")
+            length = int.from_bytes(start[:8], "little")
             if size < 8 or length > min(HEADER_LIMIT, size - 8):
                 raise CheckpointError(
                     f"{file}: its header claims {length} bytes, the file has {size}: cut short, or no safetensors file"
                 )
-            header: Any = json.loads(opened.read(length))
+            opened.seek(8)
+            header: Any = json.loads(opened.read(length), object_pairs_hook=_once)
+    except _Twice as error:
+        raise CheckpointError(f"{file}: its header holds {error} twice: the file is damaged") from error
     except OSError as error:
         raise CheckpointError(f"{file}: {error.strerror or 'cannot be read'}") from error
     except (ValueError, RecursionError) as error:
@@ -199,6 +212,18 @@ def read_header(file: Path) -> dict[str, Any]:
     return header
 
 
+class _Twice(Exception):
+    """A name stands in a header twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for name in names if names.count(name) > 1))
+    return table
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files of a folder that hold weights: what an index lists, else every safetensors or ``.bin`` file.
 
@@ -207,7 +232,7 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         CheckpointError: there are none, or the index names one that is not there.
     """
-    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+    for index in INDEXES:
         if (folder / index).is_file():
             named = sorted(set(_weight_map(folder / index).values()))
             absent = [name for name in named if not (folder / name).is_file()]
@@ -233,12 +258,26 @@ def part_weights(source: Path, part: str, *, allow_pickle: bool = False) -> Weig
 
     def rename(stored: str) -> str | None:
         found = canonical(stored)
+        if found is None and not _LEFT_OUT.search(stored):
+            raise CheckpointError(f"{source}: {stored} belongs to no part of a LLaVA: tower, projector, language model")
         return found[1] if found and found[0] == part else None
 
     if source.suffix == ".gguf":
         return GgufWeights(source, part)
     files = [source] if source.is_file() else weight_files(source)
-    return Weights(files, rename, allow_pickle=allow_pickle)
+    weights = Weights(files, rename, allow_pickle=allow_pickle)
+    if source.is_dir():
+        _check_index(source, weights, rename)
+    return weights
+
+
+def _check_index(folder: Path, weights: Weights, rename: Callable[[str], str | None]) -> None:
+    """Each of these tensors is in the file that the folder's index names for it."""
+    index = next((folder / name for name in INDEXES if (folder / name).is_file()), None)
+    for stored, file in _weight_map(index).items() if index else ():
+        name = rename(stored)
+        if name is not None and (name not in weights or weights.where(name) != folder / file):
+            raise CheckpointError(f"{index}: {stored} should be in {file}, which does not hold it")
 
 
 def stored_names(folder: Path) -> list[str]:
@@ -249,7 +288,7 @@ def stored_names(folder: Path) -> list[str]:
     """
     if folder.is_file():
         return list(read_header(folder)) if folder.suffix == ".safetensors" else _pickled_words(folder)
-    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+    for index in INDEXES:
         if (folder / index).is_file():
             return list(_weight_map(folder / index))
     headers = [name for file in sorted(folder.glob("*.safetensors")) for name in read_header(file)]
@@ -261,6 +300,7 @@ def _pickled_words(file: Path) -> list[str]:
     import pickletools
     import zipfile
 
+    _whole_archive(file)
     try:
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
@@ -270,24 +310,30 @@ def _pickled_words(file: Path) -> list[str]:
                 streams = [archive.read(entry)]
         else:  # before torch 1.6: a magic number, a version, facts about the system, and then the table
             with file.open("rb") as opened:
-                for _ in range(3):
-                    list(pickletools.genops(opened))
-                streams = [opened.read(HEADER_LIMIT)]
+                head = io.BytesIO(opened.read(HEADER_LIMIT))
+            for _ in range(3):
+                list(itertools.islice(pickletools.genops(head), MOST_OPCODES))
+            streams = [head.read()]
         return [
-            str(word) for code in streams for opcode, word, _ in pickletools.genops(code) if "UNICODE" in opcode.name
+            str(word)
+            for code in streams
+            for opcode, word, _ in itertools.islice(pickletools.genops(code), MOST_OPCODES)
+            if "UNICODE" in opcode.name
         ]
-    except (ValueError, OSError, StopIteration, EOFError, zipfile.BadZipFile) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a damaged zip or pickle makes of their readers
         raise CheckpointError(f"{file}: damaged, or no file of tensors") from error
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        names = json.loads(index.read_text("utf-8"))["weight_map"]
-        assert isinstance(names, dict)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        names = read_object(index)["weight_map"]
+        assert isinstance(names, dict) and names
+    except (CheckpointError, KeyError, AssertionError) as error:
         raise CheckpointError(f"{index}: this is no index of weights") from error
     for name in names.values():
-        if not isinstance(name, str) or os.path.basename(name) != name:
+        if not isinstance(name, str) or os.path.basename(name) != name or name in (".", "..", ""):
             raise CheckpointError(f"{index}: {name!r} is no file beside the index")
     return names
 
@@ -309,6 +355,10 @@ def _check_header(file: Path, header: dict[str, Any], room: int) -> None:
             continue
         try:
             begin, end = entry["data_offsets"]
+            if entry["dtype"] not in _SIZES:
+                raise CheckpointError(f"{file}: {name} is of the type {entry['dtype']!r}; known: {', '.join(_SIZES)}")
+            if len(entry["shape"]) > MOST_SIDES or not all(type(side) is int for side in entry["shape"]):
+                raise TypeError("no shape")
             size = _SIZES[entry["dtype"]]
             for side in entry["shape"]:
                 size *= side
@@ -319,6 +369,20 @@ def _check_header(file: Path, header: dict[str, Any], room: int) -> None:
             raise CheckpointError(f"{file}: {name} should take {size} bytes, its place has {end - begin}")
         if end > room:
             raise CheckpointError(f"{file}: {name} ends at byte {end}, the file has {room}: it is cut short")
+    _check_places(file, header, room)
+
+
+def _check_places(file: Path, header: dict[str, Any], room: int) -> None:
+    """Tensors lie one behind the other, from the first byte to the last."""
+    at, before = 0, "the header"
+    spans = sorted((*entry["data_offsets"], name) for name, entry in header.items() if name != "__metadata__")
+    for begin, end, name in spans:
+        if begin != at:
+            what = "overlap" if begin < at else f"leave {begin - at} bytes between them"
+            raise CheckpointError(f"{file}: {before} and {name} {what}: the file is damaged")
+        at, before = end, name
+    if at != room:
+        raise CheckpointError(f"{file}: {room - at} bytes follow its last tensor: the file is damaged")
 
 
 def _unpickled(file: Path, allow_pickle: bool) -> Mapping[str, torch.Tensor]:
@@ -326,19 +390,44 @@ def _unpickled(file: Path, allow_pickle: bool) -> Mapping[str, torch.Tensor]:
         raise CheckpointError(
             f"{file} is a pickle; say --allow-pickle to read it (no code in it is run), or convert it to safetensors"
         )
-    import pickle
-
     import torch
 
+    size = _whole_archive(file)
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         try:
+            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except Exception:  # files of before torch 1.6 can't be mapped
             loaded = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception:
-            raise CheckpointError(
-                f"{file}: damaged, or a pickle that holds more than tensors; it was not run"
-            ) from error
-    if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
+    except Exception as error:
+        raise CheckpointError(f"{file}: damaged, or a pickle that holds more than tensors; it was not run") from error
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in loaded.items()
+    ):
         raise CheckpointError(f"{file}: this is no table of tensors")
+    for name, tensor in loaded.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise CheckpointError(f"{file}: {name} is no plain tensor with its numbers in the file")
+        if tensor.nbytes > size:
+            raise CheckpointError(f"{file}: {name} should take {tensor.nbytes} bytes, the whole file has {size}")
     return loaded
+
+
+def _whole_archive(file: Path) -> int:
+    """Bytes of a ``.bin`` file whose content, if it is a zip, is no larger than itself: torch squeezes nothing."""
+    import zipfile
+
+    size = size_of(file)
+    try:
+        with file.open("rb") as opened:
+            if other := instead(opened.read(64)):
+                raise CheckpointError(f"{file}: this is {other}")
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                inside = sum(entry.file_size for entry in archive.infolist())
+            if inside > size:
+                raise CheckpointError(f"{file}: holds {inside} bytes in {size}: no file of torch is squeezed")
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{file}: damaged, or no file of tensors") from error
+    return size

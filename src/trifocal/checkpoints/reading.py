@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trifocal.errors import CheckpointError
+from trifocal.files import read_object, read_text
 
 __all__ = ["colours", "image_processor", "knows", "layer_number", "own_config", "read_json", "real", "whole"]
+
+LARGEST = 1 << 24  # no size in a configuration is larger: contexts have up to ten million positions
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -18,15 +20,9 @@ def read_json(file: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is not there, or no JSON object.
     """
-    try:
-        value = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is not there") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: this is no JSON") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file}: a JSON object was expected, this is a {type(value).__name__}")
-    return value
+    if not file.exists() and not file.is_symlink():
+        raise CheckpointError(f"{file} is not there")
+    return read_object(file)
 
 
 def image_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -56,8 +52,8 @@ def own_config(language: Path) -> dict[str, Any]:
 
 def whole(source: Path, config: Mapping[str, Any], key: str, default: int | None = None) -> int:
     value = config.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"{source}: {key} is {value!r}, a whole number above 0 was expected")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= LARGEST:
+        raise CheckpointError(f"{source}: {key} is {value!r}, a whole number from 1 to {LARGEST} was expected")
     return value
 
 
@@ -88,4 +84,4 @@ def knows(folder: Path, token: str) -> bool:
 
         return token in GgufFile(folder).metadata.get("tokenizer.ggml.tokens", [])
     files = ("added_tokens.json", "tokenizer.json", "tokenizer_config.json")
-    return any(f'"{token}"' in (folder / file).read_text("utf-8") for file in files if (folder / file).is_file())
+    return any(f'"{token}"' in read_text(folder / file) for file in files if (folder / file).is_file())

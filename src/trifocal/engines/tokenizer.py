@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trifocal.errors import CheckpointError
+from trifocal.files import read_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -48,6 +49,11 @@ class FileTokenizer:
         self._hidden = set(self._controls.values())
 
     @property
+    def largest(self) -> int:
+        """The largest id that plain text can become."""
+        return max((i for token, i in self._whole.get_vocab().items() if token not in self._controls), default=-1)
+
+    @property
     def definition(self) -> str:
         """The tokenizer as the text of a ``tokenizer.json``."""
         text: str = self._whole.to_str()
@@ -70,14 +76,21 @@ class FileTokenizer:
 
     def _starting_ids(self, folder: Path, bos: int | None) -> list[int]:
         """What goes in front of a prompt: what the post-processor puts there, else what the settings say."""
-        settings = _json(folder / "tokenizer_config.json")
+        settings = _settings(folder)
         name = settings.get("bos_token")
-        named = self._controls.get(name["content"] if isinstance(name, dict) else str(name))
+        if isinstance(name, dict) and "content" not in name:
+            raise CheckpointError(f"{folder / 'tokenizer_config.json'}: bos_token is {name!r}, without its content")
+        named = self._controls.get(str(name["content"] if isinstance(name, dict) else name))
         wanted = bos if bos is not None else named
         if settings.get("add_bos_token") is False or wanted is None:
             return []
         added: list[int] = self._whole.encode("").ids
         return [wanted] if added[:1] in ([wanted], [named]) or settings.get("add_bos_token") else []
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    file = folder / "tokenizer_config.json"
+    return read_object(file) if file.is_file() else {}
 
 
 def _read(folder: Path) -> Backend:
@@ -89,9 +102,11 @@ def _read(folder: Path) -> Backend:
             return Backend.from_file(str(file))
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+        read = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return read.backend_tokenizer
     except Exception as error:
-        raise CheckpointError(f"{folder}: no tokenizer that can be read there ({type(error).__name__})") from error
+        where = file if file.is_file() else folder
+        raise CheckpointError(f"{where}: no tokenizer that can be read there ({type(error).__name__})") from error
 
 
 def _without_controls(made: dict[str, Any], controls: dict[str, int]) -> Backend:
@@ -119,11 +134,3 @@ def _never_prepending(made: dict[str, Any]) -> dict[str, Any]:
         return [changed(item) for item in value] if isinstance(value, list) else value
 
     return {**made, "pre_tokenizer": changed(made.get("pre_tokenizer"))}
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        read: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: this is no JSON") from error
-    return read

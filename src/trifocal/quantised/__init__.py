@@ -8,12 +8,12 @@ who reads weights need not know. All other tensors pass through. GGUF files have
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trifocal.errors import CheckpointError
+from trifocal.files import read_object
 
 if TYPE_CHECKING:
     import torch
@@ -59,17 +59,19 @@ def find_scheme(
     """The scheme by the configuration, by a file beside it, or by the tensors; None for ordinary weights."""
     packed = next((name for name in tensors if name.endswith(_PACKED)), None)
     source = folder / "config.json"
-    given = config.get("quantization_config") or (_read(source) if source.is_file() else {}).get("quantization_config")
+    given = config.get("quantization_config") or (read_object(source) if source.is_file() else {}).get(
+        "quantization_config"
+    )
     given = given if isinstance(given, dict) else {}
     method = given.get("quant_method")
     for name, kind in _FILES.items():
         if method is None and (folder / name).is_file():
-            given, method, source = _read(folder / name), kind, folder / name
+            given, method, source = read_object(folder / name), kind, folder / name
     if method is None and packed is None:
         return None
     if method is None:
         return _by_shape(tensors, config, packed or "", where)
-    if method not in SCHEMES:
+    if not isinstance(method, str) or method not in SCHEMES:
         raise CheckpointError(
             f"{source}: quantised with {method!r}; can be read: {', '.join(sorted(SCHEMES))}, and GGUF files"
         )
@@ -225,16 +227,6 @@ def _by_shape(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], pa
     if by_input:
         return Awq(None if groups is None or not len(groups) else inputs // len(groups), "gemm")
     return Gptq()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: can't be read: {error}") from error
-    if not isinstance(read, dict):
-        raise CheckpointError(f"{path}: is {type(read).__name__}, expected an object")
-    return read
 
 
 def _load(method: str) -> Any:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from trifocal.errors import CheckpointError
+from trifocal.files import instead, size_of
 from trifocal.quantised.ggml import TYPES, BlockType, dequantise
 
 __all__ = ["GgufFile", "Metadata", "TensorInfo"]
@@ -91,6 +92,7 @@ class GgufFile(Mapping[str, torch.Tensor]):
 
 def _parse(path: Path) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
     """Metadata and tensor table of one file."""
+    size_of(path)
     try:
         data = np.memmap(path, dtype=np.uint8, mode="r")
     except (OSError, ValueError) as error:
@@ -177,7 +179,8 @@ class _Cursor:
 
     def header(self) -> None:
         if bytes(self._take(4, "the magic")) != b"GGUF":
-            raise CheckpointError(f"{self._path}: is no GGUF file: it begins with {bytes(self._data[:4])!r}")
+            found = instead(bytes(self._data[:64])) or f"it begins with {bytes(self._data[:4])!r}"
+            raise CheckpointError(f"{self._path}: is no GGUF file: {found}")
         version = self.number("<I")
         if version not in (2, 3):
             turned = struct.unpack(">I", struct.pack("<I", version))[0]
