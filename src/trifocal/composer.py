@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trifocal.engines.base import Tokenizer
 from trifocal.errors import UsageError
 from trifocal.images import Image
-from trifocal.prompt import ImageSpan, Prompt, TokenSpan
+from trifocal.prompt import ImageSpan, Prompt, Span, TokenSpan
 from trifocal.templates import Control, Piece
 from trifocal.timing import Timings
-from trifocal.vision import Vision
+from trifocal.vision import Framing, Vision
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,9 @@ class Composer:
         strip_around_images: bool = False,
     ) -> None:
         self._tokenizer, self.vision = tokenizer, vision
-        self._frame = (self._control(image_start), self._control(image_end))
+        self._frame = (image_start, image_end)
+        for name in self._frame:
+            self._control(name)
         self._strip = strip_around_images
 
     def prompt(self, parts: Sequence[Piece], timings: Timings | None = None) -> Prompt:
@@ -47,40 +50,71 @@ class Composer:
             UsageError: a control token that this tokenizer does not have.
         """
         layout = list(self._layout(parts))
-        images = [item for item in layout if isinstance(item, Image)]
+        images = [item.image for item in layout if isinstance(item, _Rows) and item.start == 0]
         seen = iter(self.vision.encode(images, timings) if images else [])
-        return Prompt(self._span(item, next(seen)) if isinstance(item, Image) else item for item in layout)
+        spans: list[Span] = []
+        rows: torch.Tensor | None = None
+        for item in layout:
+            if isinstance(item, TokenSpan):
+                spans.append(item)
+                continue
+            rows = next(seen) if item.start == 0 else rows
+            assert rows is not None
+            spans.append(self._span(item, rows))
+        return Prompt(spans)
 
     def count(self, parts: Sequence[Piece]) -> int:
         """How many positions the prompt of these parts will take; no picture is looked at."""
-        layout = list(self._layout(parts))
-        among = sum(isinstance(item, Image) for item in layout)
-        return sum(self.vision.positions(item, among) if isinstance(item, Image) else len(item) for item in layout)
+        return sum(item.count if isinstance(item, _Rows) else len(item) for item in self._layout(parts))
 
-    def _span(self, image: Image, rows: torch.Tensor) -> ImageSpan:
-        """A picture's span; the number of its rows tells apart the ways in which one vision may see it."""
-        return ImageSpan(rows, f"{image.digest}:{self.vision.identity}:{len(rows)}")
+    def _span(self, item: _Rows, rows: torch.Tensor) -> ImageSpan:
+        """A picture's span, or one of them; how many rows it has tells apart the ways in which a vision may see it."""
+        part = rows[item.start : item.start + item.count]
+        return ImageSpan(part, f"{item.image.digest}:{self.vision.identity}:{len(rows)}:{item.start}")
 
-    def _layout(self, parts: Sequence[Piece]) -> Iterator[TokenSpan | Image]:
+    def _layout(self, parts: Sequence[Piece]) -> Iterator[TokenSpan | _Rows]:
         """Token spans and pictures in prompt order. A run of text between others is tokenised whole."""
-        start, end = self._frame
-        runs = list(_runs(parts))
+        runs = list(_runs(self._placed(parts)))
         for at, part in enumerate(runs):
             before, after = runs[at - 1] if at else None, runs[at + 1] if at + 1 < len(runs) else None
             if at == 0 and not isinstance(part, str):
                 yield TokenSpan(tuple(self._tokenizer.encode("", start=True)))
             if isinstance(part, str):
-                text = self._stripped(part, isinstance(before, Image), isinstance(after, Image))
+                text = self._stripped(part, self._is_mark(before), self._is_mark(after))
                 if text or at == 0:
                     yield TokenSpan(tuple(self._tokenizer.encode(text, start=at == 0)))
             elif isinstance(part, Control):
                 yield TokenSpan(self._control(part.name))
             else:
-                yield TokenSpan(start)
                 yield part
-                yield TokenSpan(end)
         if not runs:
             yield TokenSpan(tuple(self._tokenizer.encode("", start=True)))
+
+    def _placed(self, parts: Sequence[Piece]) -> Iterator[str | Control | _Rows]:
+        """The parts with every picture as its rows, and with the tokens that stand around and between them."""
+        among = sum(isinstance(part, Image) for part in parts)
+        for part in parts:
+            if not isinstance(part, Image):
+                yield part
+                continue
+            start = 0
+            yield from (Control(name) for name in self._frame[:1] if name)
+            for item in self._laid_out(part, among):
+                if isinstance(item, int):
+                    yield _Rows(part, start, item)
+                    start += item
+                else:
+                    yield item
+            yield from (Control(name) for name in self._frame[1:] if name)
+
+    def _laid_out(self, image: Image, among: int) -> Sequence[str | Control | int]:
+        if isinstance(self.vision, Framing):
+            return self.vision.layout(image, among)
+        return (self.vision.positions(image, among),)
+
+    def _is_mark(self, part: object) -> bool:
+        """Whether this is where a picture begins or ends: its rows, or the mark beside them."""
+        return isinstance(part, _Rows) or (isinstance(part, Control) and part.name in self._frame)
 
     def _stripped(self, text: str, after_image: bool, before_image: bool) -> str:
         if self._strip and after_image:
@@ -96,7 +130,16 @@ class Composer:
         return (token,)
 
 
-def _runs(parts: Sequence[Piece]) -> Iterator[Piece]:
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """``count`` rows of a picture, from ``start`` on."""
+
+    image: Image
+    start: int
+    count: int
+
+
+def _runs(parts: Iterable[str | Control | _Rows]) -> Iterator[str | Control | _Rows]:
     """The parts with neighbouring texts joined and empty ones gone."""
     run = ""
     for part in parts:

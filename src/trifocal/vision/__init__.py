@@ -1,6 +1,6 @@
 """Seeing: preprocessing, tower and projector, each where it was placed, and a cache of what was seen."""
 
-from trifocal.vision.base import Vision
+from trifocal.vision.base import Framing, Vision
 from trifocal.vision.cache import FeatureCache
 from trifocal.vision.llava import BATCH, LlavaVision
 from trifocal.vision.loading import load_vision
@@ -14,6 +14,7 @@ __all__ = [
     "PROJECTORS",
     "Box",
     "FeatureCache",
+    "Framing",
     "LlavaVision",
     "PatchGrid",
     "Showing",

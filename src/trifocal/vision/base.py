@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from trifocal.images import Image
+from trifocal.templates import Control
 from trifocal.timing import Timings
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Vision"]
+__all__ = ["Framing", "Vision"]
 
 
 class Vision(Protocol):
@@ -37,4 +38,13 @@ class Vision(Protocol):
 
     def cached(self, image: Image, among: int = 1) -> bool:
         """Whether a picture's rows are known already."""
+        ...
+
+
+@runtime_checkable
+class Framing(Protocol):
+    """What a vision has besides when tokens of its own stand around a picture's rows or between them."""
+
+    def layout(self, image: Image, among: int = 1) -> Sequence[str | Control | int]:
+        """Text, control tokens and numbers of rows, in prompt order; the numbers add up to `Vision.positions`."""
         ...
