@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from PIL import Image as Pictures
 from trifocal.errors import BadMessages, UnknownName
 from trifocal.images import Image, from_pil
 from trifocal.messages import Message
-from trifocal.templates import TEMPLATES, Control, Piece, Template, get_template, place
+from trifocal.templates import ALIASES, TEMPLATES, Control, Piece, Template, get_template, place
 
 HUMAN = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -28,6 +30,23 @@ LLAVA = (
 )
 LLAVA_SPACED = LLAVA.replace(".", ". ").rstrip()
 
+TAGGED = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant is able to understand the "
+    "visual content that the user provides, and assist the user with a variety of tasks using natural language.The "
+    "visual content will be provided with the following format: <Image>visual content</Image>."
+)
+CANNED = "f29c07825b32022b3e033b4a4d0d068901160ed7631126fb704e10078a140e36"
+SAFE = (
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being "
+    "safe.  Your "
+    "answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. Please "
+    "ensure that your responses are socially unbiased and positive in nature.\n\nIf a question does not make "
+    "any sense, "
+    "or is not factually coherent, explain why instead of answering something not correct. If you don't know "
+    "the answer "
+    "to a question, please don't share false information."
+)
+
 # two turns, the second open; <image> is where the picture stands
 GOLDEN = {
     "llava_v0": f"{HUMAN}###Human: <image>\nQ1###Assistant: A1###Human: Q2###Assistant:",
@@ -37,6 +56,35 @@ GOLDEN = {
     "llava_llama_2": (
         f"[INST] <<SYS>>\nYou are a helpful language and vision assistant. {SEEING}\n<</SYS>>\n\n"
         "<image>\nQ1 [/INST] A1 </s><s>[INST] Q2 [/INST]"
+    ),
+    "llava_llama_2_simple": (
+        "[INST] <<SYS>>\nAnswer the questions about the visual content that the user provides.\n<</SYS>>\n\n"
+        "<image>\nQ1 [/INST] A1 </s><s>[INST] Q2 [/INST]"
+    ),
+    "llava_llama_2_mmtag": (
+        "[INST] <<SYS>>\nAnswer the questions about the visual content that the user provides.The visual "
+        "content will be "
+        "provided with the following format: <Image>visual content</Image>.\n<</SYS>>\n\n<Image><image></Image> "
+        "[/INST] "
+        "Received. </s><s>[INST] Q1 [/INST] A1 </s><s>[INST] Q2 [/INST]"
+    ),
+    "llama_2": f"[INST] <<SYS>>\n{SAFE}\n<</SYS>>\n\n<image>\nQ1 [/INST] A1 </s><s>[INST] Q2 [/INST]",
+    "v0_mmtag": (
+        f"{TAGGED}###Human: <Image><image></Image>###Assistant: Received.###Human: Q1###Assistant: A1###Human: Q2"
+        "###Assistant:"
+    ),
+    "v1_mmtag": (
+        f"{TAGGED} USER: <Image><image></Image> ASSISTANT: Received.</s>USER: Q1 ASSISTANT: A1</s>USER: Q2 ASSISTANT:"
+    ),
+    "llava_llama_3": (
+        "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and vision assistant. "
+        f"{SEEING}<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n<image>\nQ1<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nA1<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nQ2<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    ),
+    "gemma_instruct": (
+        "<start_of_turn>user\n<image>\nQ1<end_of_turn>\n<start_of_turn>model\nA1<end_of_turn>\n"
+        "<start_of_turn>user\nQ2<end_of_turn>\n<start_of_turn>model\n"
     ),
     "mistral_instruct": "[INST] <image>\nQ1 [/INST] A1 </s>[INST] Q2 [/INST]",
     "mistral_instruct_hf": "[INST] <image>\nQ1 [/INST] A1</s> [INST] Q2 [/INST]",
@@ -68,6 +116,16 @@ GOLDEN = {
         f"{LLAVA}###Human: Hi!###Assistant: Hi there!  How can I help you today?\n###"
         "Human: Q1\n<image>###Assistant: A1###Human: Q2###Assistant:"
     ),
+    "multimodal_first": (
+        "You are LLaVA, a large multimodal model trained by UW Madison WAIV Lab, based on LLaMA "
+        "architecture.You are able "
+        "to understand the image and visual content that the user provides, and explain to human using natural "
+        "language.You are designed to assist human with a variety of tasks using natural language.Follow the "
+        "instructions "
+        "carefully and explain your answers in detail.  Provide examples when necessary.###"
+        "Human: Q1\n<image>###Assistant: A1###Human: Q2###Assistant:"
+    ),
+    "llava_v0_training": (f"{HUMAN}\n\n### Human: <image>\nQ1\n### Assistant: A1\n### Human: Q2\n### Assistant:"),
     "llava_v1_mm": f"{LLAVA} USER: Q1\n<image> ASSISTANT: A1</s>USER: Q2 ASSISTANT:",
     "mpt_multimodal": (
         "<|im_start|>system\n- You are LLaVA, a large language and vision assistant trained by UW Madison WAIV Lab.\n"
@@ -100,7 +158,34 @@ def written(pieces: tuple[Piece, ...]) -> str:
 
 
 def test_every_template_has_a_golden_rendering() -> None:
-    assert set(GOLDEN) == set(TEMPLATES)
+    assert {*GOLDEN, "v0"} == set(TEMPLATES)
+
+
+def test_v0s_canned_exchange_is_the_references_to_the_byte() -> None:
+    text = written(get_template("v0").render([Message("user", "Q")]))
+    assert text.startswith(f"{HUMAN}###Human: What are the key differences between renewable and non-renewable energy")
+    assert text.endswith("can lead to economic and social instability.\n###Human: Q###Assistant:")
+    assert hashlib.sha256(text.encode()).hexdigest() == CANNED
+
+
+def test_other_names_of_the_field_lead_to_the_same_template() -> None:
+    assert not set(ALIASES) & set(TEMPLATES)
+    assert {name: get_template(name).name for name in ALIASES} == ALIASES
+
+
+def test_tagged_pictures_stay_where_they_were_placed() -> None:
+    template = get_template("v1_mmtag")
+    placed = template.render([template.question("is <image> like <image>?", [RED, BLUE])])
+    assert written(placed).endswith("USER: is <Image><image></Image> like <Image><image></Image>? ASSISTANT:")
+    several = template.render([template.question("Q", [RED, BLUE]), Message("assistant", "A")])
+    assert written(several).removeprefix(TAGGED) == (
+        " USER: <Image><image></Image>\n<Image><image></Image> ASSISTANT: Received.</s>USER: Q ASSISTANT: A"
+    )
+
+
+def test_where_a_family_knows_no_system_text_one_that_is_given_begins_the_first_turn() -> None:
+    said = get_template("gemma_instruct").render([Message("system", "Be brief."), Message("user", "Q")])
+    assert written(said) == "<start_of_turn>user\nBe brief.\n\nQ<end_of_turn>\n<start_of_turn>model\n"
 
 
 @pytest.mark.parametrize("name", GOLDEN)

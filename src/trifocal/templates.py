@@ -11,13 +11,25 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Literal
+from typing import Literal, Protocol
 
 from trifocal.errors import BadMessages, UnknownName
 from trifocal.images import Image
 from trifocal.messages import Message, Part
 
-__all__ = ["IMAGE_MARK", "TEMPLATES", "Control", "Piece", "Template", "get_template", "place"]
+__all__ = [
+    "ALIASES",
+    "IMAGE_MARK",
+    "TEMPLATES",
+    "ChatTemplate",
+    "Control",
+    "Piece",
+    "Template",
+    "at_marks",
+    "get_template",
+    "opening",
+    "place",
+]
 
 IMAGE_MARK = "<image>"
 _CONTROLS = re.compile(r"(</s>|<s>|<\|[a-z_]+\|>|<(?:start|end)_of_turn>)")
@@ -25,12 +37,49 @@ _CONTROLS = re.compile(r"(</s>|<s>|<\|[a-z_]+\|>|<(?:start|end)_of_turn>)")
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A control token by its name, put by a template and never by a user: ``</s>``."""
+    """A control token by its name, put by a template and never by a user: ``</s>``.
+
+    ``needed`` says that a tokenizer without it is the wrong one; else the name is then text, as it is where
+    a template that nobody here wrote only looks as if it meant a token.
+    """
 
     name: str
+    needed: bool = True
 
 
 Piece = str | Control | Image
+
+
+class ChatTemplate(Protocol):
+    """What writes a conversation down: one of our `TEMPLATES`, or a file of Jinja (`trifocal.jinja`)."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    @property
+    def system(self) -> str:
+        """The system text it writes when none is given."""
+        ...
+
+    @property
+    def pictures(self) -> Literal["first", "last"]:
+        """Where pictures go that nobody placed."""
+        ...
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """The strings that end an answer."""
+        ...
+
+    def render(self, messages: Sequence[Message]) -> tuple[Piece, ...]:
+        """The conversation in prompt order; see `Template.render`."""
+        ...
+
+    def question(self, text: str, images: Sequence[Image] = ()) -> Message:
+        """A user's turn from a text and pictures that stand beside it; see `Template.question`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +93,9 @@ class Template:
     ``system`` is the default system text, ``system_before`` and ``system_after`` frame it, and
     ``greeting`` is an exchange that always follows. ``system_in_user`` puts the framed system text
     inside the first user turn. ``between`` stands before every user turn but the first. ``pictures``
-    says where this family was trained to have pictures that nobody placed. ``stop`` are the strings
+    says where this family was trained to have pictures that nobody placed. ``picture_before`` and
+    ``picture_after`` frame every picture; with ``received`` the pictures that begin a turn become an
+    exchange of their own, to which the assistant says that. ``stop`` are the strings
     that end an answer. ``marks`` is a pattern of the role marks that are plain text here: content
     that contains one gets a space before the mark's last character, so that it can't open a turn.
     """
@@ -62,6 +113,9 @@ class Template:
     answer: str = ""
     between: str = ""
     pictures: Literal["first", "last"] = "first"
+    picture_before: str = ""
+    picture_after: str = ""
+    received: str = ""
     stop: tuple[str, ...] = ()
     marks: str = r"(?!)"
 
@@ -75,8 +129,8 @@ class Template:
             BadMessages: no turn at all, a system text that is not at the start, or more
                 ``<image>`` marks in a message than it has pictures.
         """
-        system, turns = self._split(messages)
-        return tuple(self._pieces(system, turns))
+        system, turns = opening(messages)
+        return tuple(self._pieces(system, self._exchanges(turns)))
 
     def question(self, text: str, images: Sequence[Image] = ()) -> Message:
         """A user's turn from a text and pictures that stand beside it.
@@ -88,16 +142,11 @@ class Template:
             return Message("user", (*images, text) if text else tuple(images))
         return Message("user", (text, *images))
 
-    def _split(self, messages: Sequence[Message]) -> tuple[str | None, list[Message]]:
-        turns = list(messages)
-        texts = []
-        while turns and turns[0].role == "system":
-            texts.append(turns.pop(0).text)
-        if not turns:
-            raise BadMessages("the conversation has no user turn")
-        if any(turn.role == "system" for turn in turns):
-            raise BadMessages("a system message stands inside the conversation; it belongs at the start")
-        return ("\n\n".join(texts) if texts else None), turns
+    def _exchanges(self, turns: list[Message]) -> list[Message]:
+        """The turns, with leading pictures in an exchange of their own where the family has it so."""
+        if not self.received:
+            return turns
+        return [one for turn in turns for one in _shown_first(turn, self.received)]
 
     def _pieces(self, system: str | None, turns: list[Message]) -> Iterator[Piece]:
         text = self.system if system is None else self._quoted(system)
@@ -124,10 +173,30 @@ class Template:
 
     def _content(self, turn: Message) -> Iterator[Part]:
         for part in place(turn):
-            yield self._quoted(part) if isinstance(part, str) else part
+            yield from [self._quoted(part)] if isinstance(part, str) else self._framed(part)
+
+    def _framed(self, picture: Image) -> Iterator[Part]:
+        yield from (part for part in (self.picture_before, picture, self.picture_after) if part)
 
     def _quoted(self, text: str) -> str:
         return re.sub(self.marks, lambda mark: f"{mark[0][:-1]} {mark[0][-1]}", text)
+
+
+def opening(messages: Sequence[Message]) -> tuple[str | None, list[Message]]:
+    """A conversation's system text, None where there is none, and its turns.
+
+    Raises:
+        BadMessages: no turn at all, or a system text that is not at the start.
+    """
+    turns = list(messages)
+    texts = []
+    while turns and turns[0].role == "system":
+        texts.append(turns.pop(0).text)
+    if not turns:
+        raise BadMessages("the conversation has no user turn")
+    if any(turn.role == "system" for turn in turns):
+        raise BadMessages("a system message stands inside the conversation; it belongs at the start")
+    return ("\n\n".join(texts) if texts else None), turns
 
 
 def place(message: Message) -> tuple[Part, ...]:
@@ -140,20 +209,44 @@ def place(message: Message) -> tuple[Part, ...]:
     Raises:
         BadMessages: more marks than pictures.
     """
+    parts, over = at_marks(message)
+    if parts is not message.parts:
+        return (*parts, *(part for image in over for part in ("\n", image)))
+    return tuple(_on_own_lines([part for part in parts if part != ""])) if message.images else parts
+
+
+def at_marks(message: Message) -> tuple[tuple[Part, ...], tuple[Image, ...]]:
+    """The message's content with its pictures at their ``<image>`` marks, and the pictures beyond the marks.
+
+    Without marks, or without pictures, it is the message's own parts.
+
+    Raises:
+        BadMessages: more marks than pictures.
+    """
     images = list(message.images)
     marks = sum(part.count(IMAGE_MARK) for part in message.parts if isinstance(part, str))
-    if not images:
-        return message.parts
+    if not images or not marks:
+        return message.parts, ()
     if marks > len(images):
         raise BadMessages(f"the text has {marks} {IMAGE_MARK} marks, but {len(images)} pictures came with it")
-    if not marks:
-        return tuple(_on_own_lines([part for part in message.parts if part != ""]))
     placed: list[Part] = []
     for text, image in zip_longest(message.text.split(IMAGE_MARK), images[:marks]):
         placed += [part for part in (text, image) if part]
-    for image in images[marks:]:
-        placed += ["\n", image]
-    return tuple(placed)
+    return tuple(placed), tuple(images[marks:])
+
+
+def _shown_first(turn: Message, received: str) -> Iterator[Message]:
+    """A turn that begins with pictures as two: the pictures, which are received, and then the rest."""
+    parts = list(place(turn)) if turn.images else []
+    first = next((at for at, part in enumerate(parts) if isinstance(part, str) and part.strip()), len(parts))
+    shown = [part for part in parts[:first] if isinstance(part, Image)]
+    if not shown:
+        yield turn
+        return
+    yield Message("user", shown)
+    yield Message("assistant", received)
+    rest = parts[first:]
+    yield Message("user", (str(rest[0]).lstrip("\n"), *rest[1:]) if rest else "")
 
 
 def _on_own_lines(parts: Sequence[Part]) -> Iterator[Part]:
@@ -191,6 +284,46 @@ _SEEING = (
     "You are able to understand the visual content that the user provides, "
     "and assist the user with a variety of tasks using natural language."
 )
+_LLAVA_FIRST = (
+    "You are LLaVA, a large multimodal model trained by UW Madison WAIV Lab, based on LLaMA architecture."
+    "You are able to understand the image and visual content that the user provides, "
+    "and explain to human using natural language."
+    "You are designed to assist human with a variety of tasks using natural language."
+    "Follow the instructions carefully and explain your answers in detail.  Provide examples when necessary."
+)
+_TAGGED = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant is able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language."
+    "The visual content will be provided with the following format: <Image>visual content</Image>."
+)
+_ABOUT_PICTURES = "Answer the questions about the visual content that the user provides."
+_SAFE = (
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe.  "
+    "Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. "
+    "Please ensure that your responses are socially unbiased and positive in nature.\n\n"
+    "If a question does not make any sense, or is not factually coherent, explain why instead of answering something "
+    "not correct. If you don't know the answer to a question, please don't share false information."
+)
+_ENERGY = (
+    "Human: What are the key differences between renewable and non-renewable energy sources?###"
+    "Assistant: Renewable energy sources are those that can be replenished naturally in a relatively short amount of "
+    "time, such as solar, wind, hydro, geothermal, and biomass. Non-renewable energy sources, on the other hand, are "
+    "finite and will eventually be depleted, such as coal, oil, and natural gas. Here are some key differences between "
+    "renewable and non-renewable energy sources:\n"
+    "1. Availability: Renewable energy sources are virtually inexhaustible, while non-renewable energy sources are "
+    "finite and will eventually run out.\n"
+    "2. Environmental impact: Renewable energy sources have a much lower environmental impact than non-renewable "
+    "sources, which can lead to air and water pollution, greenhouse gas emissions, and other negative effects.\n"
+    "3. Cost: Renewable energy sources can be more expensive to initially set up, but they typically have lower "
+    "operational costs than non-renewable sources.\n"
+    "4. Reliability: Renewable energy sources are often more reliable and can be used in more remote locations than "
+    "non-renewable sources.\n"
+    "5. Flexibility: Renewable energy sources are often more flexible and can be adapted to different situations and "
+    "needs, while non-renewable sources are more rigid and inflexible.\n"
+    "6. Sustainability: Renewable energy sources are more sustainable over the long term, while non-renewable sources "
+    "are not, and their depletion can lead to economic and social instability.\n###"
+)
 _MARKS_HUMAN = r"###\s*(?:Human|Assistant)\s*:"
 _MARKS_USER = r"\b(?:USER|ASSISTANT):"
 _MARKS_INST = r"\[/?INST\]|<</?SYS>>"
@@ -214,6 +347,22 @@ def _single(name: str, system: str, greeting: str = "", **more: object) -> Templ
     )
 
 
+def _lines(name: str, system: str) -> Template:
+    """``### Human: ...`` on lines of their own."""
+    return Template(
+        name=name,
+        system=system,
+        system_after="\n\n",
+        user_before="### Human: ",
+        user_after="\n",
+        assistant_before="### Assistant: ",
+        assistant_after="\n",
+        answer="### Assistant:",
+        stop=("\n###", "###"),
+        marks=_MARKS_HUMAN,
+    )
+
+
 def _two(
     name: str, system: str, system_after: str = " ", line: str = " ", end: str = "</s>", **more: object
 ) -> Template:
@@ -231,6 +380,11 @@ def _two(
         marks=_MARKS_USER,
         **more,  # type: ignore[arg-type]
     )
+
+
+def _llama_2(name: str, system: str, **more: object) -> Template:
+    """LLaMA-2 chat: the system text inside the first turn, ``<s>`` before the later ones."""
+    return _inst(name, "<s>", system=system, system_in_user=True, assistant_before=" ", assistant_after=" </s>", **more)
 
 
 def _inst(name: str, between: str, **more: object) -> Template:
@@ -264,6 +418,8 @@ def _chatml(name: str, system: str, line: str, **more: object) -> Template:
         **more,  # type: ignore[arg-type]
     )
 
+
+_IN_TAGS: dict[str, object] = {"picture_before": "<Image>", "picture_after": "</Image>", "received": "Received."}
 
 TEMPLATES: dict[str, Template] = {
     template.name: template
@@ -300,6 +456,8 @@ TEMPLATES: dict[str, Template] = {
             stop=("\n###", "###"),
             marks=_MARKS_HUMAN,
         ),
+        _single("multimodal_first", _LLAVA_FIRST, pictures="last"),  # of the very first commit
+        _lines("llava_v0_training", _HUMAN),  # as v0's training wrote it
         _two("llava_v1_mm", _LLAVA, pictures="last"),  # v1.1 and Lightning
         _chatml(
             "mpt_multimodal",
@@ -314,14 +472,13 @@ TEMPLATES: dict[str, Template] = {
         _two("llava_v1", _HUMAN),
         _two("vicuna_v1", _USER),
         _two("vicuna_v1_webui", _USER, system_after="\n\n", line="\n", end="</s>\n"),
-        _inst(
-            "llava_llama_2",
-            "<s>",
-            system="You are a helpful language and vision assistant. " + _SEEING,
-            system_in_user=True,
-            assistant_before=" ",
-            assistant_after=" </s>",
-        ),
+        _single("v0", _HUMAN, _ENERGY),
+        _single("v0_mmtag", _TAGGED, **_IN_TAGS),
+        _two("v1_mmtag", _TAGGED, **_IN_TAGS),
+        _llama_2("llava_llama_2", "You are a helpful language and vision assistant. " + _SEEING),
+        _llama_2("llava_llama_2_simple", _ABOUT_PICTURES),
+        _llama_2("llava_llama_2_mmtag", _ABOUT_PICTURES + _TAGGED[_TAGGED.index("The visual") :], **_IN_TAGS),
+        _llama_2("llama_2", _SAFE),
         _inst("mistral_instruct", "", system_in_user=True, assistant_before=" ", assistant_after=" </s>"),
         _chatml("chatml_direct", "Answer the questions.", ""),
         _chatml(
@@ -333,6 +490,29 @@ TEMPLATES: dict[str, Template] = {
         Template(name="plain", user_after="\n", assistant_after="\n", stop=("\n",)),
         _chatml("qwen_1_5", "You are a helpful assistant.", "\n"),
         _chatml("qwen_2_5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.", "\n"),
+        Template(
+            name="llava_llama_3",  # the beginning token is the tokenizer's affair
+            system="You are a helpful language and vision assistant. " + _SEEING,
+            system_before="<|start_header_id|>system<|end_header_id|>\n\n",
+            system_after="<|eot_id|>",
+            user_before="<|start_header_id|>user<|end_header_id|>\n\n",
+            user_after="<|eot_id|>",
+            assistant_before="<|start_header_id|>assistant<|end_header_id|>\n\n",
+            assistant_after="<|eot_id|>",
+            answer="<|start_header_id|>assistant<|end_header_id|>\n\n",
+            stop=("<|eot_id|>",),
+        ),
+        Template(
+            name="gemma_instruct",  # it knows no system text; one that is given begins the first turn
+            system_after="\n\n",
+            system_in_user=True,
+            user_before="<start_of_turn>user\n",
+            user_after="<end_of_turn>\n",
+            assistant_before="<start_of_turn>model\n",
+            assistant_after="<end_of_turn>\n",
+            answer="<start_of_turn>model\n",
+            stop=("<end_of_turn>",),
+        ),
         # the chat templates of the llava-hf repositories
         _two("llava_1_5_hf", "", line=" ", end=" "),
         _inst("mistral_instruct_hf", "", assistant_before=" ", assistant_after="</s> "),
@@ -341,12 +521,31 @@ TEMPLATES: dict[str, Template] = {
 }
 
 
+# other names of the field for the same conversation
+ALIASES = {
+    "default": "v0",
+    "v1": "vicuna_v1",
+    "v0_plain": "plain",
+    "llava_v0_mmtag": "v0_mmtag",
+    "llava_v1_mmtag": "v1_mmtag",
+    "mistral_direct": "chatml_direct",
+    "llava_mistral_instruct": "mistral_instruct",
+    "qwen_2": "qwen_1_5",
+    "llava_1_6_vicuna_hf": "llava_1_5_hf",
+    "llava_1_6_mistral_hf": "mistral_instruct_hf",
+    "llava_1_6_34b_hf": "chatml_hf",
+    "onevision_hf": "chatml_hf",
+    "interleave_hf": "chatml_hf",
+}
+
+
 def get_template(name: str) -> Template:
-    """The template of that name.
+    """The template of that name, or of that other name of the field (`ALIASES`).
 
     Raises:
         UnknownName: there is none; the message lists those there are.
     """
-    if name not in TEMPLATES:
-        raise UnknownName("template", name, list(TEMPLATES))
-    return TEMPLATES[name]
+    found = TEMPLATES.get(ALIASES.get(name, name))
+    if found is None:
+        raise UnknownName("template", name, [*TEMPLATES, *ALIASES])
+    return found
