@@ -28,7 +28,7 @@ from trifocal.prompt import Prompt
 from trifocal.settings import Settings
 from trifocal.templates import Piece, Template, get_template
 from trifocal.timing import Timings
-from trifocal.vision import Showing, load_vision
+from trifocal.vision import Showing, open_vision
 
 __all__ = ["Llava", "load"]
 
@@ -290,7 +290,7 @@ def load(settings: Settings | None = None, **values: Any) -> Llava:
     _spare_threads(checkpoint)
     language = load_language(checkpoint, allow_pickle=settings.allow_pickle)
     engine = load_engine(settings.engine, language, settings.language, **settings.engine_options)
-    vision = load_vision(
+    vision = open_vision(
         checkpoint,
         settings.tower,
         settings.projector,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+from trifocal.checkpoints.door import check_fits, door_language, from_door, opens_door
 from trifocal.checkpoints.gguf_pair import from_gguf, gguf_pair
 from trifocal.checkpoints.hf import from_hf
 from trifocal.checkpoints.known import KNOWN, Source
@@ -78,7 +79,10 @@ def from_folder(
     projector_source = locate(projector, (*CONFIGS, *WEIGHTS, *PICKLES)) if projector else None
     config |= trained_with(projector_source)
     elsewhere = locate(tower, (*CONFIGS, *WEIGHTS, *PICKLES)) if tower else None
-    if "vision_config" in config and "text_config" in config:
+    check_fits(folder / "config.json", config)
+    if opens_door(config) and not (tower or projector or language):
+        read = from_door(folder, config)
+    elif "vision_config" in config and "text_config" in config:
         read = from_hf(folder, config, elsewhere, projector_source, language_source)
     else:
         read = from_original(folder, config, elsewhere, projector_source, language_source, adapter)
@@ -113,11 +117,15 @@ def load_language(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> Lang
         CheckpointError: weights missing, damaged, or pickles that are not allowed.
     """
     source, config = checkpoint.language.source, checkpoint.language.config
-    weights = language_weights(checkpoint.language, allow_pickle=allow_pickle)
+    if checkpoint.sees == "transformers":
+        weights = door_language(source)
+        config = {**config, "tie_word_embeddings": "lm_head.weight" not in weights}  # whose flag counts, classes differ
+    else:
+        weights = language_weights(checkpoint.language, allow_pickle=allow_pickle)
     if source.suffix == ".gguf":
         from trifocal.quantised.gguf import GgufFile
         from trifocal.quantised.gguf_tokenizer import tokenizer
 
         return Language(source, config, weights, tokenizer(GgufFile(source)))
     dense = open_weights(weights, config, source, lambda name: str(weights.where(name)))
-    return Language(source, config, dense)
+    return Language(source, config, dense, attention=checkpoint.attention)

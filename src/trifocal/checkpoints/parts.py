@@ -152,7 +152,9 @@ class Checkpoint:
 
     ``template`` names its conversation template. ``image_start`` and ``image_end`` name the control
     tokens around a picture, where it was trained with them. ``strip_around_images`` is for LLaVA v0,
-    whose tokenizer took white space beside them away.
+    whose tokenizer took white space beside them away. ``sees`` names what sees its pictures: ``llava``
+    (our own tower and projectors) or ``transformers`` (its classes); ``attention`` is how its language
+    model attends: ``images`` lets a picture's positions see each other in both directions.
     """
 
     name: str
@@ -165,3 +167,5 @@ class Checkpoint:
     image_start: str = ""
     image_end: str = ""
     strip_around_images: bool = False
+    sees: str = "llava"
+    attention: Literal["causal", "images"] = "causal"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
 
 from trifocal.engines.base import Engine, Language, Tokenizer
-from trifocal.errors import MissingExtra, UnknownName
+from trifocal.errors import MissingExtra, UnknownName, UsageError
 from trifocal.placement import Placement
 
 __all__ = ["ENGINES", "Engine", "Language", "Tokenizer", "engine_names", "load_engine"]
@@ -43,6 +44,12 @@ def load_engine(name: str, language: Language, placement: Placement, **options: 
     for option in options:
         if option not in known:
             raise UnknownName(f"option of the engine {name}", option, known)
+    able = getattr(sys.modules.get(load.__module__), "ATTENTION", ("causal",))
+    if language.attention not in able:
+        raise UsageError(
+            f"the engine {name} can't let a picture's positions see each other, which this language model was trained "
+            "with; the engine transformers can"
+        )
     engine: Engine = load(language, placement, **options)
     return engine
 

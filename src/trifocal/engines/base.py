@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from trifocal.messages import Sampling
 from trifocal.prompt import Prompt
@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer as Backend
 
-__all__ = ["Attending", "Engine", "Language", "PackedLinear", "PackedWeights", "Scoring", "Step", "Tokenizer"]
+__all__ = [
+    "Attending",
+    "Engine",
+    "Language",
+    "Located",
+    "PackedLinear",
+    "PackedWeights",
+    "Scoring",
+    "Step",
+    "Tokenizer",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +52,15 @@ class PackedWeights(Protocol):
         ...
 
 
+@runtime_checkable
+class Located(Protocol):
+    """Weights that can also tell the file of a tensor, for messages."""
+
+    def where(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Language:
     """The language half of a checkpoint, as an engine's loader takes it.
@@ -50,13 +69,15 @@ class Language:
     themselves), ``config`` is the language model's own configuration with its ``model_type``, and
     ``weights`` maps canonical names (``model.embed_tokens.weight``, ``lm_head.weight``) to tensors
     that are read from disk when they are asked for. ``tokenizer`` is there where the weights' own
-    file holds it (GGUF): then ``folder`` is that file.
+    file holds it (GGUF): then ``folder`` is that file. ``attention`` is ``images`` where the positions
+    of a picture see each other in both directions (Gemma 3); an engine that can't do that refuses it.
     """
 
     folder: Path
     config: Mapping[str, Any]
     weights: Mapping[str, torch.Tensor]
     tokenizer: Backend | None = None
+    attention: Literal["causal", "images"] = "causal"
 
 
 @runtime_checkable

@@ -13,6 +13,8 @@ from trifocal.prompt import ImageSpan, Prompt
 
 __all__ = ["Bytes", "Echo", "load"]
 
+ATTENTION = ("causal", "images")  # an echo attends to nothing
+
 CONTROLS = (
     "<unk>",
     "<s>",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import re
 import threading
 import time
-from collections.abc import Generator, Hashable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,20 +15,25 @@ from typing import Any
 import torch
 
 from trifocal.engines import int4 as packing
-from trifocal.engines.base import Language
+from trifocal.engines.base import Language, Located
 from trifocal.engines.grammar import Constraint, Grammars
 from trifocal.engines.prefixes import Prefixes, position_keys
 from trifocal.engines.sampler import Sampler
 from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.errors import CheckpointError, EngineError, OutOfMemory, PromptTooLong
+from trifocal.files import read_object
 from trifocal.messages import Sampling
 from trifocal.placement import Part, Placement
-from trifocal.prompt import Prompt
+from trifocal.prompt import ImageSpan, Prompt
 
 __all__ = ["Step", "Transformers", "load"]
 
 HELD = 256 << 20  # bytes of attention weights that are looked at together
+ATTENTION = ("causal", "images")  # what this engine can do; see `trifocal.engines.base.Language`
 _TABLES = ("model.embed_tokens.weight", "transformer.wte.weight")
+_BLOCK = re.compile(r"(?:model\.layers|transformer\.blocks)\.(\d+)\.")
+# how it is packed and kept is the loader's affair; code that a repository brings along is nobody's
+_NOT_ITS_OWN = ("model_type", "quantization_config", "torch_dtype", "auto_map")
 LARGE = 4 << 30  # bytes of a dense model from which on four-bit layers stay packed by themselves
 
 log = logging.getLogger("trifocal")
@@ -52,12 +57,19 @@ class Transformers:
     """
 
     def __init__(
-        self, model: Any, tokenizer: FileTokenizer, *, context: int, end_ids: frozenset[int], prefix_cache: int
+        self,
+        model: Any,
+        tokenizer: FileTokenizer,
+        *,
+        context: int,
+        end_ids: frozenset[int],
+        prefix_cache: int,
+        attention: str = "causal",
     ) -> None:
         self.tokenizer, self.context = tokenizer, context
         self.hidden = int(model.get_input_embeddings().weight.shape[1])
         self._model: Any = model
-        self._end_ids = end_ids
+        self._end_ids, self._attention = end_ids, attention
         self._turn = threading.Lock()
         self._prefixes: Prefixes[Any] = Prefixes(prefix_cache, _branched)
         self._grammars: Grammars | None = None
@@ -141,7 +153,7 @@ class Transformers:
         try:
             with self._guarded("the prompt"):
                 rows = prompt.splice(self.embed)[done:]  # [positions not in the cache, hidden]
-                logits = self._forward(cache, inputs_embeds=rows[None])
+                logits = self._forward(cache, inputs_embeds=rows[None], **self._masks(prompt, done))
             while True:
                 token = sampler.pick(logits.clone())
                 sound = True
@@ -176,7 +188,27 @@ class Transformers:
         cache, done = self._prefixes.take(keys[:-1], branch=branch)
         return (DynamicCache(), 0) if cache is None else (cache, done)
 
-    def _forward(self, cache: Any, **inputs: torch.Tensor) -> torch.Tensor:
+    def _masks(self, prompt: Prompt, done: int) -> dict[str, Any]:
+        """Who sees whom in a prompt whose pictures' positions see each other; nothing where all is causal."""
+        if self._attention == "causal":
+            return {}
+        block = torch.full((len(prompt),), -1)
+        at = 0
+        for number, span in enumerate(prompt.spans):
+            if isinstance(span, ImageSpan):
+                block[at : at + len(span)] = number
+            at += len(span)
+        place = torch.arange(len(prompt))
+        behind = place[:, None] - place[None]  # [queries, keys]
+        same = (block[:, None] == block[None]) & (block[:, None] >= 0)
+        window = getattr(self.model.config, "sliding_window", None) or len(prompt)
+        masks = {
+            "full_attention": (behind >= 0) | same,
+            "sliding_attention": ((behind >= 0) & (behind < window)) | same,
+        }
+        return {"attention_mask": {kind: mask[None, None, done:].to(self.model.device) for kind, mask in masks.items()}}
+
+    def _forward(self, cache: Any, **inputs: Any) -> torch.Tensor:
         """The logits of the last position, ``[vocabulary]``; the cache grows by the inputs."""
         with self._turn:
             out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -233,7 +265,7 @@ def load(
     device, dtype = placement.resolve()
     config = _config(language)
     try:
-        model = _empty(config, dtype)
+        model = _empty(config, dtype, language)
         large = sum(tensor.nbytes for tensor in model.state_dict().values()) >= LARGE
         packed = packing.bind(model, language.weights, device) if int4 or (int4 is None and large) else frozenset()
         model = _filled(model, config, language, device, dtype, packed)
@@ -243,42 +275,74 @@ def load(
     seconds = time.perf_counter() - started
     log.info("language model: %.1f MB on %s in %s, %.2f s", size / 1e6, device, dtype, seconds)
     length = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "max_seq_len", 0) or 2048)
-    tokenizer = FileTokenizer(language.folder, bos=language.config.get("bos_token_id"), backend=language.tokenizer)
+    rows = int(model.get_input_embeddings().weight.shape[0])
     return Transformers(
         model,
-        tokenizer,
+        _tokenizer(language, rows),
         context=min(length, context or length),
-        end_ids=_end_ids(language),
+        end_ids=_end_ids(language, rows),
         prefix_cache=prefix_cache,
+        attention=language.attention,
     )
 
 
 def _config(language: Language) -> Any:
     from transformers import AutoConfig
 
-    values = {k: v for k, v in language.config.items() if k not in ("model_type", "quantization_config", "torch_dtype")}
+    values = {key: value for key, value in language.config.items() if key not in _NOT_ITS_OWN}
     kind = str(language.config.get("model_type", "llama"))
     try:
         config = AutoConfig.for_model(kind, **values)
     except Exception as error:
         raise CheckpointError(
-            f"language model: transformers has no use for model_type {kind!r} as configured"
+            f"{_said(language)}: transformers has no use for model_type {kind!r} as configured ({_first_line(error)})"
         ) from error
     name = next((name for name in _TABLES if name in language.weights), None)
     if name is not None:
-        config.vocab_size = int(language.weights[name].shape[0])  # configurations are wrong about it, tensors are not
+        table = language.weights[name]
+        if table.ndim != 2 or not len(table):
+            raise CheckpointError(f"{_file(language, name)}: {name} is {list(table.shape)}, a row a token was expected")
+        config.vocab_size = len(table)  # configurations are wrong about it, tensors are not
+    _check_blocks(config, language)
     return config
 
 
-def _empty(config: Any, dtype: torch.dtype) -> Any:
+def _check_blocks(config: Any, language: Language) -> None:
+    """As many blocks are told as there are: a wrong number may be so large that nobody ever builds them."""
+    found = {match[1] for name in language.weights if (match := _BLOCK.match(name))}
+    told = getattr(config, "num_hidden_layers", None)
+    if found and told != len(found):
+        raise CheckpointError(
+            f"{_said(language)}: num_hidden_layers is {told}, but blocks are missing or too many: {len(found)} are there"
+        )
+
+
+def _said(language: Language) -> Path:
+    """The file that tells the configuration."""
+    return language.folder / "config.json" if language.folder.is_dir() else language.folder
+
+
+def _file(language: Language, name: str) -> Path:
+    """The file of a tensor, as near as the weights tell it."""
+    return language.weights.where(name) if isinstance(language.weights, Located) else language.folder
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _empty(config: Any, dtype: torch.dtype, language: Language) -> Any:
     """The model without weights: nothing is allocated."""
     from transformers import AutoModelForCausalLM
 
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()  # type: ignore[no-untyped-call]
-    except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"language model: {config.model_type!r} is no causal language model") from error
+            make: Any = AutoModelForCausalLM.from_config
+            return make(config, dtype=dtype, trust_remote_code=False).eval()
+    except Exception as error:  # whatever wrong values make of the code that computes with them
+        raise CheckpointError(
+            f"{_said(language)}: {config.model_type!r} is no causal language model as configured ({_first_line(error)})"
+        ) from error
 
 
 def _filled(
@@ -303,9 +367,13 @@ def _filled(
     state = {}
     for name, shape in wanted.items():
         tensor = language.weights[name]
+        file = _file(language, name)
         if tensor.shape != shape:
-            raise CheckpointError(f"{language.folder}: {name} is {list(tensor.shape)}, {list(shape)} was expected")
+            raise CheckpointError(f"{file}: {name} is {list(tensor.shape)}, {list(shape)} was expected")
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{file}: {name} holds {tensor.dtype}, floating point numbers were expected")
         state[name] = tensor.to(device=device, dtype=dtype, copy=True)
+        _check_finite(state[name], tensor, f"{file}: {name}")
     model.load_state_dict(state, assign=True, strict=False)
     if tied:
         model.lm_head.weight = model.get_input_embeddings().weight
@@ -313,30 +381,61 @@ def _filled(
     return model.to(device)
 
 
+def _check_finite(values: torch.Tensor, stored: torch.Tensor, what: str) -> None:
+    """Refuses what is no number. The sum is none where any of them is none, and costs one reading of the memory."""
+    if bool(torch.isfinite(values.sum(dtype=torch.float32))) or bool(torch.isfinite(values).all()):
+        return
+    if bool(torch.isfinite(stored.float()).all()):
+        raise CheckpointError(f"{what} holds numbers too large for {values.dtype}; place it in float32 or bfloat16")
+    raise CheckpointError(f"{what} holds numbers that are not finite")
+
+
 def _fill_buffers(model: Any, config: Any) -> None:
     """Rotary frequencies are computed, not stored; on the meta device they were not."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if any(buffer.is_meta for buffer in child.buffers(recurse=False)):
+            if hasattr(child, "scalar_embed_scale"):  # Gemma's table, whose rows are scaled
+                child.embed_scale = torch.tensor(child.scalar_embed_scale)
+            elif any(buffer.is_meta for buffer in child.buffers(recurse=False)):
                 try:
                     setattr(parent, name, type(child)(config))
-                except (TypeError, AttributeError) as error:
+                except Exception as error:  # whatever wrong values make of the code that computes with them
                     raise CheckpointError(
                         f"language model: {config.model_type!r} computes values in {name!r} that we can't fill in"
                     ) from error
 
 
-def _end_ids(language: Language) -> frozenset[int]:
+def _tokenizer(language: Language, rows: int) -> FileTokenizer:
+    """The tokenizer, each of whose words has its row in the embedding."""
+    bos = language.config.get("bos_token_id")
+    _ids_of(_said(language), language.config, "bos_token_id", rows)
+    tokenizer = FileTokenizer(language.folder, bos=bos, backend=language.tokenizer)
+    if tokenizer.largest >= rows:
+        file = language.folder / "tokenizer.json" if language.folder.is_dir() else language.folder
+        raise CheckpointError(f"{file}: has a token {tokenizer.largest}, the embedding (embed_tokens) has {rows} rows")
+    return tokenizer
+
+
+def _end_ids(language: Language, rows: int) -> frozenset[int]:
     """All ids that end an answer, by the configuration and by ``generation_config.json``."""
-    file = Path(language.folder) / "generation_config.json"
-    try:
-        generation = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise CheckpointError(f"{file}: this is no JSON") from error
-    found: set[int] = set()
-    for value in (language.config.get("eos_token_id"), generation.get("eos_token_id")):
-        found |= set(value) if isinstance(value, list) else {value} if value is not None else set()
-    return frozenset(found)
+    file = language.folder / "generation_config.json"
+    generation = read_object(file) if file.is_file() else {}
+    own = _ids_of(_said(language), language.config, "eos_token_id", rows)
+    return own | _ids_of(file, generation, "eos_token_id", rows)
+
+
+def _ids_of(file: Path, config: Mapping[str, Any], key: str, rows: int) -> frozenset[int]:
+    """The ids under a key: none, one or several.
+
+    Raises:
+        CheckpointError: one is no id of the vocabulary.
+    """
+    value = config.get(key)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for token in ids:
+        if type(token) is not int or not 0 <= token < rows:
+            raise CheckpointError(f"{file}: {key} is {token!r}, an id below {rows} was expected")
+    return frozenset(ids)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import re
 from collections.abc import Mapping
 
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 from trifocal.checkpoints import Checkpoint, Tower
 from trifocal.errors import CheckpointError
 from trifocal.placement import Placement
+from trifocal.vision.base import Vision
 from trifocal.vision.cache import FeatureCache
 from trifocal.vision.llava import LlavaVision
 from trifocal.vision.placing import placed, stored
@@ -18,9 +21,32 @@ from trifocal.vision.projectors import PROJECTORS
 from trifocal.vision.towers import VisionTransformer
 from trifocal.weights import Weights, part_weights
 
-__all__ = ["load_vision"]
+__all__ = ["load_vision", "open_vision"]
 
 NEWLINE = "image_newline"
+_BLOCK = re.compile(r"encoder\.layers\.(\d+)\.")
+
+
+def open_vision(
+    checkpoint: Checkpoint,
+    tower: Placement,
+    projector: Placement,
+    *,
+    allow_pickle: bool = False,
+    cache_bytes: int = 256 << 20,
+) -> Vision:
+    """What sees this checkpoint's pictures: our own tower and projectors, or transformers' classes.
+
+    Raises:
+        CheckpointError: the vision half can't be made of the files.
+        UsageError: parts placed apart that are one.
+        OutOfMemory: a device has no room for its part.
+    """
+    if checkpoint.sees == "transformers":
+        from trifocal.vision.door import load_door
+
+        return load_door(checkpoint, tower, projector, cache_bytes=cache_bytes)
+    return load_vision(checkpoint, tower, projector, allow_pickle=allow_pickle, cache_bytes=cache_bytes)
 
 
 def load_vision(
@@ -43,8 +69,7 @@ def load_vision(
         raise CheckpointError(
             f"projector of type {checkpoint.projector.kind!r} is not known; known: {', '.join(PROJECTORS)}"
         )
-    with torch.device("meta"):
-        empty = VisionTransformer(checkpoint.tower).eval()
+    empty = _empty(checkpoint.tower, eyes)
     seeing = placed("vision tower", empty, eyes, tower)
     kind = checkpoint.projector.kind
     reading = placed("projector", PROJECTORS[kind](hands, checkpoint.projector.act, kind), hands, projector)
@@ -57,10 +82,21 @@ def load_vision(
     linears = [module for module in reading.modules() if isinstance(module, nn.Linear)]
     if linears[0].in_features != checkpoint.tower.hidden:
         raise CheckpointError(
-            f"the projector takes features of {linears[0].in_features}, the tower makes {checkpoint.tower.hidden}: "
-            "they belong to different models"
+            f"{_home(hands)}: the projector takes features of {linears[0].in_features}, the tower makes "
+            f"{checkpoint.tower.hidden}: they belong to different models"
         )
+    for first, second in itertools.pairwise(linears):
+        if first.out_features != second.in_features:
+            raise CheckpointError(
+                f"{_home(hands)}: a layer of the projector makes {first.out_features}, the next one takes "
+                f"{second.in_features}"
+            )
     hidden = linears[-1].out_features
+    if hidden != checkpoint.language.hidden:
+        raise CheckpointError(
+            f"{_home(hands)}: the projector makes rows of {hidden}, the language model takes rows of "
+            f"{checkpoint.language.hidden}: they belong to different models"
+        )
     newline = _newline(checkpoint, hidden, hands, projector)
     return LlavaVision(
         seeing,
@@ -71,6 +107,23 @@ def load_vision(
         cache=FeatureCache(cache_bytes),
         newline=newline.get(NEWLINE),
     )
+
+
+def _empty(tower: Tower, weights: Weights) -> VisionTransformer:
+    """The tower without weights, which has no more blocks than there are."""
+    found = len({match[1] for name in weights if (match := _BLOCK.match(name))})
+    if weights and tower.blocks > found:
+        raise CheckpointError(f"{_home(weights)}: the vision tower has {found} blocks, {tower.blocks} were expected")
+    try:
+        with torch.device("meta"):
+            return VisionTransformer(tower).eval()
+    except (RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"{tower.source}: no vision tower can have these sizes ({error})") from error
+
+
+def _home(weights: Weights) -> str:
+    """The files that hold these weights, for messages."""
+    return ", ".join(sorted(map(str, weights.files)))
 
 
 def _newline(checkpoint: Checkpoint, hidden: int, weights: Weights, placement: Placement) -> dict[str, torch.Tensor]:

@@ -30,7 +30,8 @@ def _mlp(weights: Weights, act: str, kind: str) -> nn.Module:
 def _layer(weights: Weights, prefix: str) -> nn.Linear:
     name = f"{prefix}weight"
     if name not in weights:
-        raise CheckpointError(f"the projector has no {name}; it has {', '.join(sorted(weights)) or 'nothing'}")
+        home, held = ", ".join(sorted(map(str, weights.files))), ", ".join(sorted(weights)) or "nothing"
+        raise CheckpointError(f"{home}: the projector has no {name}; it has {held}")
     _, shape = weights.spec(name)
     if len(shape) != 2:
         raise CheckpointError(f"{weights.where(name)}: {name} is {list(shape)}, [rows, columns] was expected")

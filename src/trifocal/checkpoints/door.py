@@ -1,0 +1,160 @@
+"""Families of LLaVA's design that transformers has classes for: read by their configuration alone.
+
+Their vision half comes through `trifocal.vision.door`, their language half is a language model like any other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trifocal.checkpoints.configs import text_part
+from trifocal.checkpoints.parts import Preprocessing, Projector, Tower
+from trifocal.errors import CheckpointError
+from trifocal.weights import Weights, weight_files
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["DOORS", "MISFITS", "check_fits", "door_language", "from_door", "opens_door", "stored_parts"]
+
+# model_type -> the conversation family it was trained with
+DOORS = {
+    "internvl": "chatml_hf",
+    "idefics3": "idefics3",
+    "smolvlm": "idefics3",
+    "llava": "mistral_instruct",  # with Pixtral's tower
+    "mistral3": "mistral_instruct",
+    "gemma3": "gemma_instruct",
+}
+_ROPE = "its positions are threefold (m-rope), and rows alone don't say which picture's place they have"
+_DEEP = "features of several blocks of its tower go into several layers of its language model (deepstack)"
+_CROSS = "its language model looks at pictures by cross-attention; they never stand in the prompt"
+# model_type -> why rows in the prompt are not enough for it
+MISFITS = {
+    "qwen2_vl": _ROPE,
+    "qwen2_5_vl": _ROPE,
+    "qwen3_vl": f"{_ROPE}, and {_DEEP}",
+    "qwen3_vl_moe": f"{_ROPE}, and {_DEEP}",
+    "qwen3_5": _ROPE,
+    "qwen3_5_moe": _ROPE,
+    "glm4v": _ROPE,
+    "glm4v_moe": _ROPE,
+    "glm46v": _ROPE,
+    "ernie4_5_vl_moe": _ROPE,
+    "paddleocr_vl": _ROPE,
+    "granite4_vision": _DEEP,
+    "mllama": _CROSS,
+    "idefics": _CROSS,
+    "cogvlm": "its language model has other weights for pictures' positions (visual experts)",
+    "molmo": "rows are added to tokens' embeddings, not put in their place",
+    "molmo2": "rows are added to tokens' embeddings, and pictures' positions see each other",
+    "phi4_multimodal": "its language model changes its weights (adapters) when there is a picture",
+    "blip-2": "its language model is asked through a Q-Former",
+    "instructblip": "its Q-Former reads the question as well as the picture",
+    "chameleon": "pictures are tokens of its vocabulary",
+    "emu3": "pictures are tokens of its vocabulary",
+    "paligemma": "its whole prompt attends to itself in both directions, and its text begins after the picture",
+    "gemma3n": "its language model asks for embeddings a layer",
+    "gemma4": "its language model asks for embeddings a layer",
+}
+_SPEAKING = re.compile(r"^(?:model\.)?(?:language_model|text_model)\.(?:model\.)?")
+
+
+def check_fits(file: Path, config: Mapping[str, Any]) -> None:
+    """Refuses, by name and with the reason, a family that rows in the prompt are not enough for.
+
+    A family that is not in the table is refused by the marks of its configuration.
+
+    Raises:
+        CheckpointError: it does not fit.
+    """
+    kind = str(config.get("model_type"))
+    text = config.get("text_config")
+    text = text if isinstance(text, dict) else {}
+    vision = config.get("vision_config")
+    vision = vision if isinstance(vision, dict) else {}
+    reason = MISFITS.get(kind)
+    ropes = [text.get(key, config.get(key)) for key in ("rope_scaling", "rope_parameters")]
+    if reason is None and any("mrope_section" in rope for rope in ropes if isinstance(rope, dict)):
+        reason = _ROPE
+    if reason is None and (vision.get("deepstack_visual_indexes") or config.get("deepstack_layer_map")):
+        reason = _DEEP
+    if reason is None and (text.get("cross_attention_layers") or config.get("cross_layer_interval")):
+        reason = _CROSS
+    if reason:
+        raise CheckpointError(f"{file}: {kind} can't be read: {reason}")
+
+
+def opens_door(config: Mapping[str, Any]) -> bool:
+    """Whether this family comes through the door."""
+    vision = config.get("vision_config")
+    if str(config.get("model_type")) == "llava":
+        return isinstance(vision, dict) and vision.get("model_type") == "pixtral"
+    return str(config.get("model_type")) in DOORS and "text_config" in config
+
+
+def from_door(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint whose pictures are seen by transformers' own classes."""
+    file = folder / "config.json"
+    kind = str(config.get("model_type"))
+    vision, text = config["vision_config"], config["text_config"]
+    if kind not in DOORS or not isinstance(vision, dict) or not isinstance(text, dict):
+        raise CheckpointError(f"{file}: model_type {kind!r} is not supported")
+    side = _first(vision.get("image_size"), 0)
+    tower = Tower(
+        source=folder,
+        hidden=_first(vision.get("hidden_size"), 0),
+        layers=_first(vision.get("num_hidden_layers"), 0),
+        heads=_first(vision.get("num_attention_heads"), 1),
+        mlp=_first(vision.get("intermediate_size"), 0),
+        image_size=side,
+        patch_size=_first(vision.get("patch_size"), 1),
+        feature_layer=-1,
+        keep_first=True,
+        kind="siglip",
+    )
+    return {
+        "family": kind if kind != "llava" else "pixtral",
+        "tower": tower,
+        "projector": Projector(folder, "transformers"),
+        "preprocessing": Preprocessing(side, "stretch"),
+        "language": text_part(folder, text),
+        "template": DOORS[kind],
+        "sees": "transformers",
+        "attention": "images" if kind == "gemma3" else "causal",
+    }
+
+
+def stored_parts(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a folder's vision half under the names that its files have; they are read at once.
+
+    Raises:
+        CheckpointError: files missing or damaged.
+    """
+
+    def rename(stored: str) -> str | None:
+        speaks = _SPEAKING.match(stored) or stored.split(".")[-2:-1] == ["lm_head"]
+        return None if speaks else stored
+
+    return dict(Weights(weight_files(folder), rename))
+
+
+def door_language(folder: Path) -> Weights:
+    """The tensors of a folder's language half under canonical names."""
+
+    def rename(stored: str) -> str | None:
+        if stored.endswith("lm_head.weight"):
+            return "lm_head.weight"
+        found = _SPEAKING.match(stored)
+        return f"model.{stored[found.end() :]}" if found else None
+
+    return Weights(weight_files(folder), rename)
+
+
+def _first(value: Any, default: int) -> int:
+    """A size that some configurations give for each side."""
+    value = value[0] if isinstance(value, (list, tuple)) and value else value
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else default

@@ -1,0 +1,136 @@
+"""Other families of LLaVA's design, through transformers' own vision halves: ids, logits and tokens are theirs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import trifocal
+from door_models import DOORS, make_door
+from trifocal.checkpoints import from_folder
+from trifocal.checkpoints.door import MISFITS
+from trifocal.errors import CheckpointError, UsageError
+from trifocal.images import Image, from_frames
+from trifocal.llava import Llava
+from trifocal.messages import Sampling
+from trifocal.placement import Placement
+
+Drawn = Callable[..., Image]
+EXACT = Placement("cpu", "float32")
+ORDERS = {"one first": "i Q", "one in the middle": "Q i Q", "two": "Q i Q i Q"}
+
+
+@dataclass(frozen=True)
+class Door:
+    kind: str
+    llava: Llava
+    model: Any
+    processor: Any
+
+    def theirs(self, parts: list[str | Image]) -> dict[str, Any]:
+        """What transformers makes of the parts."""
+        mark = getattr(self.processor, "boi_token", None) or self.processor.image_token
+        text = "".join(mark if isinstance(part, Image) else part for part in parts)
+        images = [part.pixels for part in parts if isinstance(part, Image)]
+        return dict(self.processor(text=text, images=images, return_tensors="pt"))
+
+
+@pytest.fixture(scope="module", params=DOORS)
+def door(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    folder = tmp_path_factory.mktemp("door")
+    model, processor = make_door(request.param, folder)
+    places = dict.fromkeys(("tower", "projector", "language"), EXACT)
+    with trifocal.load(checkpoint=str(folder), template="plain", **places) as llava:
+        yield Door(request.param, llava, model, processor)
+
+
+def parts_of(order: str, drawn: Drawn) -> list[str | Image]:
+    sizes = iter([(70, 40), (33, 60), (50, 50)])
+    return [drawn(7, *next(sizes)) if word == "i" else "What is shown here? " for word in order.split()]
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+@torch.no_grad()
+def test_ids_rows_logits_and_tokens_are_those_of_transformers(door: Door, drawn: Drawn, order: str) -> None:
+    parts = parts_of(order, drawn)
+    inputs = door.theirs(parts)
+    prompt = door.llava.composer.prompt(parts)
+    token = door.model.config.image_token_id
+    assert prompt.ids(token) == inputs["input_ids"][0].tolist()
+    assert len(prompt) == door.llava.composer.count(parts)
+
+    wanted = door.model(**inputs).logits[0]
+    rows = prompt.splice(door.llava.engine.embed)
+    masks = door.llava.engine._masks(prompt, 0)
+    ours = door.llava.engine.model(inputs_embeds=rows[None], **masks).logits[0]
+    torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=0)
+
+    said = door.model.generate(
+        **inputs,
+        max_new_tokens=64,
+        min_new_tokens=64,
+        do_sample=False,
+        eos_token_id=sorted(door.llava.engine._end_ids),
+        pad_token_id=0,
+    )[0, inputs["input_ids"].shape[1] :]
+    options = Sampling(max_tokens=64, ignore_end=True)
+    assert list(door.llava.engine.stream(prompt, options)) == said.tolist()
+    assert list(door.llava.engine.stream(prompt, options)) == said.tolist()  # from the prefix cache
+
+
+def test_its_parts_are_told_and_are_one(door: Door) -> None:
+    (part,) = door.llava.composer.vision.parts
+    assert "tower and projector" in part.what
+    assert part.nbytes < 400_000  # no language half came along
+    source = str(door.llava.checkpoint.tower.source)
+    with pytest.raises(UsageError, match="place both alike"):
+        trifocal.load(checkpoint=source, template="plain", tower=EXACT, projector=Placement("cpu", "bfloat16"))
+
+
+def test_a_conversation_is_answered_and_a_video_refused(door: Door, drawn: Drawn) -> None:
+    source = str(door.llava.checkpoint.tower.source)
+    with trifocal.load(checkpoint=source, template="plain") as llava:
+        reply = llava.complete([llava.question("What?", [drawn(1, 70, 40)])], Sampling(max_tokens=3, ignore_end=True))
+        assert reply.end.image_tokens == llava.composer.vision.positions(drawn(1, 70, 40))
+        with pytest.raises(trifocal.BadImage, match="not videos"):
+            llava.complete([llava.question("What?", [from_frames([drawn(1), drawn(2)])])])
+
+
+@pytest.mark.parametrize("kind", MISFITS)
+def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "vision_config": {}, "text_config": {}}))
+    with pytest.raises(CheckpointError, match=f"{kind} can't be read: .*"):
+        from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"text_config": {"rope_scaling": {"mrope_section": [16, 24, 24]}}}, "m-rope"),
+        ({"text_config": {"rope_parameters": {"mrope_section": [1]}}}, "m-rope"),
+        ({"vision_config": {"deepstack_visual_indexes": [8, 16, 24]}}, "deepstack"),
+        ({"text_config": {"cross_attention_layers": [3, 8]}}, "cross-attention"),
+    ],
+)
+def test_what_nobody_knows_yet_is_refused_by_its_marks(tmp_path: Path, config: dict[str, Any], told: str) -> None:
+    whole = {"model_type": "newer_vl", "vision_config": {}, "text_config": {}, **config}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    with pytest.raises(CheckpointError, match=told):
+        from_folder(tmp_path)
+
+
+def test_an_engine_that_can_not_let_pictures_see_themselves_refuses(tmp_path: Path) -> None:
+    from trifocal.engines import load_engine
+    from trifocal.engines.base import Language
+
+    make_door("gemma3", tmp_path)
+    assert from_folder(tmp_path).attention == "images"
+    language = Language(tmp_path, {}, {}, attention="other")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="can't let a picture's positions"):
+        load_engine("transformers", language, EXACT)
