@@ -5,13 +5,14 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+from trifocal.checkpoints.configs import template_of, text_part
 from trifocal.checkpoints.door import check_fits, door_language, from_door, opens_door
 from trifocal.checkpoints.gguf_pair import from_gguf, gguf_pair
 from trifocal.checkpoints.hf import from_hf
 from trifocal.checkpoints.known import KNOWN, Source
 from trifocal.checkpoints.original import from_original, trained_with
-from trifocal.checkpoints.parts import Checkpoint, Text
-from trifocal.checkpoints.reading import read_json
+from trifocal.checkpoints.parts import Checkpoint, Preprocessing, Projector, Text, Tower
+from trifocal.checkpoints.reading import own_config, read_json
 from trifocal.engines.base import Language
 from trifocal.errors import CheckpointError
 from trifocal.hub import CONFIGS, PICKLES, WEIGHTS, locate
@@ -23,15 +24,23 @@ __all__ = ["find_checkpoint", "from_folder", "language_weights", "load_language"
 
 
 def find_checkpoint(
-    name: str, *, tower: str | None = None, projector: str | None = None, language: str | None = None
+    name: str,
+    *,
+    tower: str | None = None,
+    projector: str | None = None,
+    language: str | None = None,
+    vision: str | None = None,
 ) -> Checkpoint:
     """The checkpoint of that name: ``thimble``, a known name, a folder, or a hub id.
 
-    ``tower``, ``projector`` and ``language`` take a part from elsewhere: a folder, a file or a hub id.
+    ``tower``, ``projector`` and ``language`` take a part from elsewhere: a folder, a file or a hub id. ``vision``
+    names another package's vision (`trifocal.vision.plugged`); then the checkpoint is a language model alone.
 
     Raises:
         CheckpointError: files that are missing, or that don't say what they must.
     """
+    if vision is not None:
+        return _language_alone(locate(language or name, (*CONFIGS, *WEIGHTS, *PICKLES)), name, vision)
     if name == "thimble":
         folder = Path(str(resources.files("trifocal") / "thimble"))
         return from_folder(folder, name=name, tower=tower, projector=projector, language=language)
@@ -93,6 +102,21 @@ def from_folder(
         image_start="<im_start>" if framed else "",
         image_end="<im_end>" if framed else "",
         **{key: value for key, value in read.items() if key != "template"},
+    )
+
+
+def _language_alone(folder: Path, name: str, vision: str) -> Checkpoint:
+    """A language model whose pictures another package sees: tower and projector are that package's affair."""
+    text = text_part(folder, own_config(folder))
+    return Checkpoint(
+        name=name,
+        family=vision,
+        tower=Tower(folder, 0, 0, 1, 0, 0, 1, keep_first=True, kind="siglip"),
+        projector=Projector(folder, vision),
+        preprocessing=Preprocessing(0, "stretch"),
+        language=text,
+        template=template_of(text, newer=False),
+        sees=vision,
     )
 
 

@@ -53,13 +53,18 @@ def own_config(language: Path) -> dict[str, Any]:
 def whole(source: Path, config: Mapping[str, Any], key: str, default: int | None = None) -> int:
     value = config.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= LARGEST:
-        raise CheckpointError(f"{source}: {key} is {value!r}, a whole number from 1 to {LARGEST} was expected")
+        raise CheckpointError(f"{_told(source)}: {key} is {value!r}, a whole number from 1 to {LARGEST} was expected")
     return value
+
+
+def _told(source: Path) -> Path:
+    """The file that says a value: a part's own, or the configuration in its folder."""
+    return source / "config.json" if source.is_dir() else source
 
 
 def real(source: Path, value: Any, key: str) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e6:
-        raise CheckpointError(f"{source}: {key} is {value!r}, a number above 0 was expected")
+        raise CheckpointError(f"{_told(source)}: {key} is {value!r}, a number above 0 was expected")
     return float(value)
 
 

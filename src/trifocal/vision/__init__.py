@@ -4,6 +4,7 @@ from trifocal.vision.base import Framing, Vision
 from trifocal.vision.cache import FeatureCache
 from trifocal.vision.llava import BATCH, LlavaVision
 from trifocal.vision.loading import load_vision, open_vision
+from trifocal.vision.plugged import PluggedVision
 from trifocal.vision.preprocessing import count, pixels, shown, views
 from trifocal.vision.projectors import PROJECTORS
 from trifocal.vision.showing import Box, PatchGrid, Showing, View, patch_grids, shown_views
@@ -17,6 +18,7 @@ __all__ = [
     "Framing",
     "LlavaVision",
     "PatchGrid",
+    "PluggedVision",
     "Showing",
     "View",
     "Vision",

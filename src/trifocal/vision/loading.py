@@ -17,6 +17,7 @@ from trifocal.vision.base import Vision
 from trifocal.vision.cache import FeatureCache
 from trifocal.vision.llava import LlavaVision
 from trifocal.vision.placing import placed, stored
+from trifocal.vision.plugged import open_plugged
 from trifocal.vision.projectors import PROJECTORS
 from trifocal.vision.towers import VisionTransformer
 from trifocal.weights import Weights, part_weights
@@ -35,10 +36,11 @@ def open_vision(
     allow_pickle: bool = False,
     cache_bytes: int = 256 << 20,
 ) -> Vision:
-    """What sees this checkpoint's pictures: our own tower and projectors, or transformers' classes.
+    """What sees this checkpoint's pictures: our own tower and projectors, transformers' classes, or another package.
 
     Raises:
         CheckpointError: the vision half can't be made of the files.
+        UnknownName: a vision that no installed package offers.
         UsageError: parts placed apart that are one.
         OutOfMemory: a device has no room for its part.
     """
@@ -46,6 +48,8 @@ def open_vision(
         from trifocal.vision.door import load_door
 
         return load_door(checkpoint, tower, projector, cache_bytes=cache_bytes)
+    if checkpoint.sees != "llava":
+        return open_plugged(checkpoint, tower)
     return load_vision(checkpoint, tower, projector, allow_pickle=allow_pickle, cache_bytes=cache_bytes)
 
 
@@ -69,6 +73,12 @@ def load_vision(
         raise CheckpointError(
             f"projector of type {checkpoint.projector.kind!r} is not known; known: {', '.join(PROJECTORS)}"
         )
+    for what, found, source in (
+        ("vision tower", eyes, checkpoint.tower.source),
+        ("projector", hands, checkpoint.projector.source),
+    ):
+        if not found:
+            raise CheckpointError(f"{source}: there is no {what} in it")
     empty = _empty(checkpoint.tower, eyes)
     seeing = placed("vision tower", empty, eyes, tower)
     kind = checkpoint.projector.kind
@@ -112,7 +122,7 @@ def load_vision(
 def _empty(tower: Tower, weights: Weights) -> VisionTransformer:
     """The tower without weights, which has no more blocks than there are."""
     found = len({match[1] for name in weights if (match := _BLOCK.match(name))})
-    if weights and tower.blocks > found:
+    if tower.blocks > found:
         raise CheckpointError(f"{_home(weights)}: the vision tower has {found} blocks, {tower.blocks} were expected")
     try:
         with torch.device("meta"):
