@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from trifocal.composer import Composer
 from trifocal.history import Kept
 from trifocal.messages import Message
-from trifocal.templates import IMAGE_MARK, Template
+from trifocal.templates import IMAGE_MARK, ChatTemplate
 
 __all__ = ["Budget", "TurnCost", "budget_of"]
 
@@ -55,7 +55,7 @@ class Budget:
 
 
 def budget_of(
-    messages: Sequence[Message], stay: Kept, composer: Composer, template: Template, context: int, answer: int
+    messages: Sequence[Message], stay: Kept, composer: Composer, template: ChatTemplate, context: int, answer: int
 ) -> Budget:
     """The budget of a conversation of which ``stay`` stays, in a context of so many positions."""
     images = [image for message in stay.messages for image in message.images]
@@ -87,7 +87,7 @@ def _turns(messages: Sequence[Message], stay: Kept, composer: Composer, among: i
     return costs
 
 
-def _next(messages: Sequence[Message], composer: Composer, template: Template, total: int, free: int) -> str | None:
+def _next(messages: Sequence[Message], composer: Composer, template: ChatTemplate, total: int, free: int) -> str | None:
     """What goes next when the context fills, and how far that is."""
     start = _start(messages)
     later = [at for at in range(start + 1, len(messages)) if messages[at].role == "user"]

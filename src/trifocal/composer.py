@@ -74,7 +74,7 @@ class Composer:
 
     def _layout(self, parts: Sequence[Piece]) -> Iterator[TokenSpan | _Rows]:
         """Token spans and pictures in prompt order. A run of text between others is tokenised whole."""
-        runs = list(_runs(self._placed(parts)))
+        runs = list(_runs(self._placed(list(self._known(parts)))))
         for at, part in enumerate(runs):
             before, after = runs[at - 1] if at else None, runs[at + 1] if at + 1 < len(runs) else None
             if at == 0 and not isinstance(part, str):
@@ -115,6 +115,19 @@ class Composer:
     def _is_mark(self, part: object) -> bool:
         """Whether this is where a picture begins or ends: its rows, or the mark beside them."""
         return isinstance(part, _Rows) or (isinstance(part, Control) and part.name in self._frame)
+
+    def _known(self, parts: Sequence[Piece]) -> Iterator[Piece]:
+        """The parts, with tokens that may be text as text, and without a beginning that the tokenizer puts itself."""
+        beginning = self._tokenizer.encode("", start=True)
+        begun = False
+        for part in parts:
+            if isinstance(part, Control):
+                if not begun and beginning and self._tokenizer.token(part.name) == beginning[-1]:
+                    continue
+                if not part.needed and self._tokenizer.token(part.name) is None:
+                    part = part.name
+            begun = begun or part != ""
+            yield part
 
     def _stripped(self, text: str, after_image: bool, before_image: bool) -> str:
         if self._strip and after_image:

@@ -61,14 +61,19 @@ class Decoder:
 def stream_text(
     ids: Generator[int, None, None], tokenizer: Tokenizer, sampling: Sampling
 ) -> Generator[Piece, None, None]:
-    """The text of an answer, piece by piece, without the stop string that ends it.
+    """The text of an answer, piece by piece, without the stop string that ends it; it may name a control token.
 
     ``ids`` is closed as soon as a stop string is whole, when the answer ends, and when this
     generator is closed.
     """
     decoder, tokens, held = Decoder(tokenizer), 0, ""
+    ends = {tokenizer.token(stop) for stop in sampling.stop}
+    ended = False
     with closing(ids):
         for token in ids:
+            ended = token in ends
+            if ended:
+                break
             tokens += 1
             held += decoder.push(token)
             at = _first(held, sampling.stop)
@@ -82,7 +87,7 @@ def stream_text(
     held += decoder.flush()
     at = _first(held, sampling.stop)
     finish: Literal["stop", "length"] = "stop"
-    if at is None and sampling.max_tokens is not None and tokens >= sampling.max_tokens:
+    if at is None and not ended and sampling.max_tokens is not None and tokens >= sampling.max_tokens:
         finish = "length"
     yield Piece(held[:at], finish, tokens)
 

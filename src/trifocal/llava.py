@@ -22,11 +22,12 @@ from trifocal.errors import BadMessages, BadSampling, CheckpointError, PromptToo
 from trifocal.explaining import Explanation, explanation_of
 from trifocal.history import Keep, Kept, keep_images, kept
 from trifocal.images import Image
+from trifocal.jinja import find_template
 from trifocal.messages import DEFAULT_MAX_TOKENS, Chunk, End, Message, Reply, Sampling, TokenLogprob
 from trifocal.placement import Part, Placed
 from trifocal.prompt import Prompt
 from trifocal.settings import Settings
-from trifocal.templates import Piece, Template, get_template
+from trifocal.templates import ChatTemplate, Piece
 from trifocal.timing import Timings
 from trifocal.vision import Showing, open_vision
 
@@ -46,7 +47,7 @@ class Llava:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, composer: Composer, engine: Engine, template: Template, images: Keep = "all"
+        self, checkpoint: Checkpoint, composer: Composer, engine: Engine, template: ChatTemplate, images: Keep = "all"
     ) -> None:
         self.checkpoint, self.composer, self.engine = checkpoint, composer, engine
         self.template, self.images = template, images
@@ -61,7 +62,7 @@ class Llava:
         sampling: Sampling = Sampling(),
         *,
         images: Keep | None = None,
-        template: Template | None = None,
+        template: ChatTemplate | None = None,
     ) -> Generator[Chunk, None, None]:
         """The answer to a conversation, piece by piece; the last chunk carries `End`.
 
@@ -87,7 +88,7 @@ class Llava:
         sampling: Sampling = Sampling(),
         *,
         images: Keep | None = None,
-        template: Template | None = None,
+        template: ChatTemplate | None = None,
     ) -> Reply:
         """`stream`, collected."""
         return collect(self.stream(messages, sampling, images=images, template=template))
@@ -127,7 +128,7 @@ class Llava:
         return self._answer(prompt, replace(sampling, max_tokens=limit), facts, timings)
 
     def count(
-        self, messages: Sequence[Message], *, images: Keep | None = None, template: Template | None = None
+        self, messages: Sequence[Message], *, images: Keep | None = None, template: ChatTemplate | None = None
     ) -> int:
         """How many positions the whole conversation would take; no picture is looked at."""
         chosen, _ = keep_images(messages, self.images if images is None else images)
@@ -139,7 +140,7 @@ class Llava:
         max_tokens: int | None = None,
         *,
         images: Keep | None = None,
-        template: Template | None = None,
+        template: ChatTemplate | None = None,
     ) -> Budget:
         """Where the context's positions go, what is left out and what would be next; no picture is looked at.
 
@@ -155,7 +156,7 @@ class Llava:
         messages: Sequence[Message],
         *,
         images: Keep | None = None,
-        template: Template | None = None,
+        template: ChatTemplate | None = None,
         max_tokens: int | None = None,
     ) -> Explanation:
         """Where the language model looked for each word of an answer, the last message of the conversation.
@@ -237,7 +238,7 @@ class Llava:
         return _noting(self.engine.steps(prompt, sampling), self.engine.tokenizer, scored)
 
     def _kept(
-        self, messages: Sequence[Message], max_tokens: int | None, images: Keep | None, template: Template
+        self, messages: Sequence[Message], max_tokens: int | None, images: Keep | None, template: ChatTemplate
     ) -> Kept:
         """What stays of a conversation, so that it and its answer fit."""
         room = self.engine.context - self._wanted(max_tokens)
@@ -286,7 +287,7 @@ def load(settings: Settings | None = None, **values: Any) -> Llava:
         projector=settings.projector_from,
         language=settings.language_from,
     )
-    template = get_template(settings.template or checkpoint.template)
+    template = find_template(settings.template or checkpoint.template, checkpoint.language.source)
     _spare_threads(checkpoint)
     language = load_language(checkpoint, allow_pickle=settings.allow_pickle)
     engine = load_engine(settings.engine, language, settings.language, **settings.engine_options)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from trifocal.errors import BadMessages, UnknownName
 from trifocal.images import Image
@@ -419,7 +419,7 @@ def _chatml(name: str, system: str, line: str, **more: object) -> Template:
     )
 
 
-_IN_TAGS: dict[str, object] = {"picture_before": "<Image>", "picture_after": "</Image>", "received": "Received."}
+_IN_TAGS: dict[str, Any] = {"picture_before": "<Image>", "picture_after": "</Image>", "received": "Received."}
 
 TEMPLATES: dict[str, Template] = {
     template.name: template

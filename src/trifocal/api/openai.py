@@ -19,7 +19,7 @@ from trifocal.api.wire import Draft, Json, Picture, Tagged, Wire, check_text, du
 from trifocal.errors import UsageError
 from trifocal.history import Keep, parse_keep
 from trifocal.messages import Role, Sampling, TokenLogprob
-from trifocal.templates import Template, get_template
+from trifocal.templates import ChatTemplate, get_template
 
 __all__ = [
     "ChatMessage",
@@ -131,7 +131,7 @@ class Additions(Wire):
         return keep_of(self.images, "trifocal.images")
 
     @property
-    def written(self) -> Template | None:
+    def written(self) -> ChatTemplate | None:
         """The template that is asked for."""
         return template_of(self.template, "trifocal.template")
 
@@ -148,7 +148,7 @@ def keep_of(given: str | int | None, param: str) -> Keep | None:
         raise refuse("invalid_value", str(error), param) from error
 
 
-def template_of(given: str | None, param: str) -> Template | None:
+def template_of(given: str | None, param: str) -> ChatTemplate | None:
     """The template of that name; None where none was named.
 
     Raises:

@@ -26,7 +26,7 @@ from trifocal.history import Keep, shortened
 from trifocal.images import Image, Limits
 from trifocal.llava import Llava
 from trifocal.messages import Chunk, End, Message, Sampling, TokenLogprob
-from trifocal.templates import Piece, Template
+from trifocal.templates import ChatTemplate, Piece
 
 __all__ = ["Answers", "ClientGone", "Job", "Server", "Serving", "Step", "caller_of"]
 
@@ -52,7 +52,7 @@ class Job:
     raw: bool = False
     answers: int = 1
     images: Keep | None = None
-    template: Template | None = None
+    template: ChatTemplate | None = None
     room: int | None = None
     stoppable: bool = False
 
