@@ -27,7 +27,7 @@ FLOORS = [
     {"jinja"},
     {"lora"},
     {"checkpoints"},
-    {"vision", "convert"},
+    {"vision", "convert", "pulling"},
     {"composer"},
     {"budget", "explaining"},
     {"llava", "webui"},

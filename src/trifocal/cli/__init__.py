@@ -20,6 +20,8 @@ COMMANDS = {
     "caption": "trifocal.cli.caption:caption",
     "serve": "trifocal.cli.serve:serve",
     "inspect": "trifocal.cli.inspect:inspect",
+    "pull": "trifocal.cli.pull:pull_command",
+    "list": "trifocal.cli.pull:list_held",
     "convert": "trifocal.cli.convert:convert",
     "extension": "trifocal.extension:extension",
 }
@@ -50,6 +52,7 @@ Examples:
   trifocal ask cat.png "Describe it." -m llava-hf/llava-1.5-7b-hf --tower cpu --language cuda:0/float16
   trifocal chat cat.png                                 a conversation; /help inside
   trifocal inspect llava-hf/llava-1.5-7b-hf             what a checkpoint is and what it needs
+  trifocal pull llava-hf/llava-1.5-7b-hf                fetch it; trifocal list says what is here
 
 Every option can also stand in trifocal.toml or in the environment (TRIFOCAL_CHECKPOINT, TRIFOCAL_TOWER, ...).""",
 )
