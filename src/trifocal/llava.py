@@ -286,6 +286,7 @@ def load(settings: Settings | None = None, **values: Any) -> Llava:
         tower=settings.tower_from,
         projector=settings.projector_from,
         language=settings.language_from,
+        vision=settings.vision,
     )
     template = find_template(settings.template or checkpoint.template, checkpoint.language.source)
     _spare_threads(checkpoint)
@@ -303,6 +304,12 @@ def load(settings: Settings | None = None, **values: Any) -> Llava:
             f"the projector makes rows of {vision.hidden}, the language model takes rows of {engine.hidden}: "
             "they belong to different models"
         )
+    for name in filter(None, (checkpoint.image_start, checkpoint.image_end)):
+        if engine.tokenizer.token(name) is None:
+            raise CheckpointError(
+                f"{checkpoint.language.source}: its tokenizer has no {name} with a row in the embedding, which this "
+                "checkpoint puts around pictures"
+            )
     composer = Composer(
         engine.tokenizer,
         vision,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import os
 import re
@@ -22,7 +21,8 @@ __all__ = ["GgufWeights", "Weights", "canonical", "part_weights", "read_header",
 HEADER_LIMIT = 16 << 20
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 MOST_SIDES = 8
-MOST_OPCODES = 1 << 20  # a tensor takes about 50
+MOST_OPCODES = 1 << 18  # a tensor takes about 50
+_OLD_PICKLES = 5  # before torch 1.6: a magic number, a version, the system, the table, the storages' names
 _BUFFERS = re.compile(r"(?:rotary_emb\.inv_freq|\.position_ids|logit_scale)$")
 _WRAPPED = re.compile(r"^base_model\.(?:model\.(?=model\.|lm_head\b|transformer\.))?")
 _LEFT_OUT = re.compile(rf"{_BUFFERS.pattern}|^(?:text_model|text_projection|visual_projection)\.|^logit_bias$")
@@ -256,16 +256,21 @@ def part_weights(source: Path, part: str, *, allow_pickle: bool = False) -> Weig
     files, ``mmproj`` ones among them, are read too.
     """
 
+    strangers: list[str] = []
+
     def rename(stored: str) -> str | None:
         found = canonical(stored)
         if found is None and not _LEFT_OUT.search(stored):
-            raise CheckpointError(f"{source}: {stored} belongs to no part of a LLaVA: tower, projector, language model")
+            strangers.append(stored)
         return found[1] if found and found[0] == part else None
 
     if source.suffix == ".gguf":
         return GgufWeights(source, part)
     files = [source] if source.is_file() else weight_files(source)
     weights = Weights(files, rename, allow_pickle=allow_pickle)
+    if strangers:
+        home = ", ".join(map(str, files))
+        raise CheckpointError(f"{home}: {strangers[0]} belongs to no part: tower, projector or language model")
     if source.is_dir():
         _check_index(source, weights, rename)
     return weights
@@ -297,39 +302,49 @@ def stored_names(folder: Path) -> list[str]:
 
 def _pickled_words(file: Path) -> list[str]:
     """All strings in a ``.bin`` file's pickle, tensors' names among them. Its opcodes are read, never followed."""
+    _whole_archive(file)
+    return [str(word) for name, word in _opcodes(file) if "UNICODE" in name]
+
+
+def _opcodes(file: Path) -> list[tuple[str, object]]:
+    """Names and arguments of the opcodes in a ``.bin`` file's pickles.
+
+    Raises:
+        CheckpointError: they can't be read, or are more than a table of tensors needs.
+    """
     import pickletools
     import zipfile
 
-    _whole_archive(file)
+    found: list[tuple[str, object]] = []
     try:
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
-                entry = next(info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
-                if entry.file_size > HEADER_LIMIT:
-                    raise CheckpointError(f"{file}: a table of {entry.file_size} bytes; {HEADER_LIMIT} are allowed")
-                streams = [archive.read(entry)]
-        else:  # before torch 1.6: a magic number, a version, facts about the system, and then the table
+                entries = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
+                if not entries or max(entry.file_size for entry in entries) > HEADER_LIMIT:
+                    raise CheckpointError(f"{file}: no file of tensors: no table, or one over {HEADER_LIMIT} bytes")
+                streams = [io.BytesIO(archive.read(entry)) for entry in entries]
+        else:
             with file.open("rb") as opened:
-                head = io.BytesIO(opened.read(HEADER_LIMIT))
-            for _ in range(3):
-                list(itertools.islice(pickletools.genops(head), MOST_OPCODES))
-            streams = [head.read()]
-        return [
-            str(word)
-            for code in streams
-            for opcode, word, _ in itertools.islice(pickletools.genops(code), MOST_OPCODES)
-            if "UNICODE" in opcode.name
-        ]
+                streams = [io.BytesIO(opened.read(HEADER_LIMIT))] * _OLD_PICKLES
+        for stream in streams:
+            for opcode, word, _ in pickletools.genops(stream):
+                found.append((opcode.name, word))
+                if len(found) > MOST_OPCODES:
+                    raise CheckpointError(
+                        f"{file}: its table takes more than {MOST_OPCODES} steps: no table of tensors"
+                    )
     except CheckpointError:
         raise
     except Exception as error:  # whatever a damaged zip or pickle makes of their readers
         raise CheckpointError(f"{file}: damaged, or no file of tensors") from error
+    return found
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
         names = read_object(index)["weight_map"]
-        assert isinstance(names, dict) and names
+        assert isinstance(names, dict)
+        assert names
     except (CheckpointError, KeyError, AssertionError) as error:
         raise CheckpointError(f"{index}: this is no index of weights") from error
     for name in names.values():
@@ -393,6 +408,7 @@ def _unpickled(file: Path, allow_pickle: bool) -> Mapping[str, torch.Tensor]:
     import torch
 
     size = _whole_archive(file)
+    _opcodes(file)
     try:
         try:
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)

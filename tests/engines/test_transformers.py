@@ -170,7 +170,16 @@ def test_an_empty_prompt_is_refused(engine: Transformers) -> None:
 def test_weights_that_are_not_finite_are_told(language: Language) -> None:
     broken = {name: language.weights[name] for name in language.weights}
     broken["model.norm.weight"] = broken["model.norm.weight"] * float("nan")
-    engine = load(replace(language, weights=broken), CPU)
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds numbers that are not finite"):
+        load(replace(language, weights=broken), CPU)
+    broken["model.norm.weight"] = torch.full((64,), 1e6)
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds numbers too large for torch\.float16"):
+        load(replace(language, weights=broken), Placement("cpu", "float16"))
+
+
+def test_logits_that_are_not_finite_are_told(language: Language) -> None:
+    engine = load(language, CPU)
+    engine.model.model.norm.weight.data *= float("nan")
     with pytest.raises(EngineError, match="no finite logits"):
         list(engine.stream(Prompt([TokenSpan((1,))]), LONG))
 

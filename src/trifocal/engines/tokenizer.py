@@ -29,13 +29,16 @@ class FileTokenizer:
     normalizer does it every time, as the LLaMA tokenizer of LLaVA's day did).
 
     ``bos`` is the id that starts a prompt, where the configuration names it; ``backend`` is the
-    tokenizer itself, where it is read already.
+    tokenizer itself, where it is read already. ``rows`` is how many ids have a row in the embedding:
+    a control token beyond them can't be put into a prompt, so nobody is told of it.
 
     Raises:
         CheckpointError: there is no tokenizer in the folder, or it can't be read.
     """
 
-    def __init__(self, folder: Path, *, bos: int | None = None, backend: Backend | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, bos: int | None = None, backend: Backend | None = None, rows: int | None = None
+    ) -> None:
         self._whole = _read(folder) if backend is None else backend
         made: dict[str, Any] = json.loads(self._whole.to_str())
         self._controls = {
@@ -47,6 +50,7 @@ class FileTokenizer:
         self._later = _without_controls(_never_prepending(made), self._controls)
         self._start = self._starting_ids(folder, bos)
         self._hidden = set(self._controls.values())
+        self._rows = rows
 
     @property
     def largest(self) -> int:
@@ -72,7 +76,8 @@ class FileTokenizer:
 
     def token(self, name: str) -> int | None:
         """The id of a control token."""
-        return self._controls.get(name)
+        token = self._controls.get(name)
+        return token if token is None or self._rows is None or token < self._rows else None
 
     def _starting_ids(self, folder: Path, bos: int | None) -> list[int]:
         """What goes in front of a prompt: what the post-processor puts there, else what the settings say."""

@@ -313,7 +313,8 @@ def _check_blocks(config: Any, language: Language) -> None:
     told = getattr(config, "num_hidden_layers", None)
     if found and told != len(found):
         raise CheckpointError(
-            f"{_said(language)}: num_hidden_layers is {told}, but blocks are missing or too many: {len(found)} are there"
+            f"{_said(language)}: num_hidden_layers is {told}, of {len(found)} blocks there are tensors, up to "
+            f"{max(found, key=int)}"
         )
 
 
@@ -406,10 +407,10 @@ def _fill_buffers(model: Any, config: Any) -> None:
 
 
 def _tokenizer(language: Language, rows: int) -> FileTokenizer:
-    """The tokenizer, each of whose words has its row in the embedding."""
+    """The tokenizer, each of whose words has its row in the embedding; control tokens may go without."""
     bos = language.config.get("bos_token_id")
     _ids_of(_said(language), language.config, "bos_token_id", rows)
-    tokenizer = FileTokenizer(language.folder, bos=bos, backend=language.tokenizer)
+    tokenizer = FileTokenizer(language.folder, bos=bos, backend=language.tokenizer, rows=rows)
     if tokenizer.largest >= rows:
         file = language.folder / "tokenizer.json" if language.folder.is_dir() else language.folder
         raise CheckpointError(f"{file}: has a token {tokenizer.largest}, the embedding (embed_tokens) has {rows} rows")

@@ -91,7 +91,7 @@ class Dense(Mapping[str, "torch.Tensor"]):
         self, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], scheme: Scheme, where: Where
     ) -> None:
         self._tensors, self._config, self._scheme, self._where = tensors, config, scheme, where
-        self._layers = _gather(tensors, scheme)
+        self._layers = _gather(tensors, scheme, where)
         inside = {name for parts in self._layers.values() for name in parts.values()}
         self._plain = {name for name in tensors if name not in inside}
         self._biases = {
@@ -116,6 +116,12 @@ class Dense(Mapping[str, "torch.Tensor"]):
         """The layer's levels, or None where it is an ordinary tensor or has none."""
         layer = name.removesuffix(".weight")
         return self._scheme.packed(self._parts(layer)) if layer in self._layers and name.endswith(".weight") else None
+
+    def where(self, name: str) -> Path:
+        """The file that holds a tensor, or what it is made of."""
+        layer = name.removesuffix(".weight")
+        inside = layer in self._layers and name not in self._plain and name not in self._biases
+        return Path(self._where(self._layers[layer][self._scheme.marker] if inside else self._biases.get(name, name)))
 
     def _ordered(self) -> Iterator[str]:
         """Dense names in the order of the packed ones."""
@@ -155,7 +161,7 @@ class Dense(Mapping[str, "torch.Tensor"]):
         return expected or bool(self._tensors[names["bias"]].any())
 
 
-def _gather(tensors: Mapping[str, torch.Tensor], scheme: Scheme) -> dict[str, dict[str, str]]:
+def _gather(tensors: Mapping[str, torch.Tensor], scheme: Scheme, where: Where) -> dict[str, dict[str, str]]:
     """Layer -> part -> the tensor's full name, for each layer that is quantised."""
     endings = (scheme.marker, *scheme.others)
     layers: dict[str, dict[str, str]] = {}
@@ -173,8 +179,9 @@ def _gather(tensors: Mapping[str, torch.Tensor], scheme: Scheme) -> dict[str, di
         if f"{layer}.bias" in tensors:
             parts["bias"] = f"{layer}.bias"
         if scheme.marker not in parts:
+            found = sorted(parts.values())
             raise CheckpointError(
-                f"the tensor '{layer}.{scheme.marker}' is missing; there is {', '.join(sorted(parts.values()))}"
+                f"{where(found[0])}: the tensor '{layer}.{scheme.marker}' is missing; there is {', '.join(found)}"
             )
     return quantised
 
