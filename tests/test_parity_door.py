@@ -102,6 +102,26 @@ def test_a_conversation_is_answered_and_a_video_refused(door: Door, drawn: Drawn
             llava.complete([llava.question("What?", [from_frames([drawn(1), drawn(2)])])])
 
 
+MARKS = {"internvl": "<IMG_CONTEXT>", "pixtral": "[IMG]", "mistral3": "[IMG]", "gemma3": "<start_of_image>"}
+
+
+def test_its_own_chat_template_is_the_one_it_speaks(door: Door, drawn: Drawn) -> None:
+    source = door.llava.checkpoint.tower.source
+    mark = MARKS.get(door.kind, "<image>")
+    (source / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}: {% for c in m.content %}{% if c.type == 'image' %}" + mark + "{% else %}"
+        "{{ c.text }}{% endif %}{% endfor %};{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    with trifocal.load(checkpoint=str(source)) as llava:
+        assert llava.template.name == "checkpoint"
+        parts = llava.template.render([llava.question("What?", [drawn(1, 70, 40)])])
+        ours = llava.composer.prompt(parts).ids(door.model.config.image_token_id)
+    theirs = door.processor(
+        text=f"user: {mark}What?;assistant:", images=[drawn(1, 70, 40).pixels], return_tensors="pt"
+    )
+    assert ours == theirs["input_ids"][0].tolist()
+
+
 @pytest.mark.parametrize("kind", MISFITS)
 def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "vision_config": {}, "text_config": {}}))

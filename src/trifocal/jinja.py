@@ -34,7 +34,8 @@ LARGEST = 1 << 20  # bytes of a template's file
 _STARTING = 60.0
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _IN_GGUF = ("bos", "eos", "unknown", "padding")
-_MARK = re.compile("<(?:image|video)>")
+# where templates of the field say that a picture stands
+_MARK = re.compile(r"<image>|<video>|\[IMG\]|<IMG_CONTEXT>|<start_of_image>")
 _TOKEN = re.compile(r"<[^<>\s]{1,64}>|\[[A-Za-z_/]{1,64}\]")
 _SAFE = range(0xF0000, 0x10FF00, 0x80)  # where the letters that users type may be put: blocks of private use
 
@@ -87,7 +88,7 @@ class JinjaTemplate:
 
     It runs in a process of its own, in Jinja's sandbox, for at most `SECONDS` a time. Whether it takes a turn's
     content as a list of parts or as one text is found out by trying. Control tokens are what the *template* writes
-    and the tokenizer knows; pictures stand where it writes ``<image>`` (or ``<video>``). What people typed goes
+    and the tokenizer knows; pictures stand where it writes ``<image>`` or its family's own mark. What people typed goes
     through it with every visible letter of ASCII replaced by one of private use, so that neither is ever made of it.
 
     Raises:

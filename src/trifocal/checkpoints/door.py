@@ -20,15 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DOORS", "MISFITS", "check_fits", "door_language", "from_door", "opens_door", "stored_parts"]
 
-# model_type -> the conversation family it was trained with
-DOORS = {
-    "internvl": "chatml_hf",
-    "idefics3": "idefics3",
-    "smolvlm": "idefics3",
-    "llava": "mistral_instruct",  # with Pixtral's tower
-    "mistral3": "mistral_instruct",
-    "gemma3": "gemma_instruct",
-}
+# model_types that come through; ``llava`` with Pixtral's tower alone
+DOORS = ("internvl", "idefics3", "smolvlm", "llava", "mistral3", "gemma3")
 _ROPE = "its positions are threefold (m-rope), and rows alone don't say which picture's place they have"
 _DEEP = "features of several blocks of its tower go into several layers of its language model (deepstack)"
 _CROSS = "its language model looks at pictures by cross-attention; they never stand in the prompt"
@@ -122,7 +115,7 @@ def from_door(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         "projector": Projector(folder, "transformers"),
         "preprocessing": Preprocessing(side, "stretch"),
         "language": text_part(folder, text),
-        "template": DOORS[kind],
+        "template": "checkpoint",
         "sees": "transformers",
         "attention": "images" if kind == "gemma3" else "causal",
     }
