@@ -336,7 +336,7 @@ def _opcodes(file: Path) -> list[tuple[str, object]]:
     except CheckpointError:
         raise
     except Exception as error:  # whatever a damaged zip or pickle makes of their readers
-        raise CheckpointError(f"{file}: damaged, or no file of tensors") from error
+        raise CheckpointError(f"{file}: damaged, or a pickle that holds more than tensors; it was not run") from error
     return found
 
 
