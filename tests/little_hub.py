@@ -17,12 +17,14 @@ COMMIT = "c" * 40
 
 @dataclass
 class LittleHub:
-    """Repositories by name, each a folder; ``cut`` files break off half way once, ``spoilt`` ones lie."""
+    """Repositories by name, each a folder: ``cut`` files break off half way once, ``dead`` ever; ``spoilt`` lie."""
 
     repositories: dict[str, Path]
     url: str = ""
     cut: set[str] = field(default_factory=set)
+    dead: set[str] = field(default_factory=set)
     spoilt: set[str] = field(default_factory=set)
+    tokens: set[str] = field(default_factory=set)
     asked: list[tuple[str, str | None]] = field(default_factory=list)
 
     def listing(self, repository: str) -> dict[str, object]:
@@ -41,6 +43,13 @@ class LittleHub:
             "tags": [],
             "private": False,
         }
+
+    def tree(self, repository: str) -> list[dict[str, object]]:
+        return [
+            {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": git_sha(file.read_bytes())}
+            for file in sorted(self.repositories[repository].iterdir())
+            if file.is_file()
+        ]
 
 
 def git_sha(data: bytes) -> str:
@@ -62,9 +71,14 @@ def running_hub(repositories: dict[str, Path]) -> Iterator[LittleHub]:
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
-            listed = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/main)?", path)
+            hub.tokens |= {self.headers["authorization"]} - {None}
+            listed = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/[^/]+)?", path)
             if listed and listed[1] in hub.repositories:
                 self.answer(json.dumps(hub.listing(listed[1])).encode(), {"content-type": "application/json"})
+                return
+            tree = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/[^/]+/?", path)
+            if tree and tree[1] in hub.repositories:
+                self.answer(json.dumps(hub.tree(tree[1])).encode(), {"content-type": "application/json"})
                 return
             file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
             place = hub.repositories.get(file[1], Path("/nowhere")) / file[2] if file else None
@@ -88,7 +102,10 @@ def running_hub(repositories: dict[str, Path]) -> Iterator[LittleHub]:
             headers = {"etag": f'"{etag}"', "x-repo-commit": COMMIT, "accept-ranges": "bytes"}
             if asked:
                 headers["content-range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            self.answer(data[start:], headers, 206 if asked else 200, cut=place.name in hub.cut and not asked)
+            self.answer(data[start:], headers, 206 if asked else 200, cut=self.is_cut(place.name, asked))
+
+        def is_cut(self, name: str, asked: str | None) -> bool:
+            return name in hub.dead or (name in hub.cut and not asked)
 
         def answer(self, body: bytes, headers: dict[str, str], status: int = 200, cut: bool = False) -> None:
             self.send_response(status)

@@ -23,7 +23,7 @@ FLOORS = [
     {"templates", "engines.base"},
     {"markup", "history", "engines"},
     {"settings", "quantised"},
-    {"hub", "weights", "decoding", "jinja_process"},
+    {"hub", "weights", "decoding", "jinja_process", "fetching"},
     {"jinja"},
     {"lora"},
     {"checkpoints"},

@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoint_maker import make_v0
-from layouts import family, save_hf
+from layouts import family, save_hf, save_original
 from little_hub import LittleHub, running_hub
 from trifocal.weights import canonical
+
+Files = dict[str, Path]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for file in set(places.values()):
         save_file({name: tensors[name] for name in tensors if places[name] == file}, by_part / file)
     (by_part / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    original = save_original(family("1.5"), folder / "folders" / "original", tower=folder / "tower")
+    config = json.loads((original / "config.json").read_text())
+    (original / "config.json").write_text(json.dumps({**config, "mm_vision_tower": "openai/clip-vit-large-patch14"}))
     return {
+        "some/original": original,
         "some/large": large,
         "some/by-part": by_part,
         "some/llava": save_hf(family("1.5"), folder / "llava", shards=4),
@@ -63,6 +69,7 @@ def trifocal(hub: LittleHub, home: Path, *words: str, code: int = 0) -> str:
     environ = {
         **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
         "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": os.environ.get("TRIFOCAL_TEST_TOKEN", ""),
         "HF_HOME": str(home),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -77,7 +84,7 @@ def trifocal(hub: LittleHub, home: Path, *words: str, code: int = 0) -> str:
 
 def test_pulled_checked_listed_and_used(hub: LittleHub, tmp_path: Path) -> None:
     said = trifocal(hub, tmp_path, "pull", "some/llava")
-    assert "fetched and checked" in said
+    assert "all is checked" in said
     rows = json.loads(trifocal(hub, tmp_path, "list", "--json"))
     assert [row["name"] for row in rows] == ["thimble", "some/llava"]
     assert rows[1]["family"] == "llava-1.5"
@@ -96,6 +103,59 @@ def test_a_cut_connection_is_gone_on_with(hub: LittleHub, tmp_path: Path) -> Non
     assert ranges[0] is None
     assert ranges[1] is not None
     assert int(ranges[1].removeprefix("bytes=").partition("-")[0]) >= 10 << 20
+
+
+def test_a_fetch_that_failed_is_gone_on_with_by_the_next_process(hub: LittleHub, tmp_path: Path) -> None:
+    hub.dead.add("model.safetensors")
+    said = trifocal(hub, tmp_path, "pull", "some/large", code=1)
+    assert "goes on from there" in said
+    hub.dead.clear()
+    hub.asked.clear()
+    trifocal(hub, tmp_path, "pull", "some/large")
+    (asked,) = [asked for file, asked in hub.asked if file == "model.safetensors"]
+    assert asked is not None
+    assert int(asked.removeprefix("bytes=").partition("-")[0]) >= 12 << 20
+
+
+def test_what_was_here_is_checked_and_damage_is_taken_away(hub: LittleHub, tmp_path: Path) -> None:
+    trifocal(hub, tmp_path, "pull", "some/large")
+    (file,) = tmp_path.rglob("model.safetensors")
+    file.resolve().write_bytes(b"damaged")
+    assert "all of it was here." in trifocal(hub, tmp_path, "pull", "some/large", "--no-verify")
+    assert "the hub promised" in trifocal(hub, tmp_path, "pull", "some/large", code=1)
+    assert "all is checked" in trifocal(hub, tmp_path, "pull", "some/large")
+    assert file.stat().st_size == 25 << 20
+
+
+def test_an_original_checkpoint_brings_the_tower_that_it_names(hub: LittleHub, tmp_path: Path) -> None:
+    trifocal(hub, tmp_path / "one", "pull", "some/original")
+    rows = json.loads(trifocal(hub, tmp_path / "one", "list", "--json"))
+    assert {row["name"]: (row["parts"], row["missing"]) for row in rows[1:]} == {
+        "some/original": (["projector", "language"], []),
+        "openai/clip-vit-large-patch14": (["tower"], []),
+    }
+    trifocal(hub, tmp_path / "two", "pull", "some/original", "--part", "tower")
+    rows = json.loads(trifocal(hub, tmp_path / "two", "list", "--json"))
+    assert {row["name"]: (row["parts"], row["missing"]) for row in rows[1:]} == {
+        "some/original": ([], ["its weights"]),
+        "openai/clip-vit-large-patch14": (["tower"], []),
+    }
+
+
+def test_a_list_asks_nobody_and_tells_what_lies_elsewhere(hub: LittleHub, tmp_path: Path, files: Files) -> None:
+    rows = json.loads(trifocal(hub, tmp_path, "list", "--json", str(files["some/original"].parent)))
+    (row,) = [row for row in rows if row["name"] == "original"]
+    assert row["parts"] == ["projector", "language"]
+    assert row["missing"] == ["openai/clip-vit-large-patch14"]
+    assert hub.asked == []
+
+
+def test_the_token_is_never_told(hub: LittleHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIFOCAL_TEST_TOKEN", "hf_canary")
+    hub.spoilt.add("model.safetensors")
+    for name in ("some/large", "nobody/nothing"):
+        assert "canary" not in trifocal(hub, tmp_path, "-vv", "pull", name, code=1)
+    assert hub.tokens == {"Bearer hf_canary"}
 
 
 def test_wrong_bytes_are_told_and_taken_away(hub: LittleHub, tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from trifocal.errors import CheckpointError
 
-__all__ = ["CONFIGS", "PICKLES", "WEIGHTS", "is_here", "locate"]
+__all__ = ["CONFIGS", "EVERYTHING", "PICKLES", "WEIGHTS", "is_here", "is_whole", "locate"]
 
 CONFIGS = ("*.json", "*.model", "*.jinja", "*.txt")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 PICKLES = ("*.bin", "*.bin.index.json")
+EVERYTHING = (*CONFIGS, *WEIGHTS, *PICKLES)
 _ADVICE = "check the name and the network, or download it elsewhere and give the folder's path"
 
 
@@ -52,6 +53,20 @@ def is_here(name: str) -> bool:
         return isinstance(try_to_load_from_cache(f"{owner}/{rest[0]}", rest[1] if rest[1:] else "config.json"), str)
     except HFValidationError:
         return False
+
+
+def is_whole(name: str) -> bool:
+    """Whether a folder or a hub repository is on this machine with its weights; the hub is not asked."""
+    if Path(name).expanduser().exists():
+        return True
+    owner, *rest = name.split("/")
+    if len(rest) not in (1, 2) or not owner or name.startswith((".", "~")):
+        return True  # no hub id: whoever looks for it says what is wrong
+    for wanted in ((*CONFIGS, *WEIGHTS), EVERYTHING):
+        folder = _local(f"{owner}/{rest[0]}", list(wanted))
+        if folder and _usable(folder, wanted):
+            return True
+    return False
 
 
 def _fetched(repository: str, patterns: Sequence[str]) -> Path:

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from trifocal.checkpoints import KNOWN, Source
 from trifocal.errors import CheckpointError, UsageError
-from trifocal.hub import CONFIGS, PICKLES, WEIGHTS
-from trifocal.weights import canonical
+from trifocal.fetching import Remote, fetch
+from trifocal.hub import CONFIGS, PICKLES, WEIGHTS, is_whole
+from trifocal.lora import ADAPTER, base_of
+from trifocal.weights import canonical, stored_names
 
-__all__ = ["Held", "Pulled", "Wanted", "held", "pull", "wanted"]
+__all__ = ["PARTS", "Held", "Part", "Pulled", "Wanted", "held", "pull", "wanted"]
 
-Tell = Callable[[str], None]
+Tell = Callable[[str, int], None]  # a file, and how many of its bytes are there
 Part = Literal["tower", "projector", "language"]
 PARTS: tuple[Part, ...] = ("tower", "projector", "language")
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A file of a repository: its size in bytes, and the digest by which the hub knows it.
+    """A file of a repository at a commit: its size in bytes, and the digest by which the hub knows it.
 
     ``sha256`` is that of large files; ``blob`` is git's sha1 of the others.
     """
 
     repository: str
+    commit: str
     name: str
     size: int
     sha256: str | None
@@ -38,19 +41,24 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """A file that is here and is what the hub says it is."""
+    """A file that is here and is what the hub says it is, and whether it was fetched just now."""
 
     wanted: Wanted
     path: Path
+    new: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A repository in the hub's cache on this machine: bytes on disk, and which files of its index are missing."""
+    """A repository in the hub's cache, or a folder: its bytes, the parts that it holds, and what is missing of it.
+
+    Missing are files that its index names, and what it needs from elsewhere and this machine does not have.
+    """
 
     repository: str
     folder: Path
     nbytes: int
+    parts: tuple[Part, ...]
     missing: tuple[str, ...]
 
 
@@ -67,65 +75,132 @@ def wanted(name: str, *, part: Part | None = None, allow_pickle: bool = False) -
     for each in PARTS if part is None else (part,):
         place = places[each] or known.language
         alone = part if place == known.language else None
-        for file in _of_place(place, alone, allow_pickle):
+        named = None if places["tower"] or each != "tower" else _tower_named_by(place)
+        for file in _of_place(named, None, allow_pickle) if named else _of_place(place, alone, allow_pickle):
             found[file.repository, file.name] = file
     return list(found.values())
 
 
 def pull(files: Sequence[Wanted], *, verify: bool = True, tell: Tell | None = None) -> list[Pulled]:
-    """Fetches what is not here yet, going on where a fetch was cut off, and checks every file's digest.
+    """Fetches what is not here yet, going on where a fetch was cut off; what comes is held against its digest.
 
-    A file whose bytes are wrong is taken off this machine, so that the next try fetches it anew. ``tell`` is told
-    each file's name before it is fetched.
+    With ``verify`` what is here already is, too. A file whose bytes are wrong is taken off this machine, so that the
+    next try fetches it anew. ``tell`` is told how far each file is.
 
     Raises:
         CheckpointError: the hub can't be reached, or bytes that are not those it promised.
     """
-    from huggingface_hub import hf_hub_download
-
     done = []
     for file in files:
-        if tell:
-            tell(file.name)
+        remote = Remote(file.repository, file.commit, file.name, file.size, file.sha256 or file.blob or "")
+        progress = partial(tell, file.name) if tell else None
         try:
-            path = Path(hf_hub_download(file.repository, file.name))
+            path, new = fetch(remote, verify=verify, tell=progress)
+        except CheckpointError:
+            raise
         except Exception as error:
             raise _unreachable(file.repository, error) from error
-        if verify:
-            _check(file, path)
-        done.append(Pulled(file, path))
+        done.append(Pulled(file, path, new))
     return done
 
 
-def held() -> list[Held]:
-    """The repositories in the hub's cache that have a configuration, by name."""
+def held(folders: Iterable[Path] = ()) -> list[Held]:
+    """The repositories in the hub's cache by name, then the checkpoints in ``folders`` and right below them."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        repos = scan_cache_dir().repos
+        repos = sorted(scan_cache_dir().repos, key=lambda each: each.repo_id)
     except CacheNotFound:
-        return []
+        repos = []
     found = []
-    for repo in sorted(repos, key=lambda each: each.repo_id):
+    for repo in repos:
         if repo.repo_type != "model" or not repo.revisions:
             continue
         newest = max(repo.revisions, key=lambda revision: revision.last_modified)
-        folder = Path(newest.snapshot_path)
-        found.append(Held(repo.repo_id, folder, repo.size_on_disk, tuple(_absent(folder))))
+        found.append(_held(repo.repo_id, Path(newest.snapshot_path)))
+    for folder in folders:
+        below = sorted(child for child in folder.iterdir() if child.is_dir())
+        found += [_held(place.name, place) for place in (folder, *below) if _holds_a_model(place)]
     return found
 
 
-def _of_place(place: str, part: Part | None, allow_pickle: bool) -> list[Wanted]:
+def _held(name: str, folder: Path) -> Held:
+    nbytes = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    missing, parts = list(_absent(folder)), set[str]()
+    if not missing:
+        try:
+            parts = _parts_in(folder)
+            missing = [] if parts else ["its weights"]
+            missing += [place for place in _needed(name, folder, parts) if not is_whole(place)]
+        except CheckpointError as error:
+            missing = [str(error)]
+    return Held(name, folder, nbytes, tuple(part for part in PARTS if part in parts), tuple(missing))
+
+
+def _holds_a_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or any(folder.glob("*.gguf")) or any(folder.glob("mm_projector.*"))
+
+
+def _parts_in(folder: Path) -> set[str]:
+    """The parts whose tensors lie in a folder."""
+    parts = {found[0] for found in map(canonical, stored_names(folder)) if found}
+    parts |= {"projector"} if any(folder.glob("mm_projector.*")) else set()
+    for file in folder.glob("*.gguf"):
+        parts |= {"tower", "projector"} if "mmproj" in file.name.lower() else {"language"}
+    return parts
+
+
+def _needed(name: str, folder: Path, parts: set[str]) -> list[str]:
+    """The hub ids that a checkpoint names for what it does not hold itself."""
+    known = KNOWN.get(name)
+    config = _json(folder / "config.json")
+    named = [known.tower, known.projector] if known else []
+    if "tower" not in parts and "vision_config" not in config and isinstance(config.get("mm_vision_tower"), str):
+        named.append(config["mm_vision_tower"])
+    if (folder / ADAPTER).is_file() and "language" not in parts:
+        named.append(base_of(folder))
+    return list(dict.fromkeys(place for place in named if place))
+
+
+def _tower_named_by(place: str) -> str | None:
+    """The tower that an original checkpoint on the hub names and does not hold; its configuration alone is fetched."""
+    repository, alone = _hub_id(place)
+    if alone:
+        return None
+    small = [file for file in _listed(repository) if file.name == "config.json" or file.name.endswith(".index.json")]
+    files = {each.wanted.name: _json(each.path) for each in pull(small)}
+    named = files.pop("config.json", {}).get("mm_vision_tower")
+    tensors = [name for index in files.values() for name in index.get("weight_map", {})]
+    inside = any(found[0] == "tower" for found in map(canonical, tensors) if found)
+    return named if isinstance(named, str) and named.count("/") == 1 and not inside else None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: this is no JSON") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file}: a JSON object was expected, this is a {type(found).__name__}")
+    return found
+
+
+def _hub_id(place: str) -> tuple[str, str]:
+    """A place on the hub as a repository and the name of one file of it, or nothing."""
     owner, *rest = place.split("/")
-    if len(rest) not in (1, 2) or not owner or place.startswith((".", "~", "/")):
+    if len(rest) not in (1, 2) or not owner or not all(rest) or place.startswith((".", "~", "/")):
         raise UsageError(f"{place!r} is no hub id (owner/name); a folder of this machine needs no pulling")
-    repository = f"{owner}/{rest[0]}"
+    return f"{owner}/{rest[0]}", rest[1] if rest[1:] else ""
+
+
+def _of_place(place: str, part: Part | None, allow_pickle: bool) -> list[Wanted]:
+    repository, alone = _hub_id(place)
     files = _listed(repository)
-    if len(rest) == 2:
-        files = [file for file in files if file.name == rest[1]]
+    if alone:
+        files = [file for file in files if file.name == alone]
         if not files:
-            raise CheckpointError(f"{repository} has no file {rest[1]}")
+            raise CheckpointError(f"{repository} has no file {alone}")
         _refuse_pickles([file for file in files if _is(file, PICKLES)], allow_pickle)
         return files
     configs = [file for file in files if _is(file, CONFIGS)]
@@ -156,12 +231,19 @@ def _listed(repository: str) -> list[Wanted]:
     from huggingface_hub import HfApi
 
     try:
-        siblings = HfApi().model_info(repository, files_metadata=True).siblings or []
+        info = HfApi().model_info(repository, files_metadata=True)
     except Exception as error:
         raise _unreachable(repository, error) from error
     return [
-        Wanted(repository, each.rfilename, each.size or 0, each.lfs.sha256 if each.lfs else None, each.blob_id)
-        for each in siblings
+        Wanted(
+            repository,
+            str(info.sha),
+            each.rfilename,
+            each.size or 0,
+            each.lfs.sha256 if each.lfs else None,
+            each.blob_id,
+        )
+        for each in info.siblings or []
         if "/" not in each.rfilename
     ]
 
@@ -187,25 +269,6 @@ def _refuse_pickles(files: list[Wanted], allow_pickle: bool) -> None:
 
 def _is(file: Wanted, patterns: Sequence[str]) -> bool:
     return any(fnmatch(file.name, pattern) for pattern in patterns)
-
-
-def _check(file: Wanted, path: Path) -> None:
-    """Holds a file against the digest that the hub gave for it."""
-    if file.sha256:
-        digest, promised = hashlib.sha256(), file.sha256
-    elif file.blob:
-        digest, promised = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False), file.blob
-    else:
-        return
-    with path.open("rb") as opened:
-        while piece := opened.read(1 << 20):
-            digest.update(piece)
-    if digest.hexdigest() != promised:
-        path.resolve().unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{path}: its digest is {digest.hexdigest()}, the hub promised {promised}; it was taken away: pull again"
-        )
 
 
 def _absent(folder: Path) -> Iterator[str]:

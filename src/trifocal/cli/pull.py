@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, get_args
 
 import click
 
-from trifocal.checkpoints import find_checkpoint
+from trifocal.checkpoints import KNOWN, find_checkpoint
 from trifocal.errors import TrifocalError
-from trifocal.pulling import Held, Part, Wanted, held, pull, wanted
+from trifocal.pulling import PARTS, Held, Part, Pulled, Wanted, held, pull, wanted
 
 __all__ = ["list_held", "pull_command"]
 
@@ -27,38 +28,49 @@ Examples:
 @click.argument("name")
 @click.option("--part", type=click.Choice(get_args(Part)), help="Only what this part needs.")
 @click.option("--allow-pickle", is_flag=True, help="Fetch .bin weights too (no code in them is ever run).")
-@click.option("--no-verify", is_flag=True, help="Don't read the files again to check their digests.")
+@click.option("--no-verify", is_flag=True, help="Check only what is fetched, not what was here.")
 def pull_command(name: str, part: Part | None, allow_pickle: bool, no_verify: bool) -> None:
     """Fetches what NAME needs into the hub's cache, and checks every file against the digest that the hub gives.
 
-    What is here already is only checked. A fetch that was cut off goes on where it was.
+    What is here already is only checked. A fetch that was cut off, and be it by switching the machine off, goes on
+    where it was. An original checkpoint's tower is fetched from where it is named.
     """
     files = wanted(name, part=part, allow_pickle=allow_pickle)
     total = sum(file.size for file in files)
     click.echo(f"{name}: {len(files)} files, {_size(total)}")
-    _pull_shown(files, total, verify=not no_verify)
-    checked = "fetched" if no_verify else "fetched and checked"
-    click.echo(f"{name}: {checked}. trifocal inspect {name} says what it is.")
+    new = sum(file.wanted.size for file in _pull_shown(files, verify=not no_verify) if file.new)
+    what = f"{_size(new)} fetched" if new else "all of it was here"
+    checked = (
+        "" if no_verify and not new else ", and what was fetched is checked" if no_verify else ", and all is checked"
+    )
+    click.echo(f"{name}: {what}{checked}. trifocal inspect {name} says what it is.")
 
 
-def _pull_shown(files: list[Wanted], total: int, *, verify: bool) -> None:
+def _pull_shown(files: list[Wanted], *, verify: bool) -> list[Pulled]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    done: list[Pulled] = []
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=total)
+        task = progress.add_task("", total=sum(file.size for file in files))
         for file in files:
-            progress.update(task, description=file.name)
-            pull([file], verify=verify)
-            progress.advance(task, file.size)
+            before = sum(pulled.wanted.size for pulled in done)
+            progress.update(task, description=file.name, completed=before)
+            done += pull([file], verify=verify, tell=lambda _, have: progress.update(task, completed=before + have))  # noqa: B023
+            progress.update(task, completed=before + file.size)
+    return done
 
 
 @click.command("list", short_help="The checkpoints on this machine.")
+@click.argument("folders", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="The same as a JSON list.")
-def list_held(as_json: bool) -> None:
-    """Lists the bundled model and what is in the hub's cache: family, size, place, and what is missing of it."""
-    rows = [_bundled(), *(_row(each) for each in held())]
+def list_held(folders: tuple[Path, ...], as_json: bool) -> None:
+    """Lists the bundled model and what is in the hub's cache and in FOLDERS, and right below them.
+
+    Of each: family, the parts that it holds, size, place, and what is missing of it. The hub is not asked.
+    """
+    rows = [_bundled(), *(_row(each) for each in held(folders))]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -66,11 +78,12 @@ def list_held(as_json: bool) -> None:
     from rich.table import Table
 
     table = Table()
-    for column in ("name", "family", "size", "missing", "where"):
+    for column in ("name", "family", "parts", "size", "missing", "where"):
         table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
     for row in rows:
         missing = ", ".join(row["missing"]) or "nothing"
-        table.add_row(row["name"], row["family"], _size(row["bytes"]), missing, row["folder"])
+        parts = ", ".join(row["parts"])
+        table.add_row(row["name"], row["family"], parts, _size(row["bytes"]), missing, row["folder"])
     Console().print(table)
 
 
@@ -78,7 +91,14 @@ def _bundled() -> dict[str, Any]:
     found = find_checkpoint("thimble")
     folder = found.language.source
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-    return {"name": "thimble", "family": found.family, "bytes": size, "missing": [], "folder": str(folder)}
+    return {
+        "name": "thimble",
+        "family": found.family,
+        "parts": list(PARTS),
+        "bytes": size,
+        "missing": [],
+        "folder": str(folder),
+    }
 
 
 def _row(each: Held) -> dict[str, Any]:
@@ -86,13 +106,15 @@ def _row(each: Held) -> dict[str, Any]:
     family = "a part"
     if (each.folder / "config.json").is_file() and not each.missing:
         try:
-            family = find_checkpoint(str(each.folder)).family
+            name = each.repository if each.repository in KNOWN else str(each.folder)
+            family = find_checkpoint(name).family
         except TrifocalError:
             family = "a part, or not read"
     missing = list(each.missing)
     return {
         "name": each.repository,
         "family": family,
+        "parts": list(each.parts),
         "bytes": each.nbytes,
         "missing": missing,
         "folder": str(each.folder),
