@@ -29,7 +29,7 @@ class LittleHub:
 
     def listing(self, repository: str) -> dict[str, object]:
         siblings = []
-        for file in sorted(self.repositories[repository].iterdir()):
+        for file in sorted(path for path in self.repositories[repository].iterdir() if path.is_file()):
             data = file.read_bytes()
             entry: dict[str, object] = {"rfilename": file.name, "size": len(data), "blobId": git_sha(data)}
             if file.suffix in (".safetensors", ".bin"):

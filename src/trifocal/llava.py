@@ -287,6 +287,7 @@ def load(settings: Settings | None = None, **values: Any) -> Llava:
         projector=settings.projector_from,
         language=settings.language_from,
         vision=settings.vision,
+        fit=settings.fit,  # type: ignore[arg-type]  # checked there
     )
     template = find_template(settings.template or checkpoint.template, checkpoint.language.source)
     _spare_threads(checkpoint)

@@ -26,7 +26,8 @@ class Settings:
     ``language_from`` take a part from elsewhere (a folder, a file or a hub id), as the seed's
     settings do. ``tower``, ``projector`` and ``language`` say where each part lives. ``template``
     overrides the checkpoint's own. ``vision`` names another package's vision, for a language model
-    that is no LLaVA. ``images`` says which past pictures stay. ``allow_pickle`` lets
+    that is no LLaVA. ``fit`` (crop, pad or stretch) shows pictures in another way than the checkpoint
+    was trained with. ``images`` says which past pictures stay. ``allow_pickle`` lets
     ``.bin`` files be read (with ``weights_only=True``).  ``cache_bytes`` bounds the picture cache.
     """
 
@@ -41,6 +42,7 @@ class Settings:
     engine_options: Mapping[str, Any] = field(default_factory=dict)
     template: str | None = None
     vision: str | None = None
+    fit: str | None = None
     images: Keep = "all"
     allow_pickle: bool = False
     cache_bytes: int = 256 << 20
@@ -104,7 +106,7 @@ def _value(name: str, value: Any) -> Any:
         return _whole(name, value)
     if name == "engine_options":
         return dict(_typed(name, value, Mapping))
-    if value is None and name in ("tower_from", "projector_from", "language_from", "template", "vision"):
+    if value is None and name in ("tower_from", "projector_from", "language_from", "template", "vision", "fit"):
         return None
     return _typed(name, os.fspath(value) if isinstance(value, os.PathLike) else value, str)
 

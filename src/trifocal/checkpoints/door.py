@@ -125,14 +125,27 @@ def stored_parts(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of a folder's vision half under the names that its files have; they are read at once.
 
     Raises:
-        CheckpointError: files missing or damaged.
+        CheckpointError: files missing or damaged, or tensors that hold no finite numbers.
     """
 
     def rename(stored: str) -> str | None:
         speaks = _SPEAKING.match(stored) or stored.split(".")[-2:-1] == ["lm_head"]
         return None if speaks else stored
 
-    return dict(Weights(weight_files(folder), rename))
+    weights = Weights(weight_files(folder), rename)
+    return {name: _sound(weights, name) for name in weights}
+
+
+def _sound(weights: Weights, name: str) -> torch.Tensor:
+    """A tensor of finite floating point numbers."""
+    tensor = weights[name]
+    if not tensor.is_floating_point():
+        raise CheckpointError(
+            f"{weights.where(name)}: {name} holds {tensor.dtype}, floating point numbers were expected"
+        )
+    if not bool(tensor.isfinite().all()):
+        raise CheckpointError(f"{weights.where(name)}: {name} holds numbers that are not finite")
+    return tensor
 
 
 def door_language(folder: Path) -> Weights:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -11,16 +13,16 @@ from trifocal.checkpoints.gguf_pair import from_gguf, gguf_pair
 from trifocal.checkpoints.hf import from_hf
 from trifocal.checkpoints.known import KNOWN, Source
 from trifocal.checkpoints.original import from_original, trained_with
-from trifocal.checkpoints.parts import Checkpoint, Preprocessing, Projector, Text, Tower
+from trifocal.checkpoints.parts import FITS, Checkpoint, Fit, Preprocessing, Projector, Text, Tower
 from trifocal.checkpoints.reading import own_config, read_json
 from trifocal.engines.base import Language
-from trifocal.errors import CheckpointError
-from trifocal.hub import CONFIGS, PICKLES, WEIGHTS, locate
+from trifocal.errors import CheckpointError, UsageError
+from trifocal.hub import EVERYTHING, PICKLES, locate
 from trifocal.lora import ADAPTER, LoraWeights, base_of
 from trifocal.quantised import open_weights
 from trifocal.weights import Weights, part_weights
 
-__all__ = ["find_checkpoint", "from_folder", "language_weights", "load_language"]
+__all__ = ["find_checkpoint", "from_folder", "language_weights", "load_language", "refitted"]
 
 
 def find_checkpoint(
@@ -30,30 +32,51 @@ def find_checkpoint(
     projector: str | None = None,
     language: str | None = None,
     vision: str | None = None,
+    fit: Fit | None = None,
+    patterns: Sequence[str] = EVERYTHING,
 ) -> Checkpoint:
     """The checkpoint of that name: ``thimble``, a known name, a folder, or a hub id.
 
     ``tower``, ``projector`` and ``language`` take a part from elsewhere: a folder, a file or a hub id. ``vision``
-    names another package's vision (`trifocal.vision.plugged`); then the checkpoint is a language model alone.
+    names another package's vision (`trifocal.vision.plugged`); then the checkpoint is a language model alone. ``fit``
+    shows pictures in another way than the checkpoint was trained with. ``patterns`` are the files that are fetched of
+    hub repositories: `trifocal.hub.CONFIGS` alone tell what a checkpoint is.
 
     Raises:
         CheckpointError: files that are missing, or that don't say what they must.
     """
     if vision is not None:
-        return _language_alone(locate(language or name, (*CONFIGS, *WEIGHTS, *PICKLES)), name, vision)
+        return _language_alone(locate(language or name, patterns), name, vision)
     if name == "thimble":
         folder = Path(str(resources.files("trifocal") / "thimble"))
-        return from_folder(folder, name=name, tower=tower, projector=projector, language=language)
+        return refitted(from_folder(folder, name=name, tower=tower, projector=projector, language=language), fit)
     known = KNOWN.get(name, Source(language=name))
-    folder = locate(known.language, (*CONFIGS, *WEIGHTS, *PICKLES))
-    return from_folder(
+    folder = locate(known.language, patterns)
+    found = from_folder(
         folder,
         name=folder.name if Path(name).expanduser().exists() else name,
         tower=tower or known.tower,
         projector=projector or known.projector,
         language=language,
         template=known.template,
+        patterns=patterns,
     )
+    return refitted(found, fit)
+
+
+def refitted(checkpoint: Checkpoint, fit: Fit | None) -> Checkpoint:
+    """The checkpoint with pictures fitted another way; a square instead of tiles, too.
+
+    Raises:
+        UsageError: a way that nobody knows, or a vision that fits pictures by itself.
+    """
+    if fit is None:
+        return checkpoint
+    if fit not in FITS:
+        raise UsageError(f"fit: {fit!r} is no way to make a picture square; known: {', '.join(FITS)}")
+    if checkpoint.sees != "llava":
+        raise UsageError(f"fit: the vision of {checkpoint.name} fits pictures by itself")
+    return replace(checkpoint, preprocessing=replace(checkpoint.preprocessing, fit=fit, tiles=None))
 
 
 def from_folder(
@@ -64,6 +87,7 @@ def from_folder(
     projector: str | None = None,
     language: str | None = None,
     template: str | None = None,
+    patterns: Sequence[str] = EVERYTHING,
 ) -> Checkpoint:
     """Reads what a checkpoint is from its ``config.json``; no weight is read.
 
@@ -84,17 +108,17 @@ def from_folder(
     adapter = folder if (folder / ADAPTER).is_file() else None
     if adapter and not language:
         language = base_of(adapter)
-    language_source = locate(language, (*CONFIGS, *WEIGHTS, *PICKLES)) if language else folder
-    projector_source = locate(projector, (*CONFIGS, *WEIGHTS, *PICKLES)) if projector else None
+    language_source = locate(language, patterns) if language else folder
+    projector_source = _projector(projector, patterns) if projector else None
     config |= trained_with(projector_source)
-    elsewhere = locate(tower, (*CONFIGS, *WEIGHTS, *PICKLES)) if tower else None
+    elsewhere = locate(tower, patterns) if tower else None
     check_fits(folder / "config.json", config)
     if opens_door(config) and not (tower or projector or language):
         read = from_door(folder, config)
     elif "vision_config" in config and "text_config" in config:
         read = from_hf(folder, config, elsewhere, projector_source, language_source)
     else:
-        read = from_original(folder, config, elsewhere, projector_source, language_source, adapter)
+        read = from_original(folder, config, elsewhere, projector_source, language_source, adapter, patterns)
     framed = bool(config.get("mm_use_im_start_end", read.pop("framed", False)))
     return Checkpoint(
         name=name or folder.name,
@@ -103,6 +127,14 @@ def from_folder(
         image_end="<im_end>" if framed else "",
         **{key: value for key, value in read.items() if key != "template"},
     )
+
+
+def _projector(name: str, patterns: Sequence[str]) -> Path:
+    """Where the projector lies; one file of a hub repository is not fetched for its name alone."""
+    is_file = name.endswith((".bin", ".safetensors"))
+    if is_file and PICKLES[0] not in patterns and not Path(name).expanduser().exists():
+        return Path(name)
+    return locate(name, patterns)
 
 
 def _language_alone(folder: Path, name: str, vision: str) -> Checkpoint:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from trifocal.checkpoints.reading import knows, layer_number, own_config, read_j
 from trifocal.checkpoints.tilings import original_tiling
 from trifocal.checkpoints.towers import TOWERS
 from trifocal.errors import CheckpointError
-from trifocal.hub import CONFIGS, PICKLES, WEIGHTS, locate
+from trifocal.hub import EVERYTHING, PICKLES, locate
 from trifocal.lora import trained_file
 from trifocal.weights import canonical, stored_names
 
@@ -28,12 +28,13 @@ def from_original(
     projector: Path | None,
     language: Path,
     adapter: Path | None = None,
+    patterns: Sequence[str] = EVERYTHING,
 ) -> dict[str, Any]:
     """Original LLaVA, a LoRA of it, or a bare language model with tower and projector from elsewhere."""
     trained = folder if adapter is None else trained_file(folder) or folder
     inside = {found[0] for name in stored_names(trained) if (found := canonical(name))}
-    part, home = _own_tower(folder, config, tower, trained if "tower" in inside else None)
-    where = projector or (trained if "projector" in inside else _own_projector(folder))
+    part, home = _own_tower(folder, config, tower, trained if "tower" in inside else None, patterns)
+    where = projector or (trained if "projector" in inside else _own_projector(folder, patterns))
     kind, _, act = str(config.get("mm_projector_type") or "linear").partition("_")
     file = folder / "config.json"
     tiles = original_tiling(file, config, part.image_size)
@@ -76,7 +77,9 @@ def _early(config: Mapping[str, Any], text: Text, framed: bool) -> tuple[str, st
     return "llava-v0", "llava_v0_webui"
 
 
-def _own_tower(folder: Path, config: Mapping[str, Any], tower: Path | None, inside: Path | None) -> tuple[Tower, Path]:
+def _own_tower(
+    folder: Path, config: Mapping[str, Any], tower: Path | None, inside: Path | None, patterns: Sequence[str]
+) -> tuple[Tower, Path]:
     """An original checkpoint's tower, and the folder that tells its preprocessing.
 
     A tower that the checkpoint brings along was trained with it, so the one it names gives only its
@@ -84,7 +87,7 @@ def _own_tower(folder: Path, config: Mapping[str, Any], tower: Path | None, insi
     """
     named = str(config.get("mm_vision_tower") or CLIP_TOWER)
     known = TOWERS.get(named) if inside is not None and tower is None else None
-    home = folder if known else tower or locate(named, (*CONFIGS, *WEIGHTS, *PICKLES))
+    home = folder if known else tower or locate(named, patterns)
     vision = known or read_json(home / "config.json")
     own = vision.get("vision_config", vision)
     if isinstance(own, dict) and str(own.get("model_type", "")).startswith("siglip"):
@@ -105,8 +108,10 @@ def _family(tower: Tower, tiles: Tiling | None) -> str:
     return "llava-onevision" if tiles else "llava-interleave"
 
 
-def _own_projector(folder: Path) -> Path:
-    """An original checkpoint's projector that is not among its tensors: a file beside them."""
+def _own_projector(folder: Path, patterns: Sequence[str]) -> Path:
+    """An original checkpoint's projector that is not among its tensors: a file beside them, fetched or not."""
+    if PICKLES[0] not in patterns:
+        return folder
     for name in ("mm_projector.safetensors", "mm_projector.bin"):
         if (folder / name).is_file():
             return folder / name

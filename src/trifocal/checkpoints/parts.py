@@ -13,6 +13,7 @@ __all__ = [
     "CLIP_TOWER",
     "FITS",
     "Checkpoint",
+    "Fit",
     "Preprocessing",
     "Projector",
     "Text",
@@ -94,7 +95,8 @@ class Tiling:
     alone: bool = False
 
 
-FITS = {
+Fit = Literal["crop", "pad", "stretch"]
+FITS: dict[str, str] = {
     "crop": "short side resized, centre cropped",
     "pad": "padded to a square with the mean colour",
     "stretch": "stretched to a square",
@@ -112,7 +114,7 @@ class Preprocessing:
     """
 
     size: int
-    fit: Literal["crop", "pad", "stretch"]
+    fit: Fit
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     rescale: float = 1 / 255

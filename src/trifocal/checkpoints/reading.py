@@ -9,7 +9,7 @@ from typing import Any
 from trifocal.errors import CheckpointError
 from trifocal.files import read_object, read_text
 
-__all__ = ["colours", "image_processor", "knows", "layer_number", "own_config", "read_json", "real", "whole"]
+__all__ = ["LARGEST", "colours", "image_processor", "knows", "layer_number", "own_config", "read_json", "real", "whole"]
 
 LARGEST = 1 << 24  # no size in a configuration is larger: contexts have up to ten million positions
 

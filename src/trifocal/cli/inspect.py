@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from trifocal.checkpoints import KNOWN, Checkpoint, find_checkpoint, language_weights
+from trifocal.checkpoints import (
+    FITS,
+    KNOWN,
+    Checkpoint,
+    Preprocessing,
+    find_checkpoint,
+    language_weights,
+    read_json,
+)
 from trifocal.cli.options import model_options
+from trifocal.hub import CONFIGS, EVERYTHING, is_whole
+from trifocal.jinja import find_template
 from trifocal.settings import Settings
-from trifocal.templates import get_template
-from trifocal.weights import part_weights
+from trifocal.weights import part_weights, stored_names
 
-__all__ = ["PartFacts", "inspect", "part_facts"]
+__all__ = ["PartFacts", "expected_facts", "expected_numbers", "inspect", "part_facts"]
 
 ANSWER = 512  # positions of text that the memory table reckons with, besides one picture
 
@@ -58,18 +68,81 @@ def inspect(folder: str | None, known: bool, as_json: bool, settings: Settings) 
     if known:
         _print_known()
         return
+    name = folder or settings.checkpoint
+    here = name == "thimble" or is_whole(KNOWN[name].language if name in KNOWN else name)
     checkpoint = find_checkpoint(
-        folder or settings.checkpoint,
+        name,
         tower=settings.tower_from,
         projector=settings.projector_from,
         language=settings.language_from,
+        vision=settings.vision,
+        fit=settings.fit,  # type: ignore[arg-type]  # checked there
+        patterns=EVERYTHING if here else CONFIGS,
     )
-    parts = part_facts(checkpoint, allow_pickle=settings.allow_pickle)
+    parts = part_facts(checkpoint, allow_pickle=settings.allow_pickle) if here else expected_facts(checkpoint)
     facts = _facts(checkpoint, settings.template)
+    if not here:
+        facts["on this machine"] = f"its configuration alone; trifocal pull {name} fetches the rest"
     if as_json:
         click.echo(json.dumps(_plain(facts, parts), indent=2))
         return
     _print(checkpoint, facts, parts)
+
+
+def expected_facts(checkpoint: Checkpoint) -> list[PartFacts]:
+    """The facts of the three parts as their configurations tell them; no weight file is there."""
+    scheme = checkpoint.language.config.get("quantization_config")
+    bits = scheme.get("bits", 4) if isinstance(scheme, dict) else 16
+    found = []
+    for name, (source, what) in _described(checkpoint).items():
+        count = expected_numbers(checkpoint, name)
+        nbytes = count * (bits if name == "language" and isinstance(bits, int) else 16) // 8
+        found.append(PartFacts(name, source, what, count, ("expected",), nbytes))
+    return found
+
+
+def expected_numbers(checkpoint: Checkpoint, part: str) -> int:
+    """How many numbers a part has, by its configuration; 0 where that does not tell."""
+    tower, config = checkpoint.tower, checkpoint.language.config
+    wide = tower.hidden
+    if part == "tower":
+        clip = tower.kind == "clip"
+        patches = 3 * wide * tower.patch_size**2 + (0 if clip else wide)
+        places = wide * (tower.side**2 + clip) + (3 * wide if clip else 0)  # the class token and the norm before, too
+        block = 4 * wide * (wide + 1) + 2 * wide * tower.mlp + tower.mlp + 5 * wide
+        return patches + places + (tower.layers if clip else tower.blocks) * block + 2 * wide
+    if part == "projector":
+        hidden = checkpoint.language.hidden
+        linears = int(kind[3:-1]) if (kind := checkpoint.projector.kind).startswith("mlp") else 1
+        tiles = checkpoint.preprocessing.tiles
+        return hidden * (wide + 1) + (linears - 1) * hidden * (hidden + 1) + (hidden if tiles else 0)
+    return _language_numbers(config)
+
+
+def _language_numbers(config: Mapping[str, Any]) -> int:
+    words, tied = int(config.get("vocab_size", 0)), bool(config.get("tie_word_embeddings", False))
+    if config["model_type"] == "mpt":
+        wide = int(config["d_model"])
+        block = 12 * wide**2 + 2 * wide  # four for attention, twice four for the widening
+        return words * wide + int(config["n_layers"]) * block + wide
+    wide, inner = int(config["hidden_size"]), int(config.get("intermediate_size", 0))
+    heads = int(config.get("num_attention_heads", 1))
+    size = int(config.get("head_dim") or wide // heads)
+    asking, keys = heads * size, int(config.get("num_key_value_heads") or heads) * size
+    biases = asking + 2 * keys if config["model_type"] == "qwen2" else 0
+    block = 2 * wide * (asking + keys) + 3 * wide * inner + 2 * wide + biases
+    return words * wide * (1 if tied else 2) + int(config.get("num_hidden_layers", 0)) * block + wide
+
+
+def _described(checkpoint: Checkpoint) -> dict[str, tuple[Path, str]]:
+    """Where each part lies, and what it is."""
+    tower = checkpoint.tower
+    kind = "CLIP" if tower.kind == "clip" else "SigLIP"
+    return {
+        "tower": (tower.source, f"{kind} ViT, {tower.layers} blocks of {tower.hidden}, {tower.image_size} px"),
+        "projector": (checkpoint.projector.source, f"{checkpoint.projector.kind}, {checkpoint.projector.act}"),
+        "language": (checkpoint.language.source, _language(checkpoint)),
+    }
 
 
 def part_facts(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> list[PartFacts]:
@@ -78,12 +151,7 @@ def part_facts(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> list[Pa
     Raises:
         CheckpointError: files that are missing or damaged.
     """
-    tower = checkpoint.tower
-    described = {
-        "tower": (tower.source, f"CLIP ViT, {tower.layers} blocks of {tower.hidden}, {tower.image_size} px"),
-        "projector": (checkpoint.projector.source, f"{checkpoint.projector.kind}, {checkpoint.projector.act}"),
-        "language": (checkpoint.language.source, _language(checkpoint)),
-    }
+    described = _described(checkpoint)
     found = []
     for name, (source, what) in described.items():
         if name == "language":
@@ -105,34 +173,91 @@ _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2,
 
 
 def _language(checkpoint: Checkpoint) -> str:
-    config = checkpoint.language.config
-    return f"{config['model_type']}, {config.get('num_hidden_layers', '?')} blocks of {config['hidden_size']}"
+    text = checkpoint.language
+    blocks = text.config.get("num_hidden_layers") or text.config.get("n_layers", "?")
+    lora = f", with the LoRA of {text.adapter.name}" if text.adapter else ""
+    return f"{text.config['model_type']}, {blocks} blocks of {text.hidden}{lora}"
 
 
 def _facts(checkpoint: Checkpoint, template: str | None) -> dict[str, Any]:
     """What concerns the whole checkpoint."""
-    frame = bool(checkpoint.image_start) + bool(checkpoint.image_end)
-    fit = {"crop": "short side resized, centre cropped", "pad": "padded to a square with the mean colour"}
-    chosen = get_template(template or checkpoint.template)
+    tower = checkpoint.tower
+    chosen = find_template(template or checkpoint.template, checkpoint.language.source)
     return {
         "name": checkpoint.name,
         "family": checkpoint.family,
         "template": chosen.name,
         "stops at": list(chosen.stop),
-        "pictures": fit[checkpoint.preprocessing.fit] + f", {checkpoint.preprocessing.size} px",
-        "positions per picture": checkpoint.tower.patches + frame,
-        "sees with": f"the output of block {checkpoint.tower.blocks} of {checkpoint.tower.layers}",
+        "pictures": _pictures(checkpoint.preprocessing),
+        "positions per picture": _positions(checkpoint),
+        "sees with": f"the output of block {tower.blocks} of {tower.layers}",
         "context": checkpoint.language.context,
+        "quantised": _quantised(checkpoint),
     }
+
+
+def _pictures(preprocessing: Preprocessing) -> str:
+    """How a picture is shown to the tower, in words; --fit shows it in another way."""
+    tiles, size = preprocessing.tiles, preprocessing.size
+    if tiles is None:
+        return f"{FITS[preprocessing.fit]}, {size} px (--fit changes that)"
+    bound = f", at most {tiles.most} tiles' rows" if tiles.most else ""
+    rounding = "transformers' rounding" if tiles.digits is not None else "the original's rounding"
+    alone = "; several at once are padded squares" if tiles.alone else ""
+    return f"whole and in tiles of {size} px, {len(tiles.pinpoints)} canvases, {tiles.merge}, {rounding}{bound}{alone}"
+
+
+def _positions(checkpoint: Checkpoint) -> int | str:
+    """What a picture takes; of pictures in tiles what some sizes take."""
+    frame = bool(checkpoint.image_start) + bool(checkpoint.image_end)
+    if checkpoint.sees != "llava":
+        return "by its size"
+    tiles = checkpoint.preprocessing.tiles
+    if tiles is None:
+        return checkpoint.tower.patches + frame
+    from trifocal.vision.tiles import grid_of, positions
+
+    tower = checkpoint.tower
+    sizes = [(tower.image_size, tower.image_size), (1024, 768), (1920, 1080)]
+    grids = [(size, grid_of(size, tower.image_size, tower.side, tiles)) for size in sizes]
+    return ", ".join(f"{positions(grid, tower.side, tiles) + frame} ({w} x {h})" for (w, h), grid in grids)
+
+
+def _quantised(checkpoint: Checkpoint) -> str:
+    """How the language half is packed: as its configuration says, or by its tensors."""
+    text = checkpoint.language
+    if text.source.suffix == ".gguf":
+        return "GGUF"
+    given = text.config.get("quantization_config")
+    for name in ("config.json", "quantize_config.json", "quant_config.json"):
+        if not isinstance(given, dict) and (text.source / name).is_file():
+            config = read_json(text.source / name)
+            given = config.get("quantization_config") if name == "config.json" else config
+    if isinstance(given, dict):
+        facts = [str(given.get("quant_method", "quantised")).upper()]
+        bits, group = (
+            given.get(old, given.get(new)) for old, new in (("w_bit", "bits"), ("q_group_size", "group_size"))
+        )
+        facts += [f"{bits} bits"] if bits else []
+        facts += [f"groups of {group}"] if group else []
+        facts += ["act-order"] if given.get("desc_act") else []
+        return ", ".join(
+            [*facts, *(str(given[key]) for key in ("version", "format", "checkpoint_format") if given.get(key))]
+        )
+    names = stored_names(text.source) if text.source.is_dir() else []
+    if not any(name.endswith(".qweight") for name in names):
+        return "no"
+    return "GPTQ, new layout" if any(name.endswith(".g_idx") for name in names) else "GPTQ of old CUDA, or AWQ"
 
 
 def _cache_bytes(checkpoint: Checkpoint, positions: int) -> int:
     """Bytes of the language model's key-value cache in 16 bits, for that many positions."""
     config = checkpoint.language.config
-    heads = int(config.get("num_attention_heads", 1))
-    head = int(config.get("head_dim") or config["hidden_size"] // heads)
+    heads = int(config.get("num_attention_heads") or config.get("n_heads", 1))
+    head = int(config.get("head_dim") or checkpoint.language.hidden // heads)
     keys = int(config.get("num_key_value_heads") or heads)
-    return 2 * 2 * int(config.get("num_hidden_layers", 0)) * keys * head * positions
+    blocks = int(config.get("num_hidden_layers") or config.get("n_layers", 0))
+    return 2 * 2 * blocks * keys * head * positions
 
 
 def _print(checkpoint: Checkpoint, facts: dict[str, Any], parts: list[PartFacts]) -> None:

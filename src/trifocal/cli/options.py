@@ -33,6 +33,7 @@ _MODEL: list[Option] = [
     click.option("-e", "--engine-option", "engine_option", metavar="KEY=VALUE", multiple=True, help="Engine's own."),
     click.option("--template", metavar="NAME", help="Conversation template, or a file of Jinja.  [default: by family]"),
     click.option("--vision", metavar="NAME", help="Another package's vision, for a language model that is no LLaVA."),
+    click.option("--fit", metavar="HOW", help="Make pictures square by crop, pad or stretch.  [default: by family]"),
     click.option("--images", metavar="WHICH", help="Past pictures that stay: all, last or a number.  [default: all]"),
     click.option("--allow-pickle", is_flag=True, default=None, help="Read .bin weights (without running code)."),
     click.option("--config", type=click.Path(path_type=Path), help="Settings file.  [default: ./trifocal.toml]"),
