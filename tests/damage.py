@@ -7,7 +7,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mmproj_maker import make_pair
 from safetensors.torch import load_file, save_file
 
 from checkpoint_maker import make_hf15, make_v0
+from door_models import make_door
 from layouts import family, quantised, save_hf, save_original
 
 Spoil = Callable[[Path], None]
@@ -31,18 +32,20 @@ class Sample:
 
     folder: Path
     places: dict[str, str]
+    template: str | None = None
 
     def copy(self, target: Path) -> Sample:
         """One of its own to spoil; paths that its configurations name go along."""
         shutil.copytree(self.folder, target)
         for file in target.rglob("*.json"):
             file.write_text(file.read_text("utf-8").replace(str(self.folder), str(target)), "utf-8")
-        return Sample(target, self.places)
+        return replace(self, folder=target)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What `trifocal.llava.load` is to be told."""
-        return {key: str(self.folder / place) for key, place in self.places.items()}
+        places = {key: str(self.folder / place) for key, place in self.places.items()}
+        return places if self.template is None else {**places, "template": self.template}
 
 
 def make(layout: str, folder: Path) -> Sample:
@@ -64,10 +67,12 @@ def make(layout: str, folder: Path) -> Sample:
         save_original(quantised(made, kind), folder, tower=folder / "tower")
     elif layout in ("original", "pickle"):
         save_original(family("1.5"), folder, tower=folder / "tower", pickle=layout == "pickle")
+    elif layout.startswith("door "):
+        make_door(layout.removeprefix("door "), folder)
     else:
         name, _, kind = layout.partition(" ")
         (save_hf if kind == "hf" else save_original)(family(name), folder)
-    return Sample(folder, places)
+    return Sample(folder, places, "plain" if layout.startswith("door ") else None)
 
 
 def says(file: str, key: str, value: Any) -> Spoil:

@@ -10,6 +10,7 @@ import copy
 import hashlib
 import inspect
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 
 from trifocal.checkpoints import Checkpoint
 from trifocal.checkpoints.door import stored_parts
+from trifocal.checkpoints.reading import LARGEST
 from trifocal.errors import BadImage, CheckpointError, UsageError
 from trifocal.images import Image
 from trifocal.placement import Part, Placement
@@ -31,6 +33,8 @@ __all__ = ["FRAMES", "DoorVision", "load_door"]
 log = logging.getLogger("trifocal")
 Layout = tuple["str | Control | int", ...]
 WHITE = (255, 255, 255)
+_SIZES = ("hidden_size", "intermediate_size", "image_size", "patch_size", "num_attention_heads", "num_hidden_layers")
+_BLOCK = re.compile(r"\.layers?\.(\d+)\.")
 
 
 class DoorVision:
@@ -202,18 +206,44 @@ def _model(folder: Any, state: Mapping[str, torch.Tensor], dtype: torch.dtype) -
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        _check_sizes(folder, config.vision_config, state)
         small = copy.deepcopy(config)
         _shrink(small.text_config)
         kind: Any = AutoModelForImageTextToText._model_mapping[type(config)]
         model, told = kind.from_pretrained(
-            None, config=small, state_dict=dict(state), dtype=dtype, output_loading_info=True
+            None,
+            config=small,
+            state_dict=dict(state),
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
-    except (ValueError, KeyError, RuntimeError, TypeError, OSError, AttributeError) as error:
-        raise CheckpointError(f"{folder}: transformers can't make the vision half of it ({error})") from error
+    except (CheckpointError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever wrong values make of the code that computes with them
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise CheckpointError(f"{folder}: transformers can't make the vision half of it ({said})") from error
     eyes = [name for name in told["missing_keys"] if not _is_language(name)]
     if eyes or told["mismatched_keys"]:
-        raise CheckpointError(f"{folder}: tensors of the vision half are missing or of another shape: {eyes[:3]}")
+        wrong = eyes[:3] or [str(entry) for entry in told["mismatched_keys"]][:3]
+        raise CheckpointError(
+            f"{folder}: tensors of the vision half are missing or of another shape: {', '.join(wrong)}"
+        )
     return model
+
+
+def _check_sizes(folder: Any, config: Any, state: Mapping[str, torch.Tensor]) -> None:
+    """Sizes that a tower can have, and no more blocks than there are: nobody ever finishes building more."""
+    for key, value in config.to_dict().items():
+        least = 1 if key in _SIZES else -LARGEST
+        if isinstance(value, int) and not least <= value <= LARGEST:
+            raise CheckpointError(f"{folder / 'config.json'}: {key} of the tower is {value}: no tower has that")
+    found = {match[1] for name in state if (match := _BLOCK.search(name))}
+    told = getattr(config, "num_hidden_layers", len(found))
+    if told > len(found):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: num_hidden_layers of the tower is {told}, {len(found)} blocks are there"
+        )
 
 
 def _is_language(name: str) -> bool:
@@ -235,8 +265,9 @@ def _processor(folder: Any) -> Any:
         return AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             folder, backend="pil", trust_remote_code=False, local_files_only=True
         )
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        raise CheckpointError(f"{folder}: transformers can't make its image processor ({error})") from error
+    except Exception as error:  # transformers' own, of every kind
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise CheckpointError(f"{folder}: transformers can't make its image processor ({said})") from error
 
 
 def _identity(state: Mapping[str, torch.Tensor], dtype: torch.dtype, folder: Any) -> str:
