@@ -1,9 +1,10 @@
-"""How much memory and time converting takes, by the size of the checkpoint: random weights in the shape of a 13B.
+"""How much memory and time converting and loading take, by the size: random weights in the shape of a 13B.
 
     python benchmarks/converting.py --layers 2 4 8 --folder /tmp/converting
 
-Each conversion runs in a process of its own. ``grown`` is its highest resident memory less what it was after the
-imports; ``anonymous`` leaves out pages of mapped files, which the system takes back when it needs them.
+Each runs in a process of its own. ``grown`` is its highest resident memory less what it was after the imports, and,
+of ``load``, less the model that is there in the end; ``anonymous`` leaves out pages of mapped files, which the system
+takes back when it needs them. ``lora`` is a split that adds a LoRA of rank 128 to every linear layer.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 
 HIDDEN, INNER, ROWS, WIDTH = 5120, 13824, 32000, 1024
 SHARD = 10 << 30
+KINDS = ["delta", "split", "lora", "load"]
 
 
 def shapes(layers: int, rows: int, *, projector: str = "") -> dict[str, tuple[int, ...]]:
@@ -93,6 +95,24 @@ def config(layers: int, rows: int, **more: object) -> dict[str, object]:
     }
 
 
+def lora(folder: Path, base: Path, layers: int, settings: dict[str, object], rank: int = 128) -> None:
+    """A LoRA of LLaVA's over that base, with the projector beside it."""
+    linears = {name: shape for name, shape in shapes(layers, ROWS).items() if "_proj." in name}
+    changes: dict[str, tuple[int, ...]] = {}
+    for name, (outputs, inputs) in ((name, shape[:2]) for name, shape in linears.items()):
+        stem = f"base_model.model.{name.removesuffix('.weight')}.lora_"
+        changes |= {f"{stem}A.weight": (rank, inputs), f"{stem}B.weight": (outputs, rank)}
+    trained = {name: shape for name, shape in shapes(0, ROWS, projector="mlp").items() if "mm_projector" in name}
+    write(folder, {f"base_model.model.{name}": shape for name, shape in trained.items()}, settings)
+    (folder / "model-00000.safetensors").rename(folder / "non_lora_trainables.safetensors")
+    write(folder / "changes", changes, {})
+    (folder / "changes" / "model-00000.safetensors").rename(folder / "adapter_model.safetensors")
+    shutil.rmtree(folder / "changes")
+    (folder / "model.safetensors.index.json").unlink()
+    about = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "base_model_name_or_path": str(base)}
+    (folder / "adapter_config.json").write_text(json.dumps(about))
+
+
 def tower(folder: Path) -> None:
     """CLIP-L's tower, 336."""
     block = {"self_attn.q_proj": 1, "self_attn.k_proj": 1, "self_attn.v_proj": 1, "self_attn.out_proj": 1}
@@ -135,11 +155,22 @@ def one(what: str, words: list[str]) -> None:
     watcher.start()
     if what == "delta":
         convert.apply_delta(paths[0], paths[1], paths[2])
-    elif what == "split":
+    elif what in ("split", "lora"):
         convert.split(find_checkpoint(words[0], tower=words[1]), paths[2])
+    elif what == "load":
+        from trifocal.checkpoints import load_language
+        from trifocal.engines import load_engine
+        from trifocal.placement import Placement
+
+        engine = load_engine(
+            "transformers", load_language(find_checkpoint(words[0], tower=words[1])), Placement("cpu", "float16")
+        )
     over.set()
     watcher.join()
     size = sum(file.stat().st_size for file in paths[2].rglob("*.safetensors"))
+    if what == "load":
+        size = sum(tensor.nbytes for tensor in engine.model.state_dict().values())  # type: ignore[attr-defined]
+        peak = {name: value - size for name, value in peak.items()}
     grown = {name: (peak[name] - before[name]) / 1e6 for name in peak}
     print(json.dumps({"GB": size / 1e9, "grown": round(grown["VmRSS"]), "anonymous": round(grown["RssAnon"])}))
 
@@ -153,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--folder", type=Path, default=Path("/tmp/converting"))
-    parser.add_argument("--only", choices=["delta", "split"])
+    parser.add_argument("--only", choices=KINDS)
     parser.add_argument("--one", nargs=argparse.REMAINDER)
     given = parser.parse_args()
     if given.one:
@@ -162,7 +193,7 @@ def main() -> None:
     columns = ("conversion", "blocks", "result, GB", "memory grown, MB", "of it anonymous, MB", "seconds")
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for layers in given.layers:
-        for what in [given.only] if given.only else ["delta", "split"]:
+        for what in [given.only] if given.only else KINDS:
             here = given.folder / str(os.getpid())
             if what == "delta":
                 write(here / "a", shapes(layers, ROWS), config(layers, ROWS))
@@ -170,7 +201,12 @@ def main() -> None:
             else:
                 mm = {"mm_projector_type": "mlp2x_gelu", "mm_hidden_size": WIDTH}
                 write(here / "a", shapes(layers, ROWS, projector="mlp"), config(layers, ROWS, **mm))
+                for file in ("tokenizer.json", "tokenizer_config.json"):
+                    shutil.copy(Path(__file__).parent.parent / "src" / "trifocal" / "thimble" / file, here / "a")
                 tower(here / "b")
+                if what == "lora":
+                    (here / "a").rename(here / "base")
+                    lora(here / "a", here / "base", layers, config(layers, ROWS, **mm))
             found = measured(what, str(here / "a"), str(here / "b"), str(here / "out"))
             row = (f"{found['GB']:.1f}", *(f"{found[name]:.0f}" for name in ("grown", "anonymous", "seconds")))
             print(f"| {what} | {layers} | {' | '.join(row)} |", flush=True)
