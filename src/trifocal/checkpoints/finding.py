@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from trifocal.checkpoints.configs import template_of, text_part
 from trifocal.checkpoints.door import check_fits, door_language, from_door, opens_door
@@ -59,6 +60,7 @@ def find_checkpoint(
         projector=projector or known.projector,
         language=language,
         template=known.template,
+        says=known.says,
         patterns=patterns,
     )
     return refitted(found, fit)
@@ -87,6 +89,7 @@ def from_folder(
     projector: str | None = None,
     language: str | None = None,
     template: str | None = None,
+    says: Mapping[str, Any] | None = None,
     patterns: Sequence[str] = EVERYTHING,
 ) -> Checkpoint:
     """Reads what a checkpoint is from its ``config.json``; no weight is read.
@@ -94,7 +97,8 @@ def from_folder(
     Three layouts are told apart by what the configuration says, never by a name: llava-hf
     (``vision_config`` and ``text_config``), original LLaVA (``mm_*`` keys, as a LoRA too), and a bare language model
     whose tower and projector come from elsewhere, as in the seed. A fourth needs no configuration: a
-    pair of GGUF files, the language model's (or a folder with both) and the ``mmproj`` one.
+    pair of GGUF files, the language model's (or a folder with both) and the ``mmproj`` one. ``says`` are keys
+    for configurations that lack them.
 
     Raises:
         CheckpointError: a file or key that is missing or contradicts another.
@@ -110,7 +114,7 @@ def from_folder(
         language = base_of(adapter)
     language_source = locate(language, patterns) if language else folder
     projector_source = _projector(projector, patterns) if projector else None
-    config |= trained_with(projector_source)
+    config = {**(says or {}), **config, **trained_with(projector_source)}
     elsewhere = locate(tower, patterns) if tower else None
     check_fits(folder / "config.json", config)
     if opens_door(config) and not (tower or projector or language):

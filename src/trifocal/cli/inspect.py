@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,13 @@ from trifocal.checkpoints import (
     KNOWN,
     Checkpoint,
     Preprocessing,
+    Source,
     find_checkpoint,
     language_weights,
     read_json,
 )
 from trifocal.cli.options import model_options
+from trifocal.errors import CheckpointError
 from trifocal.hub import CONFIGS, EVERYTHING, is_whole
 from trifocal.jinja import find_template
 from trifocal.settings import Settings
@@ -28,6 +31,7 @@ from trifocal.weights import part_weights, stored_names
 
 __all__ = ["PartFacts", "expected_facts", "expected_numbers", "inspect", "part_facts"]
 
+WIDE = 160  # columns of a table that no terminal shows
 ANSWER = 512  # positions of text that the memory table reckons with, besides one picture
 
 
@@ -54,6 +58,7 @@ Examples:
   trifocal inspect                           the bundled model
   trifocal inspect ./llava-1.5-7b-hf         a folder
   trifocal inspect ./llama --tower-from ./clip --projector-from mm_projector.safetensors
+  trifocal inspect liuhaotian/llava-v1.5-7b  by its configuration alone where it was not pulled
   trifocal inspect --known                   checkpoints known by name""",
 )
 @click.argument("folder", required=False)
@@ -66,10 +71,16 @@ def inspect(folder: str | None, known: bool, as_json: bool, settings: Settings) 
     Only configurations and the headers of weight files are read, no weights.
     """
     if known:
-        _print_known()
+        _print_known(as_json)
         return
     name = folder or settings.checkpoint
-    here = name == "thimble" or is_whole(KNOWN[name].language if name in KNOWN else name)
+    source = KNOWN.get(name, Source(language=name))
+    here = name == "thimble" or is_whole(source.language)
+    if not here and source.language.endswith(".gguf"):
+        raise CheckpointError(
+            f"{name} is not on this machine, and only a GGUF file itself tells what it is: trifocal pull {name}"
+            + (f" (it needs {source.needs})" if source.needs else "")
+        )
     checkpoint = find_checkpoint(
         name,
         tower=settings.tower_from,
@@ -290,16 +301,32 @@ def _print(checkpoint: Checkpoint, facts: dict[str, Any], parts: list[PartFacts]
     )
 
 
-def _print_known() -> None:
+def _print_known(as_json: bool) -> None:
+    rows = [
+        {
+            "name": name,
+            "family": source.family,
+            "context": source.context,
+            "positions per picture": source.positions,
+            "needs": source.needs,
+            "on this machine": all(map(is_whole, filter(None, (source.language, source.tower, source.projector)))),
+        }
+        for name, source in KNOWN.items()
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
     from rich.console import Console
     from rich.table import Table
 
     table = Table()
-    table.add_column("name", overflow="fold")
-    table.add_column("needs", overflow="fold")
-    for name, source in KNOWN.items():
-        table.add_row(name, source.needs)
-    Console().print(table)
+    for column in ("name", "family", "context", "a picture", "needs"):
+        table.add_column(column, no_wrap=column == "name", justify="right" if column == "context" else "left")
+    for row in rows:
+        here = " [green]here[/green]" if row["on this machine"] else ""
+        texts = [str(row[key]) for key in ("family", "context", "positions per picture", "needs")]
+        table.add_row(f"{row['name']}{here}", *texts)
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
 
 
 def _plain(facts: dict[str, Any], parts: list[PartFacts]) -> dict[str, Any]:
