@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trifocal.cli import COMMANDS
-from trifocal.templates import TEMPLATES
+from trifocal.templates import ALIASES, TEMPLATES
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "training").glob("*.md")])
@@ -63,6 +63,11 @@ def test_every_template_that_a_page_names_is_there() -> None:
     for page in PAGES:
         for name in re.findall(r"`(llava_v\w+|chatml_\w+|mistral_\w+|qwen_\w+)`", page.read_text("utf-8")):
             assert name in TEMPLATES, f"{page.name} names the template {name}"
+
+
+def test_every_template_is_on_its_page() -> None:
+    page = (ROOT / "docs" / "templates.md").read_text("utf-8")
+    assert {name for name in (*TEMPLATES, *ALIASES) if f"`{name}`" not in page} == set()
 
 
 def test_nothing_speaks_of_where_it_was_made() -> None:

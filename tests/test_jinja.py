@@ -64,6 +64,8 @@ def test_a_template_writes_what_ours_of_the_same_family_writes(source: str, name
 def test_stop_strings_are_what_follows_an_answer() -> None:
     assert mine(LLAVA_HF).stop == ("USER:",)
     assert mine(CHATML).stop == ("<|im_end|>",)
+    marks = "{% for m in messages %}{{ '### ' + m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}### assistant:"
+    assert mine(marks).stop == ("###",)
 
 
 def test_pictures_stand_where_the_template_puts_them() -> None:

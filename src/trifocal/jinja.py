@@ -36,6 +36,7 @@ _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _IN_GGUF = ("bos", "eos", "unknown", "padding")
 # where templates of the field say that a picture stands
 _MARK = re.compile(r"<image>|<video>|\[IMG\]|<IMG_CONTEXT>|<start_of_image>")
+_SIGNS = re.compile(r"[^\w\s]{2,}")
 _TOKEN = re.compile(r"<[^<>\s]{1,64}>|\[[A-Za-z_/]{1,64}\]")
 _SAFE = range(0xF0000, 0x10FF00, 0x80)  # where the letters that users type may be put: blocks of private use
 
@@ -167,7 +168,10 @@ class JinjaTemplate:
         raise UsageError(f"the template {self._at(failures[-1] if failures[-1].line else failures[0])}")
 
     def _stops(self) -> tuple[str, ...]:
-        """What the template writes after an answer: its first control token, or else its text."""
+        """What the template writes after an answer: its first control token, or else its text.
+
+        Of a text that begins with signs (``### Human:``) the signs alone: a model may go on as somebody else.
+        """
         talk = [Message("user", "one"), Message("assistant", "two"), Message("user", "three")]
         try:
             pieces = list(self._written(talk, listed=self._listed))
@@ -178,7 +182,8 @@ class JinjaTemplate:
             return ()
         text = str(pieces[answered]).split("two", 1)[1].split("three")[0].strip()
         token = pieces[answered + 1] if answered + 1 < len(pieces) else None
-        return (text,) if text else (token.name,) if isinstance(token, Control) else ()
+        signs = _SIGNS.match(text)
+        return (signs[0] if signs else text,) if text else (token.name,) if isinstance(token, Control) else ()
 
     def _at(self, error: _Failed) -> str:
         return f"{self._file}{f', line {error.line}' if error.line else ''}: {error}"
