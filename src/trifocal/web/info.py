@@ -45,7 +45,7 @@ async def info(server: Serving) -> Response:
             "bundled": is_bundled(checkpoint),
             "context": llava.engine.context,
             "template": llava.template.name,
-            "templates": list(dict.fromkeys((llava.template.name, *TEMPLATES))),
+            "templates": list(dict.fromkeys((*TEMPLATES, llava.template.name))),
             "system": llava.template.system,
             "systems": {name: template.system for name, template in TEMPLATES.items()},
             "places": {name: template.pictures for name, template in TEMPLATES.items()},
