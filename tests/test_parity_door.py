@@ -116,9 +116,7 @@ def test_its_own_chat_template_is_the_one_it_speaks(door: Door, drawn: Drawn) ->
         assert llava.template.name == "checkpoint"
         parts = llava.template.render([llava.question("What?", [drawn(1, 70, 40)])])
         ours = llava.composer.prompt(parts).ids(door.model.config.image_token_id)
-    theirs = door.processor(
-        text=f"user: {mark}What?;assistant:", images=[drawn(1, 70, 40).pixels], return_tensors="pt"
-    )
+    theirs = door.processor(text=f"user: {mark}What?;assistant:", images=[drawn(1, 70, 40).pixels], return_tensors="pt")
     assert ours == theirs["input_ids"][0].tolist()
 
 

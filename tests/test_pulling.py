@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoint_maker import make_v0
-from layouts import family, save_hf, save_original
+from layouts import family, save_hf, save_lora, save_original
 from little_hub import LittleHub, running_hub
 from trifocal.weights import canonical
 
@@ -46,7 +47,16 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     original = save_original(family("1.5"), folder / "folders" / "original", tower=folder / "tower")
     config = json.loads((original / "config.json").read_text())
     (original / "config.json").write_text(json.dumps({**config, "mm_vision_tower": "openai/clip-vit-large-patch14"}))
+    lora = save_lora(family("1.5"), folder / "lora", folder / "base")
+    for file, key, named in (
+        ("config.json", "mm_vision_tower", "openai/clip-vit-large-patch14"),
+        ("adapter_config.json", "base_model_name_or_path", "some/base"),
+    ):
+        (lora / file).write_text(json.dumps({**json.loads((lora / file).read_text()), key: named}))
+    shutil.rmtree(lora / "clip")
     return {
+        "some/lora": lora,
+        "some/base": folder / "base",
         "some/original": original,
         "some/large": large,
         "some/by-part": by_part,
@@ -139,6 +149,16 @@ def test_an_original_checkpoint_brings_the_tower_that_it_names(hub: LittleHub, t
     assert {row["name"]: (row["parts"], row["missing"]) for row in rows[1:]} == {
         "some/original": ([], ["its weights"]),
         "openai/clip-vit-large-patch14": (["tower"], []),
+    }
+
+
+def test_a_lora_brings_its_base(hub: LittleHub, tmp_path: Path) -> None:
+    trifocal(hub, tmp_path, "pull", "some/lora")
+    rows = json.loads(trifocal(hub, tmp_path, "list", "--json"))[1:]
+    assert {row["name"]: row["missing"] for row in rows} == {
+        "some/lora": [],
+        "some/base": [],
+        "openai/clip-vit-large-patch14": [],
     }
 
 

@@ -65,6 +65,8 @@ class Held:
 def wanted(name: str, *, part: Part | None = None, allow_pickle: bool = False) -> list[Wanted]:
     """The files of a checkpoint's three parts on the hub; of ``part`` alone where one is named.
 
+    The tower that an original checkpoint names comes along, and so does the base of a LoRA.
+
     Raises:
         UsageError: a name that is no hub id.
         CheckpointError: the hub can't be reached, or has no such repository or nothing that may be read.
@@ -77,6 +79,9 @@ def wanted(name: str, *, part: Part | None = None, allow_pickle: bool = False) -
         alone = part if place == known.language else None
         named = None if places["tower"] or each != "tower" else _tower_named_by(place)
         for file in _of_place(named, None, allow_pickle) if named else _of_place(place, alone, allow_pickle):
+            found[file.repository, file.name] = file
+        base = _base_named_by(place) if each == "language" else None
+        for file in _of_place(base, None, allow_pickle) if base else ():
             found[file.repository, file.name] = file
     return list(found.values())
 
@@ -165,15 +170,24 @@ def _needed(name: str, folder: Path, parts: set[str]) -> list[str]:
 
 def _tower_named_by(place: str) -> str | None:
     """The tower that an original checkpoint on the hub names and does not hold; its configuration alone is fetched."""
-    repository, alone = _hub_id(place)
-    if alone:
-        return None
-    small = [file for file in _listed(repository) if file.name == "config.json" or file.name.endswith(".index.json")]
-    files = {each.wanted.name: _json(each.path) for each in pull(small)}
+    files = _small(place, "config.json", "*.index.json")
     named = files.pop("config.json", {}).get("mm_vision_tower")
     tensors = [name for index in files.values() for name in index.get("weight_map", {})]
     inside = any(found[0] == "tower" for found in map(canonical, tensors) if found)
     return named if isinstance(named, str) and named.count("/") == 1 and not inside else None
+
+
+def _base_named_by(place: str) -> str | None:
+    """The base of a LoRA on the hub; None where it is none, or its base is a folder."""
+    named = _small(place, ADAPTER).get(ADAPTER, {}).get("base_model_name_or_path")
+    return named if isinstance(named, str) and named.count("/") == 1 and not Path(named).exists() else None
+
+
+def _small(place: str, *patterns: str) -> dict[str, dict[str, Any]]:
+    """JSON files of a repository by their names, fetched; none where the place is one file of it."""
+    repository, alone = _hub_id(place)
+    files = [] if alone else [file for file in _listed(repository) if _is(file, patterns)]
+    return {each.wanted.name: _json(each.path) for each in pull(files)}
 
 
 def _json(file: Path) -> dict[str, Any]:
