@@ -41,6 +41,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": None},
     "mistral, window": {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 8},
     "qwen2, tied": {"model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "gemma 2": {"model_type": "gemma2", "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8},
+    "cohere 2": {"model_type": "cohere2", "num_key_value_heads": 2, "sliding_window": 8},
     "qwen3, tied": {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True},
 }
 LONG = Sampling(max_tokens=64, ignore_end=True)
@@ -118,5 +120,11 @@ def test_a_second_turn_from_the_cache_is_that_of_transformers(family: dict[str, 
 
 
 def test_a_family_whose_buffers_we_can_not_fill_is_refused(tokenizer: Path) -> None:
-    with pytest.raises(CheckpointError, match="gemma2"):
-        pair({"model_type": "gemma2", "head_dim": 16, "num_key_value_heads": 2}, tokenizer, "float32")
+    with pytest.raises(CheckpointError, match="'xglm' computes values in 'embed_positions'"):
+        pair({"model_type": "xglm", "d_model": 64, "attention_heads": 4, "num_layers": 2}, tokenizer, "float32")
+
+
+def test_a_family_that_keeps_more_than_keys_and_values_is_refused(tokenizer: Path) -> None:
+    layers = {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8}
+    with pytest.raises(CheckpointError, match="'lfm2' keeps other states than keys and values: conv"):
+        pair({"model_type": "lfm2", "num_key_value_heads": 2, **layers}, tokenizer, "float32")

@@ -32,6 +32,8 @@ HELD = 256 << 20  # bytes of attention weights that are looked at together
 ATTENTION = ("causal", "images")  # what this engine can do; see `trifocal.engines.base.Language`
 _TABLES = ("model.embed_tokens.weight", "transformer.wte.weight")
 _BLOCK = re.compile(r"(?:model\.layers|transformer\.blocks)\.(\d+)\.")
+# kinds of layers whose state is keys and values of the positions: what a prefix of a prompt can be cut out of
+_KEYS_AND_VALUES = {"full_attention", "sliding_attention", "chunked_attention"}
 # how it is packed and kept is the loader's affair; code that a repository brings along is nobody's
 _NOT_ITS_OWN = ("model_type", "quantization_config", "torch_dtype", "auto_map")
 LARGE = 4 << 30  # bytes of a dense model from which on four-bit layers stay packed by themselves
@@ -304,6 +306,11 @@ def _config(language: Language) -> Any:
             raise CheckpointError(f"{_file(language, name)}: {name} is {list(table.shape)}, a row a token was expected")
         config.vocab_size = len(table)  # configurations are wrong about it, tensors are not
     _check_blocks(config, language)
+    other = sorted(set(getattr(config, "layer_types", None) or ()) - _KEYS_AND_VALUES)
+    if other:
+        raise CheckpointError(
+            f"{_said(language)}: {kind!r} keeps other states than keys and values: {', '.join(map(str, other))}"
+        )
     return config
 
 

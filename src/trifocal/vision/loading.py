@@ -50,7 +50,14 @@ def open_vision(
         return load_door(checkpoint, tower, projector, cache_bytes=cache_bytes)
     if checkpoint.sees != "llava":
         return open_plugged(checkpoint, tower)
-    return load_vision(checkpoint, tower, projector, allow_pickle=allow_pickle, cache_bytes=cache_bytes)
+    return load_vision(
+        checkpoint,
+        tower,
+        projector,
+        hidden=checkpoint.language.hidden,
+        allow_pickle=allow_pickle,
+        cache_bytes=cache_bytes,
+    )
 
 
 def load_vision(
@@ -58,10 +65,13 @@ def load_vision(
     tower: Placement,
     projector: Placement,
     *,
+    hidden: int | None = None,
     allow_pickle: bool = False,
     cache_bytes: int = 256 << 20,
 ) -> LlavaVision:
     """Loads tower and projector, each onto its placement; time and memory of each go to the log.
+
+    ``hidden`` is the width of the rows that the language model takes, where that is known.
 
     Raises:
         CheckpointError: tensors missing, of another shape, or a projector that does not fit the tower.
@@ -101,18 +111,18 @@ def load_vision(
                 f"{_home(hands)}: a layer of the projector makes {first.out_features}, the next one takes "
                 f"{second.in_features}"
             )
-    hidden = linears[-1].out_features
-    if hidden != checkpoint.language.hidden:
+    made = linears[-1].out_features
+    if hidden is not None and made != hidden:
         raise CheckpointError(
-            f"{_home(hands)}: the projector makes rows of {hidden}, the language model takes rows of "
-            f"{checkpoint.language.hidden}: they belong to different models"
+            f"{_home(hands)}: the projector makes rows of {made}, the language model takes rows of {hidden}: "
+            "they belong to different models"
         )
-    newline = _newline(checkpoint, hidden, hands, projector)
+    newline = _newline(checkpoint, made, hands, projector)
     return LlavaVision(
         seeing,
         reading,
         checkpoint.preprocessing,
-        hidden=hidden,
+        hidden=made,
         identity=_identity(checkpoint, seeing.state_dict(), reading.state_dict(), newline),
         cache=FeatureCache(cache_bytes),
         newline=newline.get(NEWLINE),
