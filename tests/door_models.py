@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,24 +12,42 @@ from typing import Any
 
 import torch
 from transformers import (
+    AyaVisionConfig,
+    AyaVisionForConditionalGeneration,
+    DeepseekVLConfig,
+    DeepseekVLForConditionalGeneration,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    GotOcr2Config,
+    GotOcr2ForConditionalGeneration,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     InternVLConfig,
     InternVLForConditionalGeneration,
+    LightOnOcrConfig,
+    LightOnOcrForConditionalGeneration,
     LlavaConfig,
     LlavaForConditionalGeneration,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
+    Ovis2Config,
+    Ovis2ForConditionalGeneration,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
     PreTrainedTokenizerFast,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
+    VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
 )
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import DeepseekVLImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from checkpoint_maker import TEXT, bytes_tokenizer, shaken
@@ -36,7 +55,12 @@ from checkpoint_maker import TEXT, bytes_tokenizer, shaken
 HALF = [0.5, 0.5, 0.5]
 SMALL = {key: TEXT[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")}
 EYES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-DOORS = ["internvl", "idefics3", "smolvlm", "pixtral", "mistral3", "gemma3"]
+DOORS = [
+    *("internvl", "idefics3", "smolvlm", "pixtral", "mistral3", "gemma3", "paligemma", "paligemma2", "vipllava"),
+    "aya_vision",
+]
+# families that no line of the package names
+NEWCOMERS = ["deepseek_vl", "lighton_ocr", "got_ocr2"]
 TOKENS: dict[str, list[str]] = {
     "internvl": ["<img>", "</img>", "<IMG_CONTEXT>", "<video>"],
     "idefics3": ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"],
@@ -45,6 +69,13 @@ TOKENS: dict[str, list[str]] = {
     "mistral3": ["[IMG]", "[IMG_BREAK]", "[IMG_END]"],
     "gemma3": ["<start_of_image>", "<end_of_image>", "<image_soft_token>", "<start_of_turn>", "<end_of_turn>"],
 }
+TOKENS |= {name: ["<bos>", "<image>"] for name in ("paligemma", "paligemma2")}
+TOKENS |= {name: ["<image>"] for name in ("vipllava", "deepseek_vl", "ovis2")}
+TOKENS["aya_vision"] = ["<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>", "<image>"]
+TOKENS["aya_vision"] += ["TILE_GLOBAL", *(f"TILE_{number}" for number in range(1, 5))]
+TOKENS["got_ocr2"] = ["<img>", "</img>", "<imgpad>"]
+TOKENS["ovis2"] += [f"<{name}>" for name in ("IMG_ATOM", "IMG_START", "IMG_GRID", "IMG_COL", "IMG_ROW", "IMG_END")]
+TOKENS["lighton_ocr"] = ["<|image_pad|>", "<|vision_pad|>", "<|vision_end|>"]
 for _name in ("idefics3", "smolvlm"):
     TOKENS[_name] += [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
 
@@ -81,6 +112,14 @@ _CLASSES: dict[str, Any] = {
     "pixtral": LlavaForConditionalGeneration,
     "mistral3": Mistral3ForConditionalGeneration,
     "gemma3": Gemma3ForConditionalGeneration,
+    "paligemma": PaliGemmaForConditionalGeneration,
+    "paligemma2": PaliGemmaForConditionalGeneration,
+    "vipllava": VipLlavaForConditionalGeneration,
+    "aya_vision": AyaVisionForConditionalGeneration,
+    "deepseek_vl": DeepseekVLForConditionalGeneration,
+    "lighton_ocr": LightOnOcrForConditionalGeneration,
+    "got_ocr2": GotOcr2ForConditionalGeneration,
+    "ovis2": Ovis2ForConditionalGeneration,
 }
 
 
@@ -97,6 +136,13 @@ def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
         }
     if kind == "gemma3":
         extra = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    if kind in ("deepseek_vl", "lighton_ocr", "got_ocr2"):
+        extra = {"image_token": TOKENS[kind][-1] if kind == "got_ocr2" else TOKENS[kind][0]}
+    if kind == "lighton_ocr":
+        extra |= {"image_break_token": "<|vision_pad|>", "image_end_token": "<|vision_end|>"}
+    if kind.startswith("paligemma"):
+        names["bos_token"] = "<bos>"
+        extra = {"image_token": "<image>"}
     return PreTrainedTokenizerFast(tokenizer_object=bytes_tokenizer(special), **names, extra_special_tokens=extra)
 
 
@@ -115,14 +161,29 @@ def _internvl(tokenizer: Any) -> tuple[Any, Any]:
         image_seq_length=4,
     )
     images = GotOcr2ImageProcessorPil(
-        size={"height": 28, "width": 28}, crop_to_patches=True, min_patches=1, max_patches=4
+        # as the released repositories say, which the processor knows better
+        size={"height": 28, "width": 28},
+        crop_to_patches=False,
+        min_patches=1,
+        max_patches=4,
     )
-    return config, ByHand(images, tokenizer, _internvl_marks, "<IMG_CONTEXT>")
+    return config, without_videos("internvl", "InternVLProcessor")(images, tokenizer, None, image_seq_length=4)
 
 
-def _internvl_marks(inputs: Any) -> str:
-    """As ``InternVLProcessor`` writes it, which needs torchvision."""
-    return "<img>" + "<IMG_CONTEXT>" * 4 * len(inputs["pixel_values"]) + "</img>"
+def without_videos(kind: str, name: str) -> Any:
+    """A processor's class that does without the part for videos, which needs torchvision."""
+
+    class Pictures(processor_of(kind, name)):  # type: ignore[misc]
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            return None if argument is None else super().check_argument_for_proper_class(argument_name, argument)
+
+        def save_pretrained(self, folder: Path, **more: Any) -> None:
+            self.image_processor.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            values = {"processor_class": name, "image_seq_length": self.image_seq_length}
+            (folder / "processor_config.json").write_text(json.dumps(values))
+
+    return Pictures
 
 
 def _smolvlm_marks(inputs: Any) -> str:
@@ -231,4 +292,99 @@ def _gemma3(tokenizer: Any) -> tuple[Any, Any]:
     return config, processor_of("gemma3", "Gemma3Processor")(images, tokenizer, image_seq_length=4)
 
 
-__all__ = ["DOORS", "make_door"]
+def _paligemma(tokenizer: Any, text: str = "gemma") -> tuple[Any, Any]:
+    config = PaliGemmaConfig(
+        vision_config={**EYES, "image_size": 28, "patch_size": 7, "model_type": "siglip_vision_model"},
+        text_config=_text(tokenizer, text, head_dim=16, **({"sliding_window": 8} if text == "gemma2" else {})),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        projection_dim=SMALL["hidden_size"],
+        hidden_size=SMALL["hidden_size"],
+        bos_token_id=tokenizer.convert_tokens_to_ids("<bos>"),
+    )
+    config.text_config.tie_word_embeddings = True
+    images = SiglipImageProcessorPil(size={"height": 28, "width": 28}, image_mean=HALF, image_std=HALF)
+    images.image_seq_length = 16
+    return config, processor_of("paligemma", "PaliGemmaProcessor")(images, tokenizer)
+
+
+def _paligemma2(tokenizer: Any) -> tuple[Any, Any]:
+    return _paligemma(tokenizer, "gemma2")
+
+
+def _vipllava(tokenizer: Any) -> tuple[Any, Any]:
+    config = VipLlavaConfig(
+        vision_config={**EYES, "num_hidden_layers": 4, "image_size": 28, "patch_size": 7, "projection_dim": 32}
+        | {"model_type": "clip_vision_model"},
+        text_config=_text(tokenizer, "llama"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=[-2, -3, 1],
+    )
+    images = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    processor = processor_of("llava", "LlavaProcessor")
+    more = {"patch_size": 7, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    return config, processor(images, tokenizer, **more)
+
+
+def _aya_vision(tokenizer: Any) -> tuple[Any, Any]:
+    config = AyaVisionConfig(
+        vision_config={**EYES, "image_size": 28, "patch_size": 7, "model_type": "siglip_vision_model"}
+        | {"vision_use_head": False},
+        text_config=_text(tokenizer, "cohere2", sliding_window=8, logit_scale=1.0),
+        image_token_index=tokenizer.convert_tokens_to_ids("<|IMG_PATCH|>"),
+        adapter_layer_norm_eps=1e-6,
+        alignment_intermediate_size=64,
+    )
+    size = {"height": 28, "width": 28}
+    images = GotOcr2ImageProcessorPil(size=size, crop_to_patches=True, min_patches=1, max_patches=4)
+    processor = processor_of("aya_vision", "AyaVisionProcessor")
+    return config, processor(images, tokenizer, patch_size=7, img_size=28, downsample_factor=2)
+
+
+def _deepseek_vl(tokenizer: Any) -> tuple[Any, Any]:
+    config = DeepseekVLConfig(
+        vision_config={**EYES, "image_size": 28, "patch_size": 7, "model_type": "siglip_vision_model"}
+        | {"vision_use_head": False},
+        text_config=_text(tokenizer, "llama"),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    images = DeepseekVLImageProcessorPil(size={"height": 28, "width": 28}, min_size=14)
+    return config, processor_of("deepseek_vl", "DeepseekVLProcessor")(images, tokenizer, num_image_tokens=16)
+
+
+def _lighton_ocr(tokenizer: Any) -> tuple[Any, Any]:
+    config = LightOnOcrConfig(
+        vision_config=_pixtral_eyes(),
+        text_config=_text(tokenizer, "qwen3", head_dim=16),
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        spatial_merge_size=2,
+    )
+    images = PixtralImageProcessorPil(size={"longest_edge": 56}, patch_size={"height": 14, "width": 14})
+    processor = processor_of("lighton_ocr", "LightOnOcrProcessor")
+    return config, processor(images, tokenizer, patch_size=7, spatial_merge_size=2)
+
+
+def _got_ocr2(tokenizer: Any) -> tuple[Any, Any]:
+    eyes = {"hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 64}
+    config = GotOcr2Config(
+        vision_config={**eyes, "image_size": 256, "patch_size": 4, "global_attn_indexes": [1], "window_size": 8},
+        text_config=_text(tokenizer, "qwen2"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<imgpad>"),
+    )
+    images = GotOcr2ImageProcessorPil(size={"height": 256, "width": 256}, crop_to_patches=False)
+    return config, processor_of("got_ocr2", "GotOcr2Processor")(images, tokenizer)
+
+
+def _ovis2(tokenizer: Any) -> tuple[Any, Any]:
+    marks = [tokenizer.convert_tokens_to_ids(name) for name in TOKENS["ovis2"][2:]]
+    config = Ovis2Config(
+        vision_config={**EYES, "image_size": 28, "patch_size": 7, "vocab_size": 40, "hidden_stride": 2},
+        text_config=_text(tokenizer, "qwen2"),
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_ATOM>"),
+        visual_indicator_token_ids=marks,
+        hidden_size=SMALL["hidden_size"],
+    )
+    images = Ovis2ImageProcessorPil(size={"height": 28, "width": 28})
+    return config, processor_of("ovis2", "Ovis2Processor")(images, tokenizer, image_seq_length=4)
+
+
+__all__ = ["DOORS", "NEWCOMERS", "make_door"]

@@ -86,6 +86,7 @@ GOLDEN = {
         "<start_of_turn>user\n<image>\nQ1<end_of_turn>\n<start_of_turn>model\nA1<end_of_turn>\n"
         "<start_of_turn>user\nQ2<end_of_turn>\n<start_of_turn>model\n"
     ),
+    "paligemma": "<image><bos>Q1\nA1\nQ2\n",
     "mistral_instruct": "[INST] <image>\nQ1 [/INST] A1 </s>[INST] Q2 [/INST]",
     "mistral_instruct_hf": "[INST] <image>\nQ1 [/INST] A1</s> [INST] Q2 [/INST]",
     "chatml_direct": (

@@ -35,7 +35,7 @@ _STARTING = 60.0
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _IN_GGUF = ("bos", "eos", "unknown", "padding")
 # where templates of the field say that a picture stands
-_MARK = re.compile(r"<image>|<video>|\[IMG\]|<IMG_CONTEXT>|<start_of_image>")
+_MARKS = (IMAGE_MARK, "<video>", "[IMG]", "<IMG_CONTEXT>", "<start_of_image>")
 _SIGNS = re.compile(r"[^\w\s]{2,}")
 _TOKEN = re.compile(r"<[^<>\s]{1,64}>|\[[A-Za-z_/]{1,64}\]")
 _SAFE = range(0xF0000, 0x10FF00, 0x80)  # where the letters that users type may be put: blocks of private use
@@ -51,9 +51,10 @@ def find_template(name: str, language: Path) -> ChatTemplate:
     """
     if name == "checkpoint":
         source, file = own_template(language)
-        return JinjaTemplate(source, "checkpoint", str(file), _special_tokens(language))
+        return JinjaTemplate(source, "checkpoint", str(file), _special_tokens(language), _own_marks(language))
     if name.endswith((".jinja", ".jinja2", ".j2")) or "/" in name or os.sep in name:
-        return JinjaTemplate(_read(Path(name).expanduser()), Path(name).name, name, _special_tokens(language))
+        source, tokens = _read(Path(name).expanduser()), _special_tokens(language)
+        return JinjaTemplate(source, Path(name).name, name, tokens, _own_marks(language))
     return get_template(name)
 
 
@@ -99,7 +100,10 @@ class JinjaTemplate:
     system = ""
     pictures: Literal["first", "last"] = "first"
 
-    def __init__(self, source: str, name: str, file: str, tokens: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, source: str, name: str, file: str, tokens: Mapping[str, str] | None = None, marks: Sequence[str] = ()
+    ) -> None:
+        self._mark = re.compile("|".join(map(re.escape, dict.fromkeys((*_MARKS, *marks)))))
         self.name, self._source, self._file = name, source, file
         self._tokens = dict.fromkeys(_NAMES, "") | dict(tokens or {})
         self._process = _Process()
@@ -143,7 +147,7 @@ class JinjaTemplate:
         )
         if is_open and private.end not in text:
             raise _Failed("it does not write the answer down that is to be continued")
-        texts = _MARK.split(text.split(private.end)[0])
+        texts = self._mark.split(text.split(private.end)[0])
         if len(texts) - 1 != len(images):
             raise _Failed(f"it writes {len(texts) - 1} {IMAGE_MARK} marks for {len(images)} pictures")
         pieces: list[Piece] = []
@@ -354,6 +358,17 @@ def _special_tokens(language: Path) -> dict[str, str]:
     found = _json(language / "special_tokens_map.json") | _json(language / "tokenizer_config.json")
     named = {name: token["content"] if isinstance(token := found.get(name), dict) else token for name in _NAMES}
     return {name: token for name, token in named.items() if isinstance(token, str)}
+
+
+def _own_marks(language: Path) -> list[str]:
+    """What stands for a picture in the texts of this folder's model, where its tokenizer or processor say so."""
+    if language.suffix == ".gguf":
+        return []
+    files = [_json(language / name) for name in ("tokenizer_config.json", "processor_config.json")]
+    inside = [file.get(key) for file in files for key in ("extra_special_tokens", "model_specific_special_tokens")]
+    found = [each.get("image_token") for each in (*files, *inside) if isinstance(each, dict)]
+    named = [each.get("content") if isinstance(each, dict) else each for each in found]
+    return [mark for mark in named if isinstance(mark, str) and mark]
 
 
 def _read(file: Path) -> str:

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 IMAGE_MARK = "<image>"
-_CONTROLS = re.compile(r"(</s>|<s>|<\|[a-z_]+\|>|<(?:start|end)_of_turn>)")
+_CONTROLS = re.compile(r"(</s>|<s>|<bos>|<\|[a-z_]+\|>|<(?:start|end)_of_turn>)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +95,11 @@ class Template:
     inside the first user turn. ``between`` stands before every user turn but the first. ``pictures``
     says where this family was trained to have pictures that nobody placed. ``picture_before`` and
     ``picture_after`` frame every picture; with ``received`` the pictures that begin a turn become an
-    exchange of their own, to which the assistant says that. ``stop`` are the strings
-    that end an answer. ``marks`` is a pattern of the role marks that are plain text here: content
-    that contains one gets a space before the mark's last character, so that it can't open a turn.
+    exchange of their own, to which the assistant says that. ``after_pictures`` stands once, behind the
+    last picture of a prompt, at its beginning where there is none; without ``own_lines`` no line
+    break comes between a picture and what stands beside it. ``stop`` are the strings that end an
+    answer. ``marks`` is a pattern of the role marks that are plain text here: content that contains
+    one gets a space before the mark's last character, so that it can't open a turn.
     """
 
     name: str
@@ -116,6 +118,8 @@ class Template:
     picture_before: str = ""
     picture_after: str = ""
     received: str = ""
+    after_pictures: str = ""
+    own_lines: bool = True
     stop: tuple[str, ...] = ()
     marks: str = r"(?!)"
 
@@ -130,7 +134,9 @@ class Template:
                 ``<image>`` marks in a message than it has pictures.
         """
         system, turns = opening(messages)
-        return tuple(self._pieces(system, self._exchanges(turns)))
+        pieces = list(self._pieces(system, self._exchanges(turns)))
+        last = max((at for at, piece in enumerate(pieces) if isinstance(piece, Image)), default=-1)
+        return (*pieces[: last + 1], *_fragment(self.after_pictures), *pieces[last + 1 :])
 
     def question(self, text: str, images: Sequence[Image] = ()) -> Message:
         """A user's turn from a text and pictures that stand beside it.
@@ -172,7 +178,7 @@ class Template:
             yield from _fragment(self.answer)
 
     def _content(self, turn: Message) -> Iterator[Part]:
-        for part in place(turn):
+        for part in place(turn, own_lines=self.own_lines):
             yield from [self._quoted(part)] if isinstance(part, str) else self._framed(part)
 
     def _framed(self, picture: Image) -> Iterator[Part]:
@@ -199,20 +205,22 @@ def opening(messages: Sequence[Message]) -> tuple[str | None, list[Message]]:
     return ("\n\n".join(texts) if texts else None), turns
 
 
-def place(message: Message) -> tuple[Part, ...]:
+def place(message: Message, *, own_lines: bool = True) -> tuple[Part, ...]:
     """The message's content with every picture where it goes.
 
     ``<image>`` marks in the text take the pictures in order, exactly where they stand, and pictures
     beyond the marks go to the end. Without a mark the order of the parts holds, each picture on a
-    line of its own. Without pictures ``<image>`` is text like any other.
+    line of its own if ``own_lines``. Without pictures ``<image>`` is text like any other.
 
     Raises:
         BadMessages: more marks than pictures.
     """
     parts, over = at_marks(message)
     if parts is not message.parts:
-        return (*parts, *(part for image in over for part in ("\n", image)))
-    return tuple(_on_own_lines([part for part in parts if part != ""])) if message.images else parts
+        return (*parts, *(part for image in over for part in (("\n", image) if own_lines else (image,))))
+    if not message.images or not own_lines:
+        return parts
+    return tuple(_on_own_lines([part for part in parts if part != ""]))
 
 
 def at_marks(message: Message) -> tuple[tuple[Part, ...], tuple[Image, ...]]:
@@ -513,6 +521,7 @@ TEMPLATES: dict[str, Template] = {
             answer="<start_of_turn>model\n",
             stop=("<end_of_turn>",),
         ),
+        Template(name="paligemma", user_after="\n", assistant_after="\n", after_pictures="<bos>", own_lines=False),
         # the chat templates of the llava-hf repositories
         _two("llava_1_5_hf", "", line=" ", end=" "),
         _inst("mistral_instruct_hf", "", assistant_before=" ", assistant_after="</s> "),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from trifocal.checkpoints.configs import text_part
 from trifocal.checkpoints.parts import Preprocessing, Projector, Tower
@@ -18,10 +18,15 @@ from trifocal.weights import Weights, weight_files
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DOORS", "MISFITS", "check_fits", "door_language", "from_door", "opens_door", "stored_parts"]
+__all__ = ["MISFITS", "PROVEN", "check_fits", "door_language", "from_door", "opens_door", "stored_parts"]
 
-# model_types that come through; ``llava`` with Pixtral's tower alone
-DOORS = ("internvl", "idefics3", "smolvlm", "llava", "mistral3", "gemma3")
+# model_types whose rows, ids, logits and tokens are held against transformers' by our tests. Others come through
+# too, and are held against it when they are loaded (`trifocal.vision.door.probe`); ``llava`` is Pixtral's tower
+PROVEN = ("internvl", "idefics3", "smolvlm", "llava", "mistral3", "gemma3", "paligemma", "vipllava", "aya_vision")
+# those that we see with our own classes
+_OWN = ("llava", "llava_next", "llava_onevision", "llava_next_video")
+# families that attend in another way than causally: see `Checkpoint.attention`
+_ATTENDS: dict[str, Literal["images", "prompt"]] = {"gemma3": "images", "paligemma": "prompt"}
 _ROPE = "its positions are threefold (m-rope), and rows alone don't say which picture's place they have"
 _DEEP = "features of several blocks of its tower go into several layers of its language model (deepstack)"
 _CROSS = "its language model looks at pictures by cross-attention; they never stand in the prompt"
@@ -49,7 +54,6 @@ MISFITS = {
     "instructblip": "its Q-Former reads the question as well as the picture",
     "chameleon": "pictures are tokens of its vocabulary",
     "emu3": "pictures are tokens of its vocabulary",
-    "paligemma": "its whole prompt attends to itself in both directions, and its text begins after the picture",
     "gemma3n": "its language model asks for embeddings a layer",
     "gemma4": "its language model asks for embeddings a layer",
 }
@@ -86,16 +90,16 @@ def opens_door(config: Mapping[str, Any]) -> bool:
     vision = config.get("vision_config")
     if str(config.get("model_type")) == "llava":
         return isinstance(vision, dict) and vision.get("model_type") == "pixtral"
-    return str(config.get("model_type")) in DOORS and "text_config" in config
+    has_both = isinstance(vision, dict) and isinstance(config.get("text_config"), dict)
+    return has_both and str(config.get("model_type")) not in _OWN
 
 
 def from_door(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """A checkpoint whose pictures are seen by transformers' own classes."""
-    file = folder / "config.json"
     kind = str(config.get("model_type"))
     vision, text = config["vision_config"], config["text_config"]
-    if kind not in DOORS or not isinstance(vision, dict) or not isinstance(text, dict):
-        raise CheckpointError(f"{file}: model_type {kind!r} is not supported")
+    if kind not in PROVEN:
+        _check_known(folder / "config.json", kind)
     side = _first(vision.get("image_size"), 0)
     tower = Tower(
         source=folder,
@@ -115,10 +119,22 @@ def from_door(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         "projector": Projector(folder, "transformers"),
         "preprocessing": Preprocessing(side, "stretch"),
         "language": text_part(folder, text),
-        "template": "checkpoint",
+        "template": "paligemma" if kind == "paligemma" else "checkpoint",
         "sees": "transformers",
-        "attention": "images" if kind == "gemma3" else "causal",
+        "attention": _ATTENDS.get(kind, "causal"),
     }
+
+
+def _check_known(file: Path, kind: str) -> None:
+    """Refuses what the installed transformers has no model for."""
+    from transformers import __version__ as version
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KINDS
+
+    if kind not in KINDS:
+        raise CheckpointError(
+            f"{file}: model_type {kind!r} is not supported: transformers {version} has no model of pictures and text "
+            "of that name"
+        )
 
 
 def stored_parts(folder: Path) -> dict[str, torch.Tensor]:

@@ -156,7 +156,7 @@ class Checkpoint:
     tokens around a picture, where it was trained with them. ``strip_around_images`` is for LLaVA v0,
     whose tokenizer took white space beside them away. ``sees`` names what sees its pictures: ``llava``
     (our own tower and projectors) or ``transformers`` (its classes); ``attention`` is how its language
-    model attends: ``images`` lets a picture's positions see each other in both directions.
+    model attends: see `trifocal.engines.base.Language`.
     """
 
     name: str
@@ -170,4 +170,4 @@ class Checkpoint:
     image_end: str = ""
     strip_around_images: bool = False
     sees: str = "llava"
-    attention: Literal["causal", "images"] = "causal"
+    attention: Literal["causal", "images", "prompt"] = "causal"

@@ -28,6 +28,9 @@ def engine_names() -> list[str]:
     return sorted({*ENGINES, *(point.name for point in entry_points(group=GROUP))})
 
 
+_SEEN = {"images": "picture", "prompt": "prompt"}
+
+
 def load_engine(name: str, language: Language, placement: Placement, **options: Any) -> Engine:
     """Loads a language model into the engine of that name.
 
@@ -47,8 +50,8 @@ def load_engine(name: str, language: Language, placement: Placement, **options: 
     able = getattr(sys.modules.get(load.__module__), "ATTENTION", ("causal",))
     if language.attention not in able:
         raise UsageError(
-            f"the engine {name} can't let a picture's positions see each other, which this language model was trained "
-            "with; the engine transformers can"
+            f"the engine {name} can't let a {_SEEN.get(language.attention, 'picture')}'s positions see each other, "
+            "which this language model was trained with; the engine transformers can"
         )
     engine: Engine = load(language, placement, **options)
     return engine

@@ -70,14 +70,16 @@ class Language:
     ``weights`` maps canonical names (``model.embed_tokens.weight``, ``lm_head.weight``) to tensors
     that are read from disk when they are asked for. ``tokenizer`` is there where the weights' own
     file holds it (GGUF): then ``folder`` is that file. ``attention`` is ``images`` where the positions
-    of a picture see each other in both directions (Gemma 3); an engine that can't do that refuses it.
+    of a picture see each other in both directions (Gemma 3), and ``prompt`` where all of a prompt's do
+    (PaliGemma, a prefix language model, whose templates say themselves where the beginning token stands);
+    an engine that can't do that refuses it.
     """
 
     folder: Path
     config: Mapping[str, Any]
     weights: Mapping[str, torch.Tensor]
     tokenizer: Backend | None = None
-    attention: Literal["causal", "images"] = "causal"
+    attention: Literal["causal", "images", "prompt"] = "causal"
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from trifocal.prompt import ImageSpan, Prompt
 
 __all__ = ["Bytes", "Echo", "load"]
 
-ATTENTION = ("causal", "images")  # an echo attends to nothing
+ATTENTION = ("causal", "images", "prompt")  # an echo attends to nothing
 
 CONTROLS = (
     "<unk>",

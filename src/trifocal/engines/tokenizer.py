@@ -30,14 +30,21 @@ class FileTokenizer:
 
     ``bos`` is the id that starts a prompt, where the configuration names it; ``backend`` is the
     tokenizer itself, where it is read already. ``rows`` is how many ids have a row in the embedding:
-    a control token beyond them can't be put into a prompt, so nobody is told of it.
+    a control token beyond them can't be put into a prompt, so nobody is told of it. ``begins`` is
+    False where a template says where the beginning token stands, and none is ever put in front.
 
     Raises:
         CheckpointError: there is no tokenizer in the folder, or it can't be read.
     """
 
     def __init__(
-        self, folder: Path, *, bos: int | None = None, backend: Backend | None = None, rows: int | None = None
+        self,
+        folder: Path,
+        *,
+        bos: int | None = None,
+        backend: Backend | None = None,
+        rows: int | None = None,
+        begins: bool = True,
     ) -> None:
         self._whole = _read(folder) if backend is None else backend
         made: dict[str, Any] = json.loads(self._whole.to_str())
@@ -48,7 +55,7 @@ class FileTokenizer:
         }
         self._plain = _without_controls(made, self._controls)
         self._later = _without_controls(_never_prepending(made), self._controls)
-        self._start = self._starting_ids(folder, bos)
+        self._start = self._starting_ids(folder, bos) if begins else []
         self._hidden = set(self._controls.values())
         self._rows = rows
 

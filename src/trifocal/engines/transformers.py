@@ -29,7 +29,7 @@ from trifocal.prompt import ImageSpan, Prompt
 __all__ = ["Step", "Transformers", "load"]
 
 HELD = 256 << 20  # bytes of attention weights that are looked at together
-ATTENTION = ("causal", "images")  # what this engine can do; see `trifocal.engines.base.Language`
+ATTENTION = ("causal", "images", "prompt")  # what this engine can do; see `trifocal.engines.base.Language`
 _TABLES = ("model.embed_tokens.weight", "transformer.wte.weight")
 _BLOCK = re.compile(r"(?:model\.layers|transformer\.blocks)\.(\d+)\.")
 # kinds of layers whose state is keys and values of the positions: what a prefix of a prompt can be cut out of
@@ -121,7 +121,8 @@ class Transformers:
             cache, done = self._start(position_keys(prompt), branch=True)
             rows = prompt.splice(self.embed)[done:]  # [positions not in the cache, hidden]
             if len(rows) > 1:
-                self._forward(cache, inputs_embeds=rows[None, :-1])
+                self._forward(cache, inputs_embeds=rows[None], **self._masks(prompt, done))
+                cache.crop(-1)  # its last position is asked below
             asked = torch.cat([rows[-1:], self.embed(torch.tensor(ids[:-1], dtype=torch.long))])  # [ids, hidden]
             config = self.model.config
             row = config.num_hidden_layers * config.num_attention_heads * (len(prompt) + len(ids)) * rows.element_size()
@@ -170,7 +171,7 @@ class Transformers:
                     logits = self._forward(cache, input_ids=torch.tensor([[token]], device=self.model.device))
                 keys.append(token)
         finally:
-            if sound and self._model is not None:
+            if sound and self._model is not None and self._attention != "prompt":
                 self._prefixes.put(keys, cache, _bytes(cache))
 
     def _constraint(self, sampling: Sampling) -> Constraint | None:
@@ -191,24 +192,24 @@ class Transformers:
         return (DynamicCache(), 0) if cache is None else (cache, done)
 
     def _masks(self, prompt: Prompt, done: int) -> dict[str, Any]:
-        """Who sees whom in a prompt whose pictures' positions see each other; nothing where all is causal."""
+        """Who sees whom in a prompt some of whose positions see each other; nothing where all is causal."""
         if self._attention == "causal":
             return {}
-        block = torch.full((len(prompt),), -1)
+        block = torch.full((len(prompt),), -1 if self._attention == "images" else 0)
         at = 0
         for number, span in enumerate(prompt.spans):
-            if isinstance(span, ImageSpan):
+            if isinstance(span, ImageSpan) and self._attention == "images":
                 block[at : at + len(span)] = number
             at += len(span)
         place = torch.arange(len(prompt))
         behind = place[:, None] - place[None]  # [queries, keys]
         same = (block[:, None] == block[None]) & (block[:, None] >= 0)
-        window = getattr(self.model.config, "sliding_window", None) or len(prompt)
-        masks = {
-            "full_attention": (behind >= 0) | same,
-            "sliding_attention": ((behind >= 0) & (behind < window)) | same,
-        }
-        return {"attention_mask": {kind: mask[None, None, done:].to(self.model.device) for kind, mask in masks.items()}}
+        full = ((behind >= 0) | same)[None, None, done:].to(self.model.device)
+        window = getattr(self.model.config, "sliding_window", None)
+        if not window:
+            return {"attention_mask": full}
+        near = (((behind >= 0) & (behind < window)) | same)[None, None, done:].to(self.model.device)
+        return {"attention_mask": {"full_attention": full, "sliding_attention": near}}
 
     def _forward(self, cache: Any, **inputs: Any) -> torch.Tensor:
         """The logits of the last position, ``[vocabulary]``; the cache grows by the inputs."""
@@ -417,7 +418,8 @@ def _tokenizer(language: Language, rows: int) -> FileTokenizer:
     """The tokenizer, each of whose words has its row in the embedding; control tokens may go without."""
     bos = language.config.get("bos_token_id")
     _ids_of(_said(language), language.config, "bos_token_id", rows)
-    tokenizer = FileTokenizer(language.folder, bos=bos, backend=language.tokenizer, rows=rows)
+    begins = language.attention != "prompt"
+    tokenizer = FileTokenizer(language.folder, bos=bos, backend=language.tokenizer, rows=rows, begins=begins)
     if tokenizer.largest >= rows:
         file = language.folder / "tokenizer.json" if language.folder.is_dir() else language.folder
         raise CheckpointError(f"{file}: has a token {tokenizer.largest}, the embedding (embed_tokens) has {rows} rows")
