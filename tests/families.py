@@ -16,10 +16,12 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import trifocal
+from gguf_layout import save_gguf
 from layouts import (
     LINEAR,
     NEXT_PINPOINTS,
     ONEVISION_PINPOINTS,
+    QUANTISATIONS,
     TILE,
     Family,
     family,
@@ -98,7 +100,13 @@ def padded(picture: Pictures.Image) -> Pictures.Image:
 def load_pair(name: str, layout: str, half: str, folder: Path, **dims: int) -> Iterator[Pair]:
     """A family saved in a layout, its language half ``dense`` or quantised, loaded in float32."""
     made = family(name, **dims)
-    made = made if half == "dense" else quantised(made, half)
+    made = quantised(made, half) if half in QUANTISATIONS else made
+    if layout == "GGUF pair":
+        save_gguf(made, folder, half)
+        places = dict.fromkeys(("tower", "projector", "language"), EXACT)
+        with trifocal.load(checkpoint=str(folder), **places) as llava:
+            yield Pair(made, llava, pad=name == "1.5")
+        return
     outside = name in ("1.5", "bakllava", *LINEAR)  # these come without their tower
     original = layout.startswith("original")
     pickle = "pickles" in layout

@@ -62,7 +62,10 @@ QUANTISATIONS: dict[str, dict[str, Any]] = {
     "GPTQ 2 bits": {**_GPTQ, "bits": 2},
     "AWQ GEMM": {**_AWQ, "version": "gemm"},
     "AWQ GEMV": {**_AWQ, "version": "gemv"},
+    "AWQ GEMVFast": {**_AWQ, "version": "gemv_fast"},
     "FP8": {"quant_method": "compressed-tensors", "format": "float-quantized"},
+    "bitsandbytes NF4": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "bitsandbytes 8 bits": {"quant_method": "bitsandbytes", "load_in_8bit": True},
 }
 TILE = 56
 PINPOINTS = [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]
@@ -274,12 +277,14 @@ def _release(weight: torch.Tensor, kind: str, random: Any) -> tuple[dict[str, to
         scale = weight.abs().amax(1, keepdim=True) / 448
         stored = (weight / scale).to(torch.float8_e4m3fn)
         return {"weight": stored, "weight_scale": scale}, stored.float() * scale
+    if kind.startswith("bitsandbytes"):
+        return packers.nf4(weight) if "NF4" in kind else packers.int8(weight)
     bits = int(QUANTISATIONS[kind]["bits"])
     order = "act-order" in kind
     levels, zeros, scales, group = packers.nearest(weight, random, bits=bits, size=GROUP, ordered=order)
     dense = packers.weight(levels, zeros, scales, group)
     if kind.startswith("AWQ"):
-        make = packers.awq_gemv if "GEMV" in kind else packers.awq_gemm
+        make = {"AWQ GEMM": packers.awq_gemm, "AWQ GEMV": packers.awq_gemv}.get(kind, packers.awq_gemv_fast)
         return make(levels, zeros, scales), dense
     tensors = packers.gptq(levels, zeros, scales, bits, stored_zero="v2" in kind)
     if "old CUDA" in kind:
@@ -353,7 +358,7 @@ def _tensors(made: Family) -> dict[str, torch.Tensor]:
     for name, tensor in state.items():
         layer = name.removesuffix(".weight")
         if layer in made.packed:
-            found |= {f"{layer}.{part}": each for part, each in made.packed[layer].items()}
+            found |= {f"{layer}.{part}": each.contiguous() for part, each in made.packed[layer].items()}
         elif not (tied and name == "lm_head.weight"):
             found[name] = tensor.contiguous()
     return found

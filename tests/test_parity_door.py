@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,52 +12,22 @@ import torch
 
 import trifocal
 from door_models import DOORS, NEWCOMERS, make_door
+from doors import EXACT, Door, load_door
 from trifocal.checkpoints import from_folder
 from trifocal.checkpoints.door import MISFITS
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.images import Image, from_frames
-from trifocal.llava import Llava
-from trifocal.messages import Message, Sampling
+from trifocal.messages import Sampling
 from trifocal.placement import Placement
-from trifocal.templates import Piece, get_template
 
 Drawn = Callable[..., Image]
-EXACT = Placement("cpu", "float32")
 ORDERS = {"one first": "i Q", "one in the middle": "Q i Q", "two": "Q i Q i Q"}
-
-
-@dataclass(frozen=True)
-class Door:
-    kind: str
-    llava: Llava
-    model: Any
-    processor: Any
-
-    def theirs(self, parts: list[str | Image]) -> dict[str, Any]:
-        """What transformers makes of the parts."""
-        mark = self.processor.image_token
-        text = "".join(mark if isinstance(part, Image) else part for part in parts)
-        images = [part.pixels for part in parts if isinstance(part, Image)]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # PaliGemma's makes labels by way of NumPy
-            found = dict(self.processor(text=text, images=images, return_tensors="pt"))
-        found.pop("labels", None)
-        return found
-
-    def ours(self, parts: list[str | Image]) -> tuple[Piece, ...]:
-        """The parts with what the family's processor puts around them besides."""
-        if "paligemma" in self.kind:
-            return get_template("paligemma").render([Message("user", tuple(parts))])
-        return tuple(parts)
 
 
 @pytest.fixture(scope="module", params=[*DOORS, *NEWCOMERS])
 def door(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
-    folder = tmp_path_factory.mktemp("door")
-    model, processor = make_door(request.param, folder)
-    places = dict.fromkeys(("tower", "projector", "language"), EXACT)
-    with trifocal.load(checkpoint=str(folder), template="plain", **places) as llava:
-        yield Door(request.param, llava, model, processor)
+    with load_door(request.param, tmp_path_factory.mktemp("door")) as loaded:
+        yield loaded
 
 
 def parts_of(order: str, drawn: Drawn) -> list[str | Image]:
@@ -78,22 +46,11 @@ def test_ids_rows_logits_and_tokens_are_those_of_transformers(door: Door, drawn:
     assert len(prompt) == door.llava.composer.count(door.ours(parts))
 
     wanted = door.model(**inputs).logits[0]
-    rows = prompt.splice(door.llava.engine.embed)
-    masks = door.llava.engine._masks(prompt, 0)
-    ours = door.llava.engine.model(inputs_embeds=rows[None], **masks).logits[0]
-    torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=0)
+    torch.testing.assert_close(door.logits(prompt), wanted, atol=1e-4, rtol=0)
 
-    said = door.model.generate(
-        **inputs,
-        max_new_tokens=64,
-        min_new_tokens=64,
-        do_sample=False,
-        eos_token_id=sorted(door.llava.engine._end_ids),
-        pad_token_id=0,
-    )[0, inputs["input_ids"].shape[1] :]
-    options = Sampling(max_tokens=64, ignore_end=True)
-    assert list(door.llava.engine.stream(prompt, options)) == said.tolist()
-    assert list(door.llava.engine.stream(prompt, options)) == said.tolist()  # from the prefix cache
+    said, options = door.greedy(inputs), Sampling(max_tokens=64, ignore_end=True)
+    assert list(door.llava.engine.stream(prompt, options)) == said
+    assert list(door.llava.engine.stream(prompt, options)) == said  # from the prefix cache
 
 
 def test_its_parts_are_told_and_are_one(door: Door) -> None:

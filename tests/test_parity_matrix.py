@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from door_models import DOORS, NEWCOMERS
+from doors import Door, load_door
 from families import Pair, inputs_of, load_pair
+from gguf_layout import KINDS
 from layouts import LINEAR, QUANTISATIONS, ByHand
 from trifocal.images import Image
 from trifocal.messages import Sampling
@@ -40,7 +43,9 @@ PACKED = [
         for kind in ("AWQ GEMM", "GPTQ 4 bits, act-order")
     ),
 ]
-CASES = [*((name, layout, "dense") for name in PLAIN for layout in LAYOUTS), *EARLY, *PACKED]
+PAIRS = [(name, "GGUF pair", kind) for name in ("1.5", "1.6-vicuna") for kind in KINDS]
+DOOR = [(name, "transformers", "dense") for name in (*DOORS, *NEWCOMERS)]
+CASES = [*((name, layout, "dense") for name in PLAIN for layout in LAYOUTS), *EARLY, *PACKED, *PAIRS, *DOOR]
 SIZE = (130, 70)
 
 
@@ -81,8 +86,12 @@ def test_every_cell(
     table: dict[tuple[str, str, str], Measured],
 ) -> None:
     name, layout, half = case
-    with load_pair(name, layout, half, tmp_path, **({} if half == "dense" else WIDE)) as pair:
-        measured = measure(pair, drawn(1, *SIZE))
+    if case in DOOR:
+        with load_door(name, tmp_path) as door:
+            measured = measure_door(door, drawn(1, *SIZE))
+    else:
+        with load_pair(name, layout, half, tmp_path, **({} if half == "dense" else WIDE)) as pair:
+            measured = measure(pair, drawn(1, *SIZE))
     assert measured.features <= 1e-5
     assert measured.logits <= 1e-4
     assert measured.tokens
@@ -119,4 +128,22 @@ def measure(pair: Pair, image: Image) -> Measured:
         logits=float((logits - wanted).abs().max()),
         tokens=said == pair.greedy(ids, inputs),
         reference=_named(model),
+    )
+
+
+@torch.no_grad()
+def measure_door(door: Door, image: Image) -> Measured:
+    """The same of a family whose pictures transformers' own classes see."""
+    parts = ["Look. ", image, "What is shown here?"]
+    inputs, prompt = door.theirs(parts), door.llava.composer.prompt(door.ours(parts))
+    assert prompt.ids(door.model.config.image_token_id) == inputs["input_ids"][0].tolist()
+    (ours,) = door.llava.composer.vision.encode([image])
+    wanted = door.model(**inputs).logits[0]
+    said = list(door.llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True)))
+    return Measured(
+        rows=len(ours),
+        features=float((ours - door.rows(inputs)).abs().max()),
+        logits=float((door.logits(prompt) - wanted).abs().max()),
+        tokens=said == door.greedy(inputs),
+        reference=_named(door.model),
     )

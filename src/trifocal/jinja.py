@@ -27,7 +27,7 @@ from trifocal.templates import (
     place,
 )
 
-__all__ = ["JinjaTemplate", "find_template", "own_template"]
+__all__ = ["JinjaTemplate", "find_template", "has_template", "own_template"]
 
 SECONDS = 1.0
 LARGEST = 1 << 20  # bytes of a template's file
@@ -56,6 +56,15 @@ def find_template(name: str, language: Path) -> ChatTemplate:
         source, tokens = _read(Path(name).expanduser()), _special_tokens(language)
         return JinjaTemplate(source, Path(name).name, name, tokens, _own_marks(language))
     return get_template(name)
+
+
+def has_template(folder: Path) -> bool:
+    """Whether a checkpoint has a Jinja template of its own."""
+    try:
+        own_template(folder)
+    except CheckpointError:
+        return False
+    return True
 
 
 def own_template(folder: Path) -> tuple[str, Path]:

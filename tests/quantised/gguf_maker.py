@@ -91,21 +91,24 @@ def language_tensors(
     return {name: (torch.randn(shape, generator=random) / 8).half().float() for name, shape in _shapes(config).items()}
 
 
-def stored(tensors: Mapping[str, torch.Tensor], kind: str, *, turned: bool = True) -> dict[str, tuple[np.ndarray, str]]:
-    """Under GGUF's names, matrices as ``kind``; ``turned`` interleaves the query and key rows."""
+def stored(
+    tensors: Mapping[str, torch.Tensor], kind: str, *, turned: bool = True, heads: Mapping[str, int] | None = None
+) -> dict[str, tuple[np.ndarray, str]]:
+    """Under GGUF's names, matrices as ``kind``; ``turned`` interleaves the query and key rows of the ``heads``."""
+    each = heads or {"attn_q": HEADS, "attn_k": KEYS}
     top = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
     top["lm_head.weight"] = "output.weight"
     found: dict[str, tuple[np.ndarray, str]] = {}
     for name, tensor in tensors.items():
-        heads = 0
+        count = 0
         if name in top:
             target = top[name]
         else:
             _, _, layer, *stem, ending = name.split(".")
             short = NAMES[".".join(stem)]
             target = f"blk.{layer}.{short}.{ending}"
-            heads = {"attn_q": HEADS, "attn_k": KEYS}.get(short, 0) if turned else 0
-        values = permuted(tensor, heads) if heads else tensor
+            count = each.get(short, 0) if turned else 0
+        values = permuted(tensor, count) if count else tensor
         found[target] = (values.numpy(), kind if values.ndim > 1 else "F32")
     return found
 

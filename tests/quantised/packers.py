@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import torch
 
@@ -117,3 +119,29 @@ def weight(levels: np.ndarray, zeros: np.ndarray, scales: torch.Tensor, group: n
     """The reference arithmetic, in float64 and then float32."""
     exact = scales.double().numpy()[group].T * (levels - zeros[group].T)
     return torch.from_numpy(exact).float()
+
+
+NF4 = (-1.0, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0.0, 0.0796, 0.1609, 0.2461, 0.3379, 0.4407, 0.5626)
+NF4 += (0.723, 1.0)
+
+
+def nf4(weight: torch.Tensor, block: int = 64) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """A layer as bitsandbytes keeps it in four bits, each value the nearest of its table, and what it stands for."""
+    table, flat = torch.tensor(NF4), weight.reshape(-1, block)
+    scales = flat.abs().amax(1)
+    levels = ((flat / scales[:, None]).reshape(-1, 1) - table).abs().argmin(1)
+    state = {"quant_type": "nf4", "blocksize": block, "dtype": "float16", "shape": list(weight.shape)}
+    tensors = {
+        "weight": (levels[0::2] * 16 + levels[1::2]).to(torch.uint8).reshape(-1, 1),
+        "weight.absmax": scales,
+        "weight.quant_map": table,
+        "weight.quant_state.bitsandbytes__nf4": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),
+    }
+    return tensors, (table[levels].reshape(-1, block) * scales[:, None]).reshape(weight.shape)
+
+
+def int8(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """A layer as bitsandbytes keeps it in eight bits, a scale a row, and what it stands for."""
+    highest = weight.abs().amax(1)
+    levels = (weight / highest[:, None] * 127).round()
+    return {"weight": levels.to(torch.int8), "SCB": highest}, levels * highest[:, None] / 127

@@ -95,11 +95,13 @@ def opens_door(config: Mapping[str, Any]) -> bool:
 
 
 def from_door(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint whose pictures are seen by transformers' own classes."""
+    """A checkpoint whose pictures are seen by transformers' own classes.
+
+    Raises:
+        CheckpointError: a family or values that the installed transformers does not know.
+    """
     kind = str(config.get("model_type"))
-    vision, text = config["vision_config"], config["text_config"]
-    if kind not in PROVEN:
-        _check_known(folder / "config.json", kind)
+    vision, text = _filled(folder / "config.json", kind)
     side = _first(vision.get("image_size"), 0)
     tower = Tower(
         source=folder,
@@ -125,8 +127,9 @@ def from_door(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_known(file: Path, kind: str) -> None:
-    """Refuses what the installed transformers has no model for."""
+def _filled(file: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a configuration says of tower and language model, with the defaults of transformers' classes."""
+    from transformers import AutoConfig
     from transformers import __version__ as version
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KINDS
 
@@ -135,6 +138,12 @@ def _check_known(file: Path, kind: str) -> None:
             f"{file}: model_type {kind!r} is not supported: transformers {version} has no model of pictures and text "
             "of that name"
         )
+    try:
+        config = AutoConfig.from_pretrained(file.parent, trust_remote_code=False, local_files_only=True)
+        return config.vision_config.to_dict(), config.get_text_config().to_dict()
+    except Exception as error:  # whatever wrong values make of the code that computes with them
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise CheckpointError(f"{file}: transformers can't read this configuration ({said})") from error
 
 
 def stored_parts(folder: Path) -> dict[str, torch.Tensor]:

@@ -25,7 +25,7 @@ from trifocal.checkpoints import (
 from trifocal.cli.options import model_options
 from trifocal.errors import CheckpointError
 from trifocal.hub import CONFIGS, EVERYTHING, is_whole
-from trifocal.jinja import find_template
+from trifocal.jinja import find_template, has_template
 from trifocal.settings import Settings
 from trifocal.weights import part_weights, stored_names
 
@@ -75,7 +75,8 @@ def inspect(folder: str | None, known: bool, as_json: bool, settings: Settings) 
         return
     name = folder or settings.checkpoint
     source = KNOWN.get(name, Source(language=name))
-    here = name == "thimble" or is_whole(source.language)
+    bare = _without_weights(Path(name).expanduser())
+    here = name == "thimble" or (is_whole(source.language) and not bare)
     if not here and source.language.endswith(".gguf"):
         raise CheckpointError(
             f"{name} is not on this machine, and only a GGUF file itself tells what it is: trifocal pull {name}"
@@ -93,11 +94,20 @@ def inspect(folder: str | None, known: bool, as_json: bool, settings: Settings) 
     parts = part_facts(checkpoint, allow_pickle=settings.allow_pickle) if here else expected_facts(checkpoint)
     facts = _facts(checkpoint, settings.template)
     if not here:
-        facts["on this machine"] = f"its configuration alone; trifocal pull {name} fetches the rest"
+        facts["on this machine"] = "its configuration alone" + (
+            f"; {name} has no weights in it" if bare else f"; trifocal pull {name} fetches the rest"
+        )
     if as_json:
         click.echo(json.dumps(_plain(facts, parts), indent=2))
         return
     _print(checkpoint, facts, parts)
+
+
+def _without_weights(folder: Path) -> bool:
+    """Whether a folder has a configuration and nothing that it configures."""
+    return (folder / "config.json").is_file() and not any(
+        file.suffix in (".safetensors", ".bin", ".gguf", ".pt") for file in folder.iterdir()
+    )
 
 
 def expected_facts(checkpoint: Checkpoint) -> list[PartFacts]:
@@ -148,10 +158,12 @@ def _language_numbers(config: Mapping[str, Any]) -> int:
 def _described(checkpoint: Checkpoint) -> dict[str, tuple[Path, str]]:
     """Where each part lies, and what it is."""
     tower = checkpoint.tower
-    kind = "CLIP" if tower.kind == "clip" else "SigLIP"
+    kind, act = "CLIP ViT" if tower.kind == "clip" else "SigLIP ViT", f", {checkpoint.projector.act}"
+    if checkpoint.sees == "transformers":
+        kind, act = f"{checkpoint.family}'s", "' own"
     return {
-        "tower": (tower.source, f"{kind} ViT, {tower.layers} blocks of {tower.hidden}, {tower.image_size} px"),
-        "projector": (checkpoint.projector.source, f"{checkpoint.projector.kind}, {checkpoint.projector.act}"),
+        "tower": (tower.source, f"{kind}, {tower.layers} blocks of {tower.hidden}, {tower.image_size} px"),
+        "projector": (checkpoint.projector.source, f"{checkpoint.projector.kind}{act}"),
         "language": (checkpoint.language.source, _language(checkpoint)),
     }
 
@@ -192,16 +204,19 @@ def _language(checkpoint: Checkpoint) -> str:
 
 def _facts(checkpoint: Checkpoint, template: str | None) -> dict[str, Any]:
     """What concerns the whole checkpoint."""
-    tower = checkpoint.tower
-    chosen = find_template(template or checkpoint.template, checkpoint.language.source)
+    tower, own = checkpoint.tower, checkpoint.sees == "llava"
+    chosen = template or checkpoint.template
+    speaks: dict[str, Any] = {"template": "none of its own; name one with --template"}
+    if chosen != "checkpoint" or has_template(checkpoint.language.source):
+        found = find_template(chosen, checkpoint.language.source)
+        speaks = {"template": found.name, **({"stops at": list(found.stop)} if found.stop else {})}
     return {
         "name": checkpoint.name,
         "family": checkpoint.family,
-        "template": chosen.name,
-        "stops at": list(chosen.stop),
-        "pictures": _pictures(checkpoint.preprocessing),
+        **speaks,
+        "pictures": _pictures(checkpoint.preprocessing) if own else f"as {checkpoint.sees} prepares them",
         "positions per picture": _positions(checkpoint),
-        "sees with": f"the output of block {tower.blocks} of {tower.layers}",
+        **({"sees with": f"the output of block {tower.blocks} of {tower.layers}"} if own else {}),
         "context": checkpoint.language.context,
         "quantised": _quantised(checkpoint),
     }
@@ -221,6 +236,14 @@ def _pictures(preprocessing: Preprocessing) -> str:
 def _positions(checkpoint: Checkpoint) -> int | str:
     """What a picture takes; of pictures in tiles what some sizes take."""
     frame = bool(checkpoint.image_start) + bool(checkpoint.image_end)
+    tower = checkpoint.tower
+    sizes = [(tower.image_size, tower.image_size), (1024, 768), (1920, 1080)]
+    if checkpoint.sees == "transformers" and list(tower.source.glob("*processor_config.json")):
+        from trifocal.vision.door import count
+
+        counts = [count(tower.source, *size) for size in sizes]
+        told = [f"{number} ({w} x {h})" for number, (w, h) in zip(counts, sizes, strict=True)]
+        return counts[0] if len(set(counts)) == 1 else ", ".join(told)
     if checkpoint.sees != "llava":
         return "by its size"
     tiles = checkpoint.preprocessing.tiles
@@ -228,8 +251,6 @@ def _positions(checkpoint: Checkpoint) -> int | str:
         return checkpoint.tower.patches + frame
     from trifocal.vision.tiles import grid_of, positions
 
-    tower = checkpoint.tower
-    sizes = [(tower.image_size, tower.image_size), (1024, 768), (1920, 1080)]
     grids = [(size, grid_of(size, tower.image_size, tower.side, tiles)) for size in sizes]
     return ", ".join(f"{positions(grid, tower.side, tiles) + frame} ({w} x {h})" for (w, h), grid in grids)
 

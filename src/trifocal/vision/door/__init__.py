@@ -5,6 +5,7 @@ what stands around and between them is what its processor writes. A family that 
 transformers' own forward pass when it is loaded (`probe`).
 """
 
+from trifocal.vision.door.processors import count
 from trifocal.vision.door.vision import DoorVision, load_door
 
-__all__ = ["DoorVision", "load_door"]
+__all__ = ["DoorVision", "count", "load_door"]

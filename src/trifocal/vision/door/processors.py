@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from trifocal.errors import CheckpointError
 from trifocal.templates import Control
 
-__all__ = ["Layout", "Processor", "open_processor"]
+__all__ = ["Layout", "Processor", "count", "open_processor"]
 
 Layout = tuple["str | Control | int", ...]
 Frame = Callable[[Mapping[str, Any], Any], Layout]
@@ -46,6 +46,21 @@ def open_processor(folder: Path, config: Any) -> Processor:
         raise CheckpointError(
             f"{folder}: transformers can't make its image processor or its tokens ({said})"
         ) from error
+
+
+def count(folder: Path, width: int, height: int) -> int:
+    """Positions that a picture of this size takes, its marks among them; no weights are read.
+
+    Raises:
+        CheckpointError: transformers can't make the processor.
+    """
+    from PIL import Image as Pictures
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    processor = open_processor(folder, config)
+    layout = processor.layout(processor.inputs(Pictures.new("RGB", (width, height))))
+    return sum(item if isinstance(item, int) else 1 for item in layout)
 
 
 class _Written:

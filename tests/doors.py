@@ -1,0 +1,86 @@
+"""A family that comes through the door: transformers' whole model and the same weights loaded by us, side by side."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import trifocal
+from door_models import make_door
+from trifocal.images import Image
+from trifocal.llava import Llava
+from trifocal.messages import Message
+from trifocal.placement import Placement
+from trifocal.prompt import Prompt
+from trifocal.templates import Piece, get_template
+
+EXACT = Placement("cpu", "float32")
+
+
+@dataclass(frozen=True)
+class Door:
+    kind: str
+    llava: Llava
+    model: Any
+    processor: Any
+
+    def theirs(self, parts: list[str | Image]) -> dict[str, Any]:
+        """What transformers makes of the parts."""
+        mark = self.processor.image_token
+        text = "".join(mark if isinstance(part, Image) else part for part in parts)
+        images = [part.pixels for part in parts if isinstance(part, Image)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # PaliGemma's makes labels by way of NumPy
+            found = dict(self.processor(text=text, images=images, return_tensors="pt"))
+        found.pop("labels", None)
+        return found
+
+    def ours(self, parts: list[str | Image]) -> tuple[Piece, ...]:
+        """The parts with what the family's processor puts around them besides."""
+        if "paligemma" in self.kind:
+            return get_template("paligemma").render([Message("user", tuple(parts))])
+        return tuple(parts)
+
+    @torch.no_grad()
+    def rows(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """The rows that transformers makes of all pictures of a prompt, ``[positions, hidden]``."""
+        see = getattr(self.model, "get_image_features", None) or self.model.model.get_image_features
+        taken = inspect.signature(see).parameters
+        seen = see(**{name: value for name, value in inputs.items() if name in taken})
+        rows = getattr(seen, "pooler_output", seen)
+        rows = torch.cat(list(rows)) if isinstance(rows, (list, tuple)) else rows
+        return rows.flatten(0, -2)
+
+    @torch.no_grad()
+    def logits(self, prompt: Prompt) -> torch.Tensor:
+        """Our logits of a whole prompt, ``[positions, vocabulary]``."""
+        rows = prompt.splice(self.llava.engine.embed)
+        return self.llava.engine.model(inputs_embeds=rows[None], **self.llava.engine._masks(prompt, 0)).logits[0]
+
+    def greedy(self, inputs: dict[str, Any], count: int = 64) -> list[int]:
+        """What transformers' own generation says, with the end tokens forbidden."""
+        said = self.model.generate(
+            **inputs,
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            eos_token_id=sorted(self.llava.engine._end_ids),
+            pad_token_id=0,
+        )
+        return list(said[0, inputs["input_ids"].shape[1] :].tolist())
+
+
+@contextmanager
+def load_door(kind: str, folder: Path) -> Iterator[Door]:
+    """A family saved as transformers saves it, loaded in float32."""
+    model, processor = make_door(kind, folder)
+    places = dict.fromkeys(("tower", "projector", "language"), EXACT)
+    with trifocal.load(checkpoint=str(folder), template="plain", **places) as llava:
+        yield Door(kind, llava, model, processor)
