@@ -3,8 +3,9 @@
     python benchmarks/converting.py --layers 2 4 8 --folder /tmp/converting
 
 Each runs in a process of its own. ``grown`` is its highest resident memory less what it was after the imports, and,
-of ``load``, less the model that is there in the end; ``anonymous`` leaves out pages of mapped files, which the system
-takes back when it needs them. ``lora`` is a split that adds a LoRA of rank 128 to every linear layer.
+of ``load`` onto the CPU, less the model that is there in the end (``--device`` puts it elsewhere); ``anonymous`` leaves
+out pages of mapped files, which the system takes back when it needs them. ``lora`` is a split that adds a LoRA of rank
+128 to every linear layer.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ def one(what: str, words: list[str]) -> None:
     from trifocal.checkpoints import find_checkpoint
 
     torch.set_num_threads(1)
-    paths = [Path(word) for word in words]
+    paths = [Path(word) for word in words[:3]]
     before, peak, over = resident(), {"VmRSS": 0, "RssAnon": 0}, threading.Event()
 
     def watch() -> None:
@@ -163,14 +164,17 @@ def one(what: str, words: list[str]) -> None:
         from trifocal.placement import Placement
 
         engine = load_engine(
-            "transformers", load_language(find_checkpoint(words[0], tower=words[1])), Placement("cpu", "float16")
+            "transformers",
+            load_language(find_checkpoint(words[0], tower=words[1])),
+            Placement(words[3], "float16"),
         )
     over.set()
     watcher.join()
     size = sum(file.stat().st_size for file in paths[2].rglob("*.safetensors"))
     if what == "load":
         size = sum(tensor.nbytes for tensor in engine.model.state_dict().values())  # type: ignore[attr-defined]
-        peak = {name: value - size for name, value in peak.items()}
+        if words[3] == "cpu":
+            peak = {name: value - size for name, value in peak.items()}
     grown = {name: (peak[name] - before[name]) / 1e6 for name in peak}
     print(json.dumps({"GB": size / 1e9, "grown": round(grown["VmRSS"]), "anonymous": round(grown["RssAnon"])}))
 
@@ -185,6 +189,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--folder", type=Path, default=Path("/tmp/converting"))
     parser.add_argument("--only", choices=KINDS)
+    parser.add_argument("--device", default="cpu", help="where the loaded language model goes")
     parser.add_argument("--one", nargs=argparse.REMAINDER)
     given = parser.parse_args()
     if given.one:
@@ -207,7 +212,7 @@ def main() -> None:
                 if what == "lora":
                     (here / "a").rename(here / "base")
                     lora(here / "a", here / "base", layers, config(layers, ROWS, **mm))
-            found = measured(what, str(here / "a"), str(here / "b"), str(here / "out"))
+            found = measured(what, str(here / "a"), str(here / "b"), str(here / "out"), given.device)
             row = (f"{found['GB']:.1f}", *(f"{found[name]:.0f}" for name in ("grown", "anonymous", "seconds")))
             print(f"| {what} | {layers} | {' | '.join(row)} |", flush=True)
             shutil.rmtree(here)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from trifocal.placement import Placement
 from trifocal.prompt import Prompt
 from trifocal.templates import Piece, get_template
 
-EXACT = Placement("cpu", "float32")
+EXACT = Placement(os.environ.get("TRIFOCAL_DEVICE", "cpu"), "float32")
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Door:
     def logits(self, prompt: Prompt) -> torch.Tensor:
         """Our logits of a whole prompt, ``[positions, vocabulary]``."""
         rows = prompt.splice(self.llava.engine.embed)
-        return self.llava.engine.model(inputs_embeds=rows[None], **self.llava.engine._masks(prompt, 0)).logits[0]
+        return self.llava.engine.model(inputs_embeds=rows[None], **self.llava.engine._masks(prompt, 0)).logits[0].cpu()
 
     def greedy(self, inputs: dict[str, Any], count: int = 64) -> list[int]:
         """What transformers' own generation says, with the end tokens forbidden."""

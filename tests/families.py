@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ from trifocal.images import Image
 from trifocal.llava import Llava
 from trifocal.placement import Placement
 
-EXACT = Placement("cpu", "float32")
+# the reference stays on the CPU; TRIFOCAL_DEVICE=cuda:0 holds us on a GPU against it
+EXACT = Placement(os.environ.get("TRIFOCAL_DEVICE", "cpu"), "float32")
 SQUARE = {"height": TILE, "width": TILE}
 
 

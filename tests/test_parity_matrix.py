@@ -115,12 +115,12 @@ def _named(model: object) -> str:
 def measure(pair: Pair, image: Image) -> Measured:
     """One picture between two texts: rows, the greatest differences, and 64 greedy tokens."""
     llava, model = pair.llava, pair.made.model
-    (ours,), (theirs,) = llava.composer.vision.encode([image]), pair.reference_rows([image])
+    ours, theirs = llava.composer.vision.encode([image])[0].cpu(), pair.reference_rows([image])[0]
     prompt = llava.composer.prompt(["Look. ", image, "What is shown here?"])
     ids = torch.tensor([prompt.ids(model.config.image_token_id)])
     inputs = inputs_of(pair, [image])
     wanted = model(input_ids=ids, **inputs).logits[0]
-    logits = llava.engine.model(inputs_embeds=prompt.splice(llava.engine.embed)[None]).logits[0]
+    logits = llava.engine.model(inputs_embeds=prompt.splice(llava.engine.embed)[None]).logits[0].cpu()
     said = list(llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True)))
     return Measured(
         rows=len(ours),
@@ -137,7 +137,7 @@ def measure_door(door: Door, image: Image) -> Measured:
     parts = ["Look. ", image, "What is shown here?"]
     inputs, prompt = door.theirs(parts), door.llava.composer.prompt(door.ours(parts))
     assert prompt.ids(door.model.config.image_token_id) == inputs["input_ids"][0].tolist()
-    (ours,) = door.llava.composer.vision.encode([image])
+    ours = door.llava.composer.vision.encode([image])[0].cpu()
     wanted = door.model(**inputs).logits[0]
     said = list(door.llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True)))
     return Measured(
