@@ -140,8 +140,8 @@ def one(what: str, words: list[str]) -> None:
     """The conversion, in this process, watched by a thread."""
     import torch
 
-    from trifocal import convert
     from trifocal.checkpoints import find_checkpoint
+    from trifocal.tools import convert
 
     torch.set_num_threads(1)
     paths = [Path(word) for word in words[:3]]

@@ -31,8 +31,8 @@ from PIL import Image as Pictures
 
 import trifocal
 from trifocal.images import from_data_uri
-from trifocal.llava import Llava
 from trifocal.messages import Sampling
+from trifocal.model.llava import Llava
 
 QUESTION = "What colour is the picture?"
 

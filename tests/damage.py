@@ -28,7 +28,7 @@ HTML = "<!DOCTYPE html><html><head><title>403 Forbidden</title></head><body>Acce
 
 @dataclass(frozen=True)
 class Sample:
-    """A checkpoint that loads: its folder, and where in it the parts are (as `trifocal.llava.load` is told)."""
+    """A checkpoint that loads: its folder, and where in it the parts are (as `trifocal.model.llava.load` is told)."""
 
     folder: Path
     places: dict[str, str]
@@ -43,7 +43,7 @@ class Sample:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What `trifocal.llava.load` is to be told."""
+        """What `trifocal.model.llava.load` is to be told."""
         places = {key: str(self.folder / place) for key, place in self.places.items()}
         return places if self.template is None else {**places, "template": self.template}
 

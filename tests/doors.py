@@ -15,12 +15,12 @@ import torch
 
 import trifocal
 from door_models import make_door
+from trifocal.conversation.templates import Piece, get_template
 from trifocal.images import Image
-from trifocal.llava import Llava
 from trifocal.messages import Message
+from trifocal.model.llava import Llava
 from trifocal.placement import Placement
 from trifocal.prompt import Prompt
-from trifocal.templates import Piece, get_template
 
 EXACT = Placement(os.environ.get("TRIFOCAL_DEVICE", "cpu"), "float32")
 

@@ -32,7 +32,7 @@ from layouts import (
     save_original,
 )
 from trifocal.images import Image
-from trifocal.llava import Llava
+from trifocal.model.llava import Llava
 from trifocal.placement import Placement
 
 # the reference stays on the CPU; TRIFOCAL_DEVICE=cuda:0 holds us on a GPU against it

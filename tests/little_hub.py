@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -131,3 +134,21 @@ def running_hub(repositories: dict[str, Path]) -> Iterator[LittleHub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def trifocal(hub: LittleHub, home: Path, *words: str, code: int = 0) -> str:
+    """The command line with that hub and a cache of its own; everything that it said."""
+    environ = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": os.environ.get("TRIFOCAL_TEST_TOKEN", ""),
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+        "COLUMNS": "200",
+    }
+    command = [sys.executable, "-m", "trifocal", *words]
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == code, ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr

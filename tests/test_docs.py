@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trifocal.cli import COMMANDS
-from trifocal.templates import ALIASES, TEMPLATES
+from trifocal.conversation.templates import ALIASES, TEMPLATES
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "training").glob("*.md")])
@@ -49,14 +49,6 @@ def test_the_tree_of_the_readme_is_the_tree() -> None:
     for name in re.findall(r"([a-z_]+(?:\.py|/))", text):
         found = [ROOT / name, ROOT / "src" / "trifocal" / name, ROOT / "src" / name]
         assert name in ("src/", "trifocal/") or any(path.exists() for path in found), name
-
-
-def test_the_architecture_names_what_is_there() -> None:
-    text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
-    for name in re.findall(r"^\| \d \| (.+?) \|", text, re.MULTILINE):
-        for module in re.findall(r"`([a-z]+)/?`", name):
-            home = ROOT / "src" / "trifocal"
-            assert (home / module).is_dir() or (home / f"{module}.py").is_file(), module
 
 
 def test_every_template_that_a_page_names_is_there() -> None:

@@ -11,32 +11,7 @@ from pathlib import Path
 import pytest
 
 import trifocal
-
-SOURCE = Path(trifocal.__file__).parent
-
-# from the ground up; a module imports only from floors below its own, or from its own folder
-FLOORS = [
-    {"errors"},
-    {"files"},
-    {"images", "prompt", "placement", "timing"},
-    {"messages"},
-    {"templates", "engines.base"},
-    {"markup", "history", "engines"},
-    {"settings", "quantised"},
-    {"hub", "weights", "decoding", "jinja_process", "fetching"},
-    {"jinja"},
-    {"lora"},
-    {"checkpoints"},
-    {"vision", "convert", "pulling"},
-    {"composer"},
-    {"budget", "explaining"},
-    {"llava", "webui"},
-    {"extension", "api"},
-    {"web"},
-    {"cli"},
-    {"__main__"},
-]
-FOLDERS = {"checkpoints", "engines", "quantised", "api", "cli", "vision", "web", "webui"}
+from floors import PAGE, SOURCE, floor, table
 
 
 def module_name(path: Path) -> str:
@@ -66,24 +41,14 @@ def imports(path: Path) -> set[str]:
     return {name for name in found if name}
 
 
-def floor(name: str) -> int:
-    for level, names in enumerate(FLOORS):
-        if name in names:
-            return level
-    for level, names in enumerate(FLOORS):
-        if name.split(".")[0] in names & FOLDERS:
-            return level
-    raise AssertionError(f"{name} is on no floor: draw it into the plan")
-
-
-def folder(name: str) -> str:
-    return name.split(".")[0] if name.split(".")[0] in FOLDERS else name
+def room(name: str) -> str:
+    return name.split(".")[0]
 
 
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_imports_run_down(name: str) -> None:
     for other in imports(modules()[name]):
-        if folder(other) != folder(name):
+        if room(other) != room(name):
             assert floor(other) < floor(name), f"{name} (floor {floor(name)}) imports {other} (floor {floor(other)})"
 
 
@@ -95,11 +60,15 @@ def test_there_is_no_circle() -> None:
         graph = {name: needs for name, needs in graph.items() if name not in free}
 
 
+def test_the_plan_is_drawn_as_it_is() -> None:
+    assert table() in PAGE.read_text("utf-8"), "draw it anew: python tests/floors.py"
+
+
 def test_engines_know_neither_vision_nor_checkpoints() -> None:
     for name, path in modules().items():
         if name.split(".")[0] == "engines":
-            allowed = {"errors", "files", "messages", "prompt", "placement", "timing", "engines"}
-            assert {folder(other) for other in imports(path)} <= allowed, name
+            allowed = {"errors", "files", "messages", "prompt", "placement", "timing", "weights", "engines"}
+            assert {room(other) for other in imports(path)} <= allowed, name
 
 
 @pytest.mark.parametrize("name", sorted(modules()))

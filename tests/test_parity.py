@@ -19,12 +19,12 @@ import trifocal
 from checkpoint_maker import V0, Spelling, make_hf15, make_v0, tensors_of
 from trifocal.checkpoints import from_folder
 from trifocal.images import Image
-from trifocal.llava import Llava
 from trifocal.messages import Sampling
+from trifocal.model.llava import Llava
 from trifocal.placement import Placement
 from trifocal.prompt import Prompt
 from trifocal.vision import pixels
-from trifocal.weights import part_weights
+from trifocal.weights.tensors import part_weights
 
 Drawn = Callable[..., Image]
 EXACT = Placement("cpu", "float32")

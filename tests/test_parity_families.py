@@ -16,7 +16,7 @@ from trifocal.errors import BadImage
 from trifocal.images import Image, from_frames
 from trifocal.messages import Sampling
 from trifocal.vision import pixels
-from trifocal.weights import part_weights
+from trifocal.weights.tensors import part_weights
 
 Drawn = Callable[..., Image]
 NAMES = ["1.5", "bakllava", "1.6-vicuna", "1.6-mistral", "1.6-34b", "onevision", "onevision-tied", "interleave"]

@@ -32,8 +32,8 @@ from training.world import (  # noqa: E402
 )
 
 import trifocal  # noqa: E402
+from trifocal.conversation.templates import TEMPLATES  # noqa: E402
 from trifocal.messages import Sampling  # noqa: E402
-from trifocal.templates import TEMPLATES  # noqa: E402
 
 
 def test_the_world_has_one_name_for_each_thing() -> None:

@@ -11,7 +11,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trifocal.budget import Budget, TurnCost
     from trifocal.errors import (
         BadImage,
         BadMarkup,
@@ -26,13 +25,14 @@ if TYPE_CHECKING:
         UnknownName,
         UsageError,
     )
-    from trifocal.explaining import Explanation, Look, PictureLook, WordLook
     from trifocal.images import Image
     from trifocal.images import load as open_image
-    from trifocal.llava import Llava, load
     from trifocal.messages import Chunk, End, Message, Reply, Sampling
+    from trifocal.model.budget import Budget, TurnCost
+    from trifocal.model.explaining import Explanation, Look, PictureLook, WordLook
+    from trifocal.model.llava import Llava, load
+    from trifocal.model.settings import Settings
     from trifocal.placement import Placement
-    from trifocal.settings import Settings
 
 __version__ = "0.1.0"
 
@@ -51,13 +51,13 @@ _HOME = {
         "UnknownName",
         "UsageError",
     ),
-    "budget": ("Budget", "TurnCost"),
-    "explaining": ("Explanation", "Look", "PictureLook", "WordLook"),
+    "model.budget": ("Budget", "TurnCost"),
+    "model.explaining": ("Explanation", "Look", "PictureLook", "WordLook"),
     "images": ("Image", "open_image"),
-    "llava": ("Llava", "load"),
+    "model.llava": ("Llava", "load"),
     "messages": ("Chunk", "End", "Message", "Reply", "Sampling"),
     "placement": ("Placement",),
-    "settings": ("Settings",),
+    "model.settings": ("Settings",),
 }
 _RENAMED = {"open_image": "load"}
 

@@ -34,7 +34,7 @@ class Message:
     """One turn: a role and its parts, in the order in which they were written.
 
     A ``str`` given for ``parts`` is taken as one part. The literal ``<image>`` inside a text part
-    says where the message's pictures go; see `trifocal.templates.place`.
+    says where the message's pictures go; see `trifocal.conversation.templates.place`.
 
     Raises:
         BadMessages: an unknown role, a part that is neither text nor `Image`, or a picture in a

@@ -23,12 +23,12 @@ from trifocal.api.app import create_app
 from trifocal.api.server import Listener, listen
 from trifocal.api.settings import ServerSettings
 from trifocal.checkpoints import find_checkpoint
-from trifocal.composer import Composer
+from trifocal.conversation.templates import get_template
 from trifocal.engines.echo import Echo
 from trifocal.images import Image
-from trifocal.llava import Llava
+from trifocal.model.composer import Composer
+from trifocal.model.llava import Llava
 from trifocal.prompt import Prompt
-from trifocal.templates import get_template
 from trifocal.timing import Timings
 from trifocal.vision import PatchGrid, View
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from trifocal.engines.base import PackedLinear
 from trifocal.engines.int4 import Int4Linear, bind
+from trifocal.weights.packed import PackedLinear
 
 CPU = torch.device("cpu")
 DEVICES = [CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])]

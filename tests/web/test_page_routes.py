@@ -20,9 +20,9 @@ from PIL import Image as Pictures
 import trifocal
 from trifocal.api.guard import ANSWERING, ASIDE
 from trifocal.api.settings import hash_key
+from trifocal.conversation.templates import TEMPLATES, get_template
 from trifocal.errors import UsageError
 from trifocal.images import from_bytes
-from trifocal.templates import TEMPLATES, get_template
 from trifocal.vision import shown
 from trifocal.web import pages, routes
 

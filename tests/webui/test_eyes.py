@@ -10,8 +10,8 @@ import pytest
 from tiny_parts import Parts
 
 from trifocal.checkpoints import find_checkpoint
-from trifocal.convert import split
 from trifocal.errors import CheckpointError, UsageError
+from trifocal.tools.convert import split
 from trifocal.webui.eyes import Eyes, ModelFacts, find_eyes, known_eyes, tells_its_eyes
 
 

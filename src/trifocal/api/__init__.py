@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from trifocal.api.settings import ServerSettings
 
 if TYPE_CHECKING:
-    from trifocal.settings import Settings
+    from trifocal.model.settings import Settings
 
 __all__ = ["ServerSettings", "serve"]
 

@@ -23,7 +23,7 @@ from trifocal.api.settings import ServerSettings
 from trifocal.api.strict_json import loads
 from trifocal.api.wire import ErrorBody, Json, invalid
 from trifocal.errors import TrifocalError
-from trifocal.llava import Llava
+from trifocal.model.llava import Llava
 
 __all__ = ["DIALECTS", "App", "create_app"]
 

@@ -16,10 +16,10 @@ from trifocal.api.errors import explain, refuse
 from trifocal.api.events import STREAMED, EventStream, event
 from trifocal.api.serving import Answers, Job, Server, Serving, Step
 from trifocal.api.wire import Draft, Json, Picture, Tagged, Wire, check_text, dump, user_text
+from trifocal.conversation.history import Keep, parse_keep
+from trifocal.conversation.templates import ChatTemplate, get_template
 from trifocal.errors import UsageError
-from trifocal.history import Keep, parse_keep
 from trifocal.messages import Role, Sampling, TokenLogprob
-from trifocal.templates import ChatTemplate, get_template
 
 __all__ = [
     "ChatMessage",

@@ -20,8 +20,8 @@ from trifocal.api.guard import LogFormat
 from trifocal.api.protocol import protocol
 from trifocal.api.settings import ServerSettings
 from trifocal.errors import UsageError
-from trifocal.llava import load
-from trifocal.settings import Settings
+from trifocal.model.llava import load
+from trifocal.model.settings import Settings
 
 __all__ = ["Listener", "listen", "serve"]
 

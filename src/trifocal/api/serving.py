@@ -21,12 +21,12 @@ from trifocal.api.metrics import Metrics
 from trifocal.api.pump import Pump
 from trifocal.api.settings import ServerSettings
 from trifocal.api.wire import Draft, Picture, Tagged, decode
+from trifocal.conversation.history import Keep, shortened
+from trifocal.conversation.templates import ChatTemplate, Piece
 from trifocal.errors import PromptTooLong
-from trifocal.history import Keep, shortened
 from trifocal.images import Image, Limits
-from trifocal.llava import Llava
 from trifocal.messages import Chunk, End, Message, Sampling, TokenLogprob
-from trifocal.templates import ChatTemplate, Piece
+from trifocal.model.llava import Llava
 
 __all__ = ["Answers", "ClientGone", "Job", "Server", "Serving", "Step", "caller_of"]
 

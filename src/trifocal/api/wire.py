@@ -12,9 +12,9 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict
 
 from trifocal.api.errors import Refusal, refuse
+from trifocal.conversation.markup import parse
 from trifocal.errors import BadImage
 from trifocal.images import Image, Limits, from_bytes, from_data_uri
-from trifocal.markup import parse
 from trifocal.messages import Message, Role
 
 __all__ = [

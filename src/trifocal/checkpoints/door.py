@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from trifocal.checkpoints.configs import text_part
 from trifocal.checkpoints.parts import Preprocessing, Projector, Tower
 from trifocal.errors import CheckpointError
-from trifocal.weights import Weights, weight_files
+from trifocal.weights.tensors import Weights, weight_files
 
 if TYPE_CHECKING:
     import torch

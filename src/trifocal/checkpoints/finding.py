@@ -18,10 +18,10 @@ from trifocal.checkpoints.parts import FITS, Checkpoint, Fit, Preprocessing, Pro
 from trifocal.checkpoints.reading import own_config, read_json
 from trifocal.engines.base import Language
 from trifocal.errors import CheckpointError, UsageError
-from trifocal.hub import EVERYTHING, PICKLES, locate
-from trifocal.lora import ADAPTER, LoraWeights, base_of
-from trifocal.quantised import open_weights
-from trifocal.weights import Weights, part_weights
+from trifocal.hub.locate import EVERYTHING, PICKLES, locate
+from trifocal.weights.lora import ADAPTER, LoraWeights, base_of
+from trifocal.weights.quantised import open_weights
+from trifocal.weights.tensors import Weights, part_weights
 
 __all__ = ["find_checkpoint", "from_folder", "language_weights", "load_language", "refitted"]
 
@@ -41,7 +41,7 @@ def find_checkpoint(
     ``tower``, ``projector`` and ``language`` take a part from elsewhere: a folder, a file or a hub id. ``vision``
     names another package's vision (`trifocal.vision.plugged`); then the checkpoint is a language model alone. ``fit``
     shows pictures in another way than the checkpoint was trained with. ``patterns`` are the files that are fetched of
-    hub repositories: `trifocal.hub.CONFIGS` alone tell what a checkpoint is.
+    hub repositories: `trifocal.hub.locate.CONFIGS` alone tell what a checkpoint is.
 
     Raises:
         CheckpointError: files that are missing, or that don't say what they must.
@@ -171,7 +171,7 @@ def language_weights(text: Text, *, allow_pickle: bool = False) -> Weights:
 def load_language(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> Language:
     """The language half, as an engine's loader takes it; tensors are read when they are asked for.
 
-    Quantised weights are presented as the dense ones they stand for: see `trifocal.quantised`.
+    Quantised weights are presented as the dense ones they stand for: see `trifocal.weights.quantised`.
 
     Raises:
         CheckpointError: weights missing, damaged, or pickles that are not allowed.
@@ -183,8 +183,8 @@ def load_language(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> Lang
     else:
         weights = language_weights(checkpoint.language, allow_pickle=allow_pickle)
     if source.suffix == ".gguf":
-        from trifocal.quantised.gguf import GgufFile
-        from trifocal.quantised.gguf_tokenizer import tokenizer
+        from trifocal.gguf.container import GgufFile
+        from trifocal.gguf.tokenizer import tokenizer
 
         return Language(source, config, weights, tokenizer(GgufFile(source)))
     dense = open_weights(weights, config, source, lambda name: str(weights.where(name)))

@@ -10,7 +10,7 @@ from trifocal.checkpoints.parts import Checkpoint, Preprocessing, Projector
 from trifocal.checkpoints.reading import knows, own_config
 from trifocal.checkpoints.tilings import original_tiling
 from trifocal.errors import CheckpointError
-from trifocal.hub import locate
+from trifocal.hub.locate import locate
 
 __all__ = ["from_gguf", "gguf_pair"]
 
@@ -52,8 +52,8 @@ def from_gguf(language: Path, mmproj: Path, *, name: str | None, template: str |
     A projector of one layer is LLaVA v0's (pictures cropped), one of two layers 1.5's (padded), or 1.6's
     where there are canvases to cut into tiles.
     """
-    from trifocal.quantised.gguf import GgufFile
-    from trifocal.quantised.mmproj import Mmproj
+    from trifocal.gguf.container import GgufFile
+    from trifocal.gguf.mmproj import Mmproj
 
     seeing = Mmproj(GgufFile(mmproj))
     first_family = "weight" in seeing.projector

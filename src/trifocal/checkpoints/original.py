@@ -12,9 +12,9 @@ from trifocal.checkpoints.reading import knows, layer_number, own_config, read_j
 from trifocal.checkpoints.tilings import original_tiling
 from trifocal.checkpoints.towers import TOWERS
 from trifocal.errors import CheckpointError
-from trifocal.hub import EVERYTHING, PICKLES, locate
-from trifocal.lora import trained_file
-from trifocal.weights import canonical, stored_names
+from trifocal.hub.locate import EVERYTHING, PICKLES, locate
+from trifocal.weights.lora import trained_file
+from trifocal.weights.tensors import canonical, stored_names
 
 __all__ = ["from_original", "trained_with"]
 

@@ -44,8 +44,8 @@ def own_config(language: Path) -> dict[str, Any]:
     """A language model's configuration: its ``config.json``, or what its GGUF file says."""
     if language.suffix != ".gguf":
         return read_json(language / "config.json")
-    from trifocal.quantised.gguf import GgufFile
-    from trifocal.quantised.gguf_language import language_config
+    from trifocal.gguf.container import GgufFile
+    from trifocal.gguf.language import language_config
 
     return language_config(GgufFile(language))
 
@@ -85,7 +85,7 @@ def layer_number(folder: Path, config: Mapping[str, Any], key: str, default: int
 def knows(folder: Path, token: str) -> bool:
     """Whether a tokenizer's files mention a token."""
     if folder.suffix == ".gguf":
-        from trifocal.quantised.gguf import GgufFile
+        from trifocal.gguf.container import GgufFile
 
         return token in GgufFile(folder).metadata.get("tokenizer.ggml.tokens", [])
     files = ("added_tokens.json", "tokenizer.json", "tokenizer_config.json")

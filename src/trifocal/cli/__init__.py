@@ -23,7 +23,7 @@ COMMANDS = {
     "pull": "trifocal.cli.pull:pull_command",
     "list": "trifocal.cli.pull:list_held",
     "convert": "trifocal.cli.convert:convert",
-    "extension": "trifocal.extension:extension",
+    "extension": "trifocal.cli.extension:extension",
 }
 
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trifocal.cli.options import load_shown, model_options, sampling_options
-from trifocal.decoding import collect
 from trifocal.errors import UsageError
 from trifocal.images import Image, from_bytes, from_path
 from trifocal.messages import Chunk, End, Message, Reply, Sampling
-from trifocal.settings import Settings
+from trifocal.model.decoding import collect
+from trifocal.model.settings import Settings
 
 if TYPE_CHECKING:
-    from trifocal.llava import Llava
+    from trifocal.model.llava import Llava
 
 __all__ = ["ask", "describe", "read_picture"]
 

@@ -12,7 +12,7 @@ from trifocal.cli.options import load_shown, model_options, sampling_options
 from trifocal.errors import BadImage, UsageError
 from trifocal.images import from_path
 from trifocal.messages import Sampling
-from trifocal.settings import Settings
+from trifocal.model.settings import Settings
 
 __all__ = ["caption"]
 

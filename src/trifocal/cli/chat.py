@@ -11,14 +11,14 @@ import click
 
 from trifocal.cli.ask import read_picture
 from trifocal.cli.options import load_shown, model_options, sampling_options
+from trifocal.conversation.history import parse_keep
 from trifocal.errors import TrifocalError
-from trifocal.history import parse_keep
 from trifocal.images import Image
 from trifocal.messages import Message, Sampling
-from trifocal.settings import Settings
+from trifocal.model.settings import Settings
 
 if TYPE_CHECKING:
-    from trifocal.llava import Llava
+    from trifocal.model.llava import Llava
 
 __all__ = ["Conversation", "chat"]
 

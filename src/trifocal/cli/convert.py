@@ -56,8 +56,8 @@ def delta(base: str, delta: str, out: Path, shard: int, allow_pickle: bool) -> N
     The base is the original LLaMA, not Vicuna: tensors do not tell one from the other, so that is yours to see to.
     Names, shapes and dims are checked before anything is written, and every sum is finite or refused.
     """
-    from trifocal.convert import apply_delta
-    from trifocal.hub import CONFIGS, PICKLES, WEIGHTS, locate
+    from trifocal.hub.locate import CONFIGS, PICKLES, WEIGHTS, locate
+    from trifocal.tools.convert import apply_delta
 
     wanted = (*CONFIGS, *WEIGHTS, *(PICKLES if allow_pickle else ()))
     with _progress("adding") as tell:
@@ -82,8 +82,8 @@ def split(checkpoint: str, out: Path, shard: int, allow_pickle: bool) -> None:
 
     The language model is one that transformers, and so text-generation-webui's Transformers loader, opens by itself.
     """
-    from trifocal import convert as work
     from trifocal.checkpoints import find_checkpoint
+    from trifocal.tools import convert as work
 
     with _progress("taking apart") as tell:
         done = work.split(find_checkpoint(checkpoint), out, shard=shard, allow_pickle=allow_pickle, tell=tell)
@@ -100,7 +100,7 @@ Example:
 @_SHARD
 def join(folder: Path, out: Path, shard: int) -> None:
     """Puts FOLDER/language, FOLDER/tower and FOLDER/projector together, in the layout of llava-hf's 1.5."""
-    from trifocal import convert as work
+    from trifocal.tools import convert as work
 
     with _progress("putting together") as tell:
         done = work.join(folder, out, shard=shard, tell=tell)

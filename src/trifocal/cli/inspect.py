@@ -23,11 +23,11 @@ from trifocal.checkpoints import (
     read_json,
 )
 from trifocal.cli.options import model_options
+from trifocal.conversation.jinja import find_template, has_template
 from trifocal.errors import CheckpointError
-from trifocal.hub import CONFIGS, EVERYTHING, is_whole
-from trifocal.jinja import find_template, has_template
-from trifocal.settings import Settings
-from trifocal.weights import part_weights, stored_names
+from trifocal.hub.locate import CONFIGS, EVERYTHING, is_whole
+from trifocal.model.settings import Settings
+from trifocal.weights.tensors import part_weights, stored_names
 
 __all__ = ["PartFacts", "expected_facts", "expected_numbers", "inspect", "part_facts"]
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trifocal.messages import Sampling
-from trifocal.settings import Settings
+from trifocal.model.settings import Settings
 
 if TYPE_CHECKING:
-    from trifocal.llava import Llava
+    from trifocal.model.llava import Llava
 
 __all__ = ["load_shown", "model_options", "parse_engine_options", "sampling_options"]
 
@@ -77,7 +77,7 @@ def sampling_options(command: Command) -> Command:
 
 def load_shown(settings: Settings) -> Llava:
     """Loads the model; a terminal shows that it is under way."""
-    from trifocal.llava import load
+    from trifocal.model.llava import load
 
     if not sys.stderr.isatty():
         return load(settings)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trifocal.errors import UsageError
-from trifocal.explaining import Explanation, WordLook
 from trifocal.images import Image
+from trifocal.model.explaining import Explanation, WordLook
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

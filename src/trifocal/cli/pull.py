@@ -10,7 +10,7 @@ import click
 
 from trifocal.checkpoints import KNOWN, find_checkpoint
 from trifocal.errors import TrifocalError
-from trifocal.pulling import PARTS, Held, Part, Pulled, Wanted, held, pull, wanted
+from trifocal.tools.pull import PARTS, Held, Part, Pulled, Wanted, held, pull, wanted
 
 __all__ = ["list_held", "pull_command"]
 

@@ -10,7 +10,7 @@ import click
 from trifocal.api.settings import KEY_VARIABLE, ServerSettings
 from trifocal.cli.options import model_options
 from trifocal.errors import UsageError
-from trifocal.settings import Settings
+from trifocal.model.settings import Settings
 
 __all__ = ["serve", "server_options", "server_settings"]
 

@@ -18,47 +18,10 @@ __all__ = [
     "Attending",
     "Engine",
     "Language",
-    "Located",
-    "PackedLinear",
-    "PackedWeights",
     "Scoring",
     "Step",
     "Tokenizer",
 ]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PackedLinear:
-    """A linear layer whose weight is whole levels on a grid: ``weight = scale * (level - zero)``.
-
-    ``levels`` uint8 ``[out, in]`` below ``2**bits``, ``scales`` and ``zeros`` float32 ``[groups, out]``, ``group``
-    int64 ``[in]`` says which group a column belongs to, ``bias`` is ``[out]`` or None.
-    """
-
-    bits: int
-    levels: torch.Tensor
-    scales: torch.Tensor
-    zeros: torch.Tensor
-    group: torch.Tensor
-    bias: torch.Tensor | None = None
-
-
-@runtime_checkable
-class PackedWeights(Protocol):
-    """Weights that can also give a layer as it was quantised, for engines with a product of their own for it."""
-
-    def packed(self, name: str) -> PackedLinear | None:
-        """The layer whose weight is called ``name``, or None where it is an ordinary tensor."""
-        ...
-
-
-@runtime_checkable
-class Located(Protocol):
-    """Weights that can also tell the file of a tensor, for messages."""
-
-    def where(self, name: str) -> Path:
-        """The file that holds a tensor."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +135,7 @@ class Engine(Protocol):
         """Yields the answer's ids one by one, never the end token, at most ``max_tokens``.
 
         Closing the generator cancels the work within one token. Stop strings are not the engine's
-        affair (`trifocal.decoding` watches the text).
+        affair (`trifocal.model.decoding` watches the text).
 
         Raises:
             PromptTooLong: the prompt and one token don't fit.

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from trifocal.engines.base import PackedLinear, PackedWeights
+from trifocal.weights.packed import PackedLinear, PackedWeights
 
 __all__ = ["Int4Linear", "bind"]
 

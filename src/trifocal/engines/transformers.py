@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from trifocal.engines import int4 as packing
-from trifocal.engines.base import Language, Located
+from trifocal.engines.base import Language
 from trifocal.engines.grammar import Constraint, Grammars
 from trifocal.engines.prefixes import Prefixes, position_keys
 from trifocal.engines.sampler import Sampler
@@ -25,6 +25,7 @@ from trifocal.files import read_object
 from trifocal.messages import Sampling
 from trifocal.placement import Part, Placement
 from trifocal.prompt import ImageSpan, Prompt
+from trifocal.weights.packed import Located
 
 __all__ = ["Step", "Transformers", "load"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from trifocal.conversation.templates import Control
 from trifocal.images import Image
-from trifocal.templates import Control
 from trifocal.timing import Timings
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from trifocal.vision.placing import placed, stored
 from trifocal.vision.plugged import open_plugged
 from trifocal.vision.projectors import PROJECTORS
 from trifocal.vision.towers import VisionTransformer
-from trifocal.weights import Weights, part_weights
+from trifocal.weights.tensors import Weights, part_weights
 
 __all__ = ["load_vision", "open_vision"]
 

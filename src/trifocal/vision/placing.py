@@ -14,7 +14,7 @@ from torch import nn
 
 from trifocal.errors import CheckpointError, OutOfMemory
 from trifocal.placement import Placement
-from trifocal.weights import Weights
+from trifocal.weights.tensors import Weights
 
 __all__ = ["on_part", "placed", "room", "stored"]
 

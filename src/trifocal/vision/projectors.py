@@ -8,7 +8,7 @@ from torch import nn
 
 from trifocal.errors import CheckpointError
 from trifocal.vision.activations import Activation
-from trifocal.weights import Weights
+from trifocal.weights.tensors import Weights
 
 __all__ = ["PROJECTORS"]
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from trifocal.api.openai import ChatMessage, drafts_of, keep_of, template_of
 from trifocal.api.serving import Serving
 from trifocal.api.wire import Json, Wire
-from trifocal.budget import Budget
+from trifocal.model.budget import Budget
 
 __all__ = ["CountRequest", "router"]
 

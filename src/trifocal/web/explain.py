@@ -12,7 +12,7 @@ from trifocal.api.errors import Refusal
 from trifocal.api.openai import ChatMessage, drafts_of, keep_of, template_of
 from trifocal.api.serving import Serving
 from trifocal.api.wire import ErrorBody, Json, Wire
-from trifocal.explaining import Explanation, PictureLook, WordLook
+from trifocal.model.explaining import Explanation, PictureLook, WordLook
 
 __all__ = ["ExplainRequest", "router"]
 

@@ -12,8 +12,8 @@ from fastapi.responses import Response
 from trifocal.api.serving import Server, Serving
 from trifocal.api.wire import Json
 from trifocal.checkpoints import FITS, Checkpoint, Preprocessing
+from trifocal.conversation.templates import TEMPLATES
 from trifocal.images import FORMATS
-from trifocal.templates import TEMPLATES
 from trifocal.web.pages import samples
 
 __all__ = ["FIT_WORDS", "fit_words", "router"]

@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from trifocal.checkpoints import Checkpoint
-from trifocal.composer import Composer
+from trifocal.conversation.markup import parse
+from trifocal.conversation.templates import IMAGE_MARK
 from trifocal.errors import BadImage, BadMarkup, CheckpointError, TrifocalError, UsageError
 from trifocal.images import Image, from_pil
-from trifocal.markup import parse
 from trifocal.messages import Part
+from trifocal.model.composer import Composer
 from trifocal.placement import Placement
 from trifocal.prompt import Prompt
-from trifocal.templates import IMAGE_MARK
 from trifocal.vision import Vision, load_vision
 from trifocal.webui.attached import attached, has_images
 from trifocal.webui.eyes import ModelFacts, find_eyes

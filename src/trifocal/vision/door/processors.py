@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from trifocal.conversation.templates import Control
 from trifocal.errors import CheckpointError
-from trifocal.templates import Control
 
 __all__ = ["Layout", "Processor", "count", "open_processor"]
 

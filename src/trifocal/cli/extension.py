@@ -1,0 +1,306 @@
+"""``trifocal extension``: puts the extension where a text-generation-webui looks for it, and tells what is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trifocal import __version__
+from trifocal.conversation.templates import TEMPLATES, Template
+from trifocal.errors import CheckpointError, UsageError
+from trifocal.hub.locate import is_here
+from trifocal.webui.eyes import ModelFacts, known_eyes, split_beside, tells_its_eyes
+
+__all__ = ["Finding", "WebUI", "check", "extension", "install", "instruction_template"]
+
+SCRIPT = Path(__file__).parent.parent / "webui" / "script.py"
+_OURS = "trifocal.webui"
+_SET_ASIDE = "script.py.before-trifocal"
+# the host's menu of instruction templates: its name there, our template
+INSTRUCTIONS = {
+    "LLaVA-v0": "llava_v0_webui_inline",
+    "LLaVA-v0-lines": "llava_v0_webui",
+    "LLaVA-v1": "llava_v1",
+    "LLaVA-Llama-2": "llava_llama_2",
+}
+_REFUSED = re.compile(r"(vip)?llava(_(llama|next|next_video|onevision|mistral|mpt|qwen))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at: whether it is as it must be, what was seen, and what to do."""
+
+    good: bool
+    seen: str
+    todo: str = ""
+
+    def __str__(self) -> str:
+        return f"{'ok  ' if self.good else 'todo'}  {self.seen}" + (f"\n      {self.todo}" if self.todo else "")
+
+
+@dataclass(frozen=True, slots=True)
+class WebUI:
+    """A text-generation-webui on disk; ``extension`` is the folder's name, and the prefix of its settings."""
+
+    root: Path
+    extension: str = "llava"
+
+    def __post_init__(self) -> None:
+        if not (self.root / "server.py").is_file() or not (self.root / "modules" / "extensions.py").is_file():
+            raise UsageError(f"{self.root} is no text-generation-webui: no server.py and modules/extensions.py")
+        if not re.fullmatch(r"[A-Za-z0-9_]+", self.extension):
+            raise UsageError(f"an extension's name is letters, digits and _, not {self.extension!r}")
+
+    @property
+    def date(self) -> str:
+        """Which of the host's ages this is, by the hooks that it knows."""
+        hooks = (self.root / "modules" / "extensions.py").read_text("utf-8", errors="replace")
+        if self.user is not self.root:
+            return "2025 or later (extensions in user_data)"
+        return "of April and May 2023" if "chat_input" not in hooks else "of 2023 to 2025"
+
+    @property
+    def user(self) -> Path:
+        """Where the user's own files are: ``user_data``, or the host's folder itself before that existed."""
+        return self.root / "user_data" if (self.root / "user_data").is_dir() else self.root
+
+    @property
+    def folder(self) -> Path:
+        """The extension's folder, in the first place in which this host looks."""
+        return self.user / "extensions" / self.extension
+
+    @property
+    def templates(self) -> Path:
+        """The folder of instruction templates; it need not be there."""
+        return self.user / "instruction-templates"
+
+    @property
+    def flags(self) -> str:
+        """The start flags kept in a file, without comments."""
+        for file in (self.user / "CMD_FLAGS.txt", self.root / "CMD_FLAGS.txt"):
+            if file.is_file():
+                lines = file.read_text("utf-8", errors="replace").splitlines()
+                return " ".join(line for line in lines if not line.lstrip().startswith("#"))
+        return ""
+
+    @property
+    def settings(self) -> str:
+        """The text of the settings that it reads by itself at its start."""
+        for name in ("settings.yaml", "settings.json"):
+            file = self.user / name
+            if file.is_file():
+                return file.read_text("utf-8", errors="replace")
+        return ""
+
+    @property
+    def models(self) -> Path:
+        """The folder of models."""
+        return self.user / "models"
+
+
+def install(webui: WebUI) -> Iterator[str]:
+    """Puts the extension into its folder and tells step by step what was done.
+
+    The folder gets the script and a copy of this package, so that nothing has to be installed into the
+    host's own Python, whose pinned versions stay as they are. A script of somebody else's that is there
+    already is kept beside it. Where the host has instruction templates, LLaVA's are put among them.
+
+    Raises:
+        UsageError: the folder can't be written.
+    """
+    try:
+        yield from _install(webui)
+    except OSError as error:
+        raise UsageError(f"{error.filename or webui.folder}: {error.strerror or error}") from error
+
+
+def _install(webui: WebUI) -> Iterator[str]:
+    script = webui.folder / "script.py"
+    webui.folder.mkdir(parents=True, exist_ok=True)
+    if script.is_file() and _OURS not in script.read_text("utf-8", errors="replace"):
+        script.replace(webui.folder / _SET_ASIDE)
+        yield f"another extension's script was there; it is kept as {webui.folder / _SET_ASIDE}"
+    shutil.copyfile(SCRIPT, script)
+    yield f"wrote {script}"
+    package = webui.folder / "trifocal"
+    if package.is_dir():
+        shutil.rmtree(package)
+    shutil.copytree(Path(__file__).parent.parent, package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    yield f"copied Trifocal {__version__} to {package}"
+    if webui.templates.is_dir():
+        for name, template in INSTRUCTIONS.items():
+            file = webui.templates / f"{name}.yaml"
+            if not file.exists():
+                file.write_text(instruction_template(TEMPLATES[template]), "utf-8")
+                yield f"wrote the instruction template {file}"
+    yield f"start the host with: --extensions {webui.extension} --loader Transformers"
+
+
+def check(webui: WebUI) -> Iterator[Finding]:
+    """What this host still needs before its model can see: extension, flags, loader, templates, weights."""
+    yield Finding(True, f"text-generation-webui {webui.date} at {webui.root}")
+    yield _script(webui)
+    yield _enabled(webui)
+    yield _loader(webui)
+    if webui.user is not webui.root or webui.templates.is_dir():
+        yield _templates(webui)
+    folders = sorted(path.parent for path in webui.models.glob("*/config.json"))
+    if not folders:
+        todo = "put a language model there, or make one from a LLaVA: trifocal convert split CHECKPOINT --out FOLDER"
+        yield Finding(False, f"{webui.models} holds no model that the Transformers loader could open", todo)
+    yield from (_model(folder) for folder in folders)
+
+
+def _script(webui: WebUI) -> Finding:
+    script, package = webui.folder / "script.py", webui.folder / "trifocal" / "__init__.py"
+    again = f"trifocal extension install --webui {webui.root} --name {webui.extension}"
+    if not script.is_file():
+        return Finding(False, f"{script} is not there", again)
+    if script.read_bytes() != SCRIPT.read_bytes():
+        return Finding(False, f"{script} is not that of Trifocal {__version__}", again)
+    if not package.is_file():
+        return Finding(False, f"{package.parent} is not there", again)
+    version = re.search(r'__version__ = "([^"]+)"', package.read_text("utf-8"))
+    if version is None or version[1] != __version__:
+        return Finding(False, f"{package.parent} holds Trifocal {version[1] if version else 'unknown'}", again)
+    return Finding(True, f"extension {webui.extension}, Trifocal {__version__}, at {webui.folder}")
+
+
+def _enabled(webui: WebUI) -> Finding:
+    flagged = re.search(rf"--extensions\b[^-]*\b{webui.extension}\b", webui.flags)
+    listed = re.search(rf"default_extensions[\"']?\s*:[^:]*\b{webui.extension}\b", webui.settings)
+    if flagged or listed:
+        return Finding(True, "switched on by its start flags or settings")
+    todo = f"start the host with --extensions {webui.extension}, or write that into CMD_FLAGS.txt"
+    return Finding(False, f"no start flag or setting switches {webui.extension} on", todo)
+
+
+def _loader(webui: WebUI) -> Finding:
+    named = re.search(r"--loader[ =]+(\S+)", webui.flags)
+    if named and named[1].lower() != "transformers":
+        todo = "--loader Transformers: no other loader of this host hands pictures' embeddings to its model"
+        return Finding(False, f"the start flags choose the loader {named[1]}", todo)
+    return Finding(True, "loader: load the model with Transformers (Model tab, or --loader Transformers)")
+
+
+def _templates(webui: WebUI) -> Finding:
+    missing = [name for name in INSTRUCTIONS if not (webui.templates / f"{name}.yaml").is_file()]
+    if missing:
+        todo = f"trifocal extension install --webui {webui.root} writes them"
+        return Finding(False, f"instruction templates not there: {', '.join(missing)}", todo)
+    return Finding(True, f"instruction templates there: {', '.join(INSTRUCTIONS)}")
+
+
+def _model(folder: Path) -> Finding:
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        return Finding(False, f"{folder.name}: config.json can't be read ({error})", "fetch the model again")
+    family = str(config.get("model_type"))
+    if _REFUSED.fullmatch(family):
+        todo = f"trifocal convert split {folder} --out FOLDER makes a language model that the loader opens"
+        return Finding(False, f"{folder.name}: the Transformers loader refuses model_type {family!r}", todo)
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        return Finding(False, f"{folder.name}: no weights (*.safetensors or *.bin) in it", "fetch the model again")
+    return _eyes(folder)
+
+
+def _eyes(folder: Path) -> Finding:
+    """Whether the tower and projector that fit a model are on this machine."""
+    try:
+        facts = ModelFacts.of_folder(folder)
+    except CheckpointError as error:
+        return Finding(False, str(error), "fetch the model again")
+    eyes = known_eyes(facts)
+    if tells_its_eyes(folder):
+        return Finding(True, f"{folder.name} tells in its config.json how it sees")
+    if split_beside(folder) is not None:
+        return Finding(True, f"{folder.name} sees with the tower and projector beside {folder.resolve()}")
+    if eyes is None:
+        todo = "if it is a LLaVA's language half, set llava-checkpoint to that LLaVA; else it is for text alone"
+        return Finding(False, f"{folder.name}: nobody knows whose eyes fit it", todo)
+    needed = ["thimble"] if eyes == "thimble" else [eyes] if isinstance(eyes, str) else [eyes.tower, eyes.projector]
+    absent = [name for name in needed if name != "thimble" and not is_here(name)]
+    if absent:
+        todo = "they are fetched when the first picture comes; offline, name folders in the settings"
+        return Finding(False, f"{folder.name}: its eyes are not on this machine yet: {', '.join(absent)}", todo)
+    return Finding(True, f"{folder.name} sees with {' and '.join(needed)}")
+
+
+def instruction_template(template: Template) -> str:
+    """A conversation family as an instruction template of the host: Jinja2 inside YAML.
+
+    The beginning token is the template's affair in hosts from 2025 on; the others give no
+    ``bos_token``, which writes nothing. The greeting belongs to the family's own system text, as in the
+    host's template of 2023: a system text of the user's own stands alone.
+    """
+    q = json.dumps
+    system = template.system_before + template.system + template.system_after + template.greeting
+    own = f"{q(template.system_before)} + messages[0]['content'] + {q(template.system_after)}"
+    first, turns = ("framed", "''") if template.system_in_user else ("''", "framed")
+    lines = [
+        "{{- bos_token -}}",
+        "{%- if messages and messages[0]['role'] == 'system' -%}",
+        f"{{%- set framed = {own} -%}}",
+        "{%- else -%}",
+        f"{{%- set framed = {q(system if template.system else template.greeting)} -%}}",
+        "{%- endif -%}",
+        f"{{{{- {turns} -}}}}",
+        "{%- set turns = messages | rejectattr('role', 'equalto', 'system') | list -%}",
+        "{%- for message in turns -%}",
+        "{%- if message['role'] == 'user' -%}",
+        f"{{{{- ({q(template.between)} if not loop.first else '') + {q(template.user_before)}"
+        f" + ({first} if loop.first else '') + message['content'] + {q(template.user_after)} -}}}}",
+        "{%- else -%}",
+        f"{{{{- {q(template.assistant_before)} + message['content'] + {q(template.assistant_after)} -}}}}",
+        "{%- endif -%}",
+        "{%- endfor -%}",
+        f"{{%- if add_generation_prompt -%}}{{{{- {q(template.answer)} -}}}}{{%- endif -%}}",
+    ]
+    return "instruction_template: |-\n" + "".join(f"  {line}\n" for line in lines)
+
+
+@click.group()
+def extension() -> None:
+    """Sight for the language model of a text-generation-webui.
+
+    \b
+    trifocal extension install --webui ~/text-generation-webui
+    trifocal extension check --webui ~/text-generation-webui
+    """
+
+
+_webui = click.option(
+    "--webui", required=True, type=click.Path(path_type=Path), help="The folder with the host's server.py."
+)
+_name = click.option(
+    "--name", default="llava", show_default=True, help="The extension's folder, and its settings' prefix."
+)
+
+
+@extension.command("install")
+@_webui
+@_name
+def install_command(webui: Path, name: str) -> None:
+    """Put the extension where this host looks for it; running it again updates it."""
+    for step in install(WebUI(webui, name)):
+        click.echo(step)
+
+
+@extension.command("check")
+@_webui
+@_name
+def check_command(webui: Path, name: str) -> None:
+    """Tell what is missing: extension, start flags, loader, templates, weights. Exit code 1 if anything is."""
+    findings = list(check(WebUI(webui, name)))
+    for finding in findings:
+        click.echo(str(finding))
+    if not all(finding.good for finding in findings):
+        raise click.exceptions.Exit(1)

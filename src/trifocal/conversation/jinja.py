@@ -1,0 +1,401 @@
+"""Conversations written down by a Jinja template: a file of the user's own disk, or the checkpoint's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from trifocal.conversation.templates import (
+    IMAGE_MARK,
+    ChatTemplate,
+    Control,
+    Piece,
+    at_marks,
+    get_template,
+    opening,
+    place,
+)
+from trifocal.errors import BadMessages, CheckpointError, UsageError
+from trifocal.images import Image
+from trifocal.messages import Message, Part
+
+__all__ = ["JinjaTemplate", "find_template", "has_template", "own_template"]
+
+SECONDS = 1.0
+LARGEST = 1 << 20  # bytes of a template's file
+_STARTING = 60.0
+_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+_IN_GGUF = ("bos", "eos", "unknown", "padding")
+# where templates of the field say that a picture stands
+_MARKS = (IMAGE_MARK, "<video>", "[IMG]", "<IMG_CONTEXT>", "<start_of_image>")
+_SIGNS = re.compile(r"[^\w\s]{2,}")
+_TOKEN = re.compile(r"<[^<>\s]{1,64}>|\[[A-Za-z_/]{1,64}\]")
+_SAFE = range(0xF0000, 0x10FF00, 0x80)  # where the letters that users type may be put: blocks of private use
+
+
+def find_template(name: str, language: Path) -> ChatTemplate:
+    """The template of that name; ``checkpoint`` is the one beside the language model, and a path is a Jinja file.
+
+    Raises:
+        UnknownName: there is none of that name.
+        UsageError: a file that is missing, or is no template that can write a conversation with a picture down.
+        CheckpointError: the checkpoint has none, or a damaged one.
+    """
+    if name == "checkpoint":
+        source, file = own_template(language)
+        return JinjaTemplate(source, "checkpoint", str(file), _special_tokens(language), _own_marks(language))
+    if name.endswith((".jinja", ".jinja2", ".j2")) or "/" in name or os.sep in name:
+        source, tokens = _read(Path(name).expanduser()), _special_tokens(language)
+        return JinjaTemplate(source, Path(name).name, name, tokens, _own_marks(language))
+    return get_template(name)
+
+
+def has_template(folder: Path) -> bool:
+    """Whether a checkpoint has a Jinja template of its own."""
+    try:
+        own_template(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def own_template(folder: Path) -> tuple[str, Path]:
+    """A checkpoint's own Jinja template and the file that holds it.
+
+    It lies in ``chat_template.jinja`` or ``chat_template.json``, in ``tokenizer_config.json`` (where of several the
+    one called ``default`` is taken) or in a GGUF file.
+
+    Raises:
+        CheckpointError: there is none, or a file that is damaged.
+    """
+    if folder.suffix == ".gguf":
+        from trifocal.gguf.container import GgufFile
+
+        found = GgufFile(folder).metadata.get("tokenizer.chat_template")
+        if isinstance(found, str):
+            return found, folder
+        raise CheckpointError(f"{folder}: it has no chat template of its own; name one with template (--template)")
+    if (folder / "chat_template.jinja").is_file():
+        return _read(folder / "chat_template.jinja"), folder / "chat_template.jinja"
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        found = _json(folder / name).get("chat_template")
+        if isinstance(found, list):
+            found = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}.get("default")
+        if isinstance(found, str):
+            return found, folder / name
+    raise CheckpointError(f"{folder}: it has no chat template of its own; name one with template (--template)")
+
+
+class JinjaTemplate:
+    """A conversation family as somebody else's Jinja template, in the shape that transformers gives them.
+
+    It runs in a process of its own, in Jinja's sandbox, for at most `SECONDS` a time. Whether it takes a turn's
+    content as a list of parts or as one text is found out by trying. Control tokens are what the *template* writes
+    and the tokenizer knows; pictures stand where it writes ``<image>`` or its family's own mark. What people typed goes
+    through it with every visible letter of ASCII replaced by one of private use, so that neither is ever made of it.
+
+    Raises:
+        UsageError: the template can't be read, or can't write a conversation with a picture down; names file and line.
+    """
+
+    system = ""
+    pictures: Literal["first", "last"] = "first"
+
+    def __init__(
+        self, source: str, name: str, file: str, tokens: Mapping[str, str] | None = None, marks: Sequence[str] = ()
+    ) -> None:
+        self._mark = re.compile("|".join(map(re.escape, dict.fromkeys((*_MARKS, *marks)))))
+        self.name, self._source, self._file = name, source, file
+        self._tokens = dict.fromkeys(_NAMES, "") | dict(tokens or {})
+        self._process = _Process()
+        self._listed = self._takes_lists()
+        self.stop = self._stops()
+
+    def render(self, messages: Sequence[Message]) -> tuple[Piece, ...]:
+        """The conversation in prompt order: text, control tokens and pictures; as `Template.render`.
+
+        Raises:
+            BadMessages: no conversation, or one that the template refuses, fails at or drops a picture of.
+        """
+        opening(messages)
+        try:
+            return self._written(messages, listed=self._listed)
+        except _Failed as error:
+            raise BadMessages(f"the template {self._at(error)}") from error
+
+    def question(self, text: str, images: Sequence[Image] = ()) -> Message:
+        """A user's turn; pictures that nobody placed come first, as the templates of the field have them."""
+        if IMAGE_MARK in text:
+            return Message("user", (text, *images))
+        return Message("user", (*images, text) if text else tuple(images))
+
+    def _written(self, messages: Sequence[Message], *, listed: bool) -> tuple[Piece, ...]:
+        private = _Private(messages)
+        turns = [_turn(message, private, listed=listed) for message in messages]
+        images = [part for message in messages for part in _parts(message) if isinstance(part, Image)]
+        is_open = messages[-1].role == "assistant"
+        if is_open:
+            _leave_open(turns[-1], private.end)
+        text = self._process.render(
+            self._source,
+            {
+                "messages": turns,
+                "add_generation_prompt": not is_open,
+                "tools": None,
+                "documents": None,
+                **self._tokens,
+            },
+        )
+        if is_open and private.end not in text:
+            raise _Failed("it does not write the answer down that is to be continued")
+        texts = self._mark.split(text.split(private.end)[0])
+        if len(texts) - 1 != len(images):
+            raise _Failed(f"it writes {len(texts) - 1} {IMAGE_MARK} marks for {len(images)} pictures")
+        pieces: list[Piece] = []
+        for at, run in enumerate(texts):
+            pieces += [images[at - 1]] if at else []
+            pieces += _pieces(run, private)
+        return tuple(pieces)
+
+    def _takes_lists(self) -> bool:
+        """Whether a turn's content is a list of parts, or one text with ``<image>`` in it."""
+        probe = [Message("user", (_dot(), "seen"))]
+        failures = []
+        for listed in (True, False):
+            try:
+                pieces = self._written(probe, listed=listed)
+            except _Failed as error:
+                failures.append(error)
+                continue
+            if "seen" in "".join(piece for piece in pieces if isinstance(piece, str)):
+                return listed
+            failures.append(_Failed("it does not write a question down"))
+        raise UsageError(f"the template {self._at(failures[-1] if failures[-1].line else failures[0])}")
+
+    def _stops(self) -> tuple[str, ...]:
+        """What the template writes after an answer: its first control token, or else its text.
+
+        Of a text that begins with signs (``### Human:``) the signs alone: a model may go on as somebody else.
+        """
+        talk = [Message("user", "one"), Message("assistant", "two"), Message("user", "three")]
+        try:
+            pieces = list(self._written(talk, listed=self._listed))
+        except _Failed:
+            return ()
+        answered = next((at for at, piece in enumerate(pieces) if isinstance(piece, str) and "two" in piece), None)
+        if answered is None:
+            return ()
+        text = str(pieces[answered]).split("two", 1)[1].split("three")[0].strip()
+        token = pieces[answered + 1] if answered + 1 < len(pieces) else None
+        signs = _SIGNS.match(text)
+        return (signs[0] if signs else text,) if text else (token.name,) if isinstance(token, Control) else ()
+
+    def _at(self, error: _Failed) -> str:
+        return f"{self._file}{f', line {error.line}' if error.line else ''}: {error}"
+
+
+class _Failed(Exception):
+    """What is wrong with a template, and in which line."""
+
+    def __init__(self, what: str, line: int | None = None) -> None:
+        self.line = line
+        super().__init__(what)
+
+
+class _Private:
+    """Another block of letters for what people typed: one that none of them used."""
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        used = {ord(letter) >> 7 for message in messages for letter in message.text if ord(letter) >= _SAFE.start}
+        free = [base for base in _SAFE if base >> 7 not in used]
+        if not free:
+            raise BadMessages("the conversation uses every block of private letters; take some of them away")
+        self._to = {letter: free[0] + letter for letter in range(0x21, 0x7F)}
+        self._from = {private: letter for letter, private in self._to.items()}
+        self.end = chr(free[0])
+
+    def hide(self, text: str) -> str:
+        """Typed text, with nothing in it that could be taken for a template's own."""
+        return text.translate(self._to)
+
+    def show(self, text: str) -> str:
+        """The text as it was typed."""
+        return text.translate(self._from)
+
+
+class _Process:
+    """The process that renders: started when it is first needed, and again after it had to be ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: subprocess.Popen[str] | None = None
+        self._end: weakref.finalize[Any, Any] | None = None
+
+    def render(self, source: str, values: Mapping[str, Any]) -> str:
+        """What the template writes.
+
+        Raises:
+            _Failed: it is wrong, or takes too much time or memory.
+        """
+        request = json.dumps({"source": source, "values": values}) + "\n"
+        with self._lock:
+            running = self._running or self._started()
+            answer = _within(SECONDS, running, request)
+            if not answer.endswith("\n"):
+                self._stopped()
+                raise _Failed(f"it takes longer than {SECONDS:g} s, or more memory than is allowed")
+        found = json.loads(answer)
+        if "error" in found:
+            raise _Failed(found["error"], found["line"])
+        return str(found["text"])
+
+    def _started(self) -> subprocess.Popen[str]:
+        program = Path(__file__).with_name("sandbox.py")
+        kept = {name: os.environ[name] for name in ("SYSTEMROOT", "PATH", "LD_LIBRARY_PATH") if name in os.environ}
+        running = subprocess.Popen(
+            [sys.executable, "-P", str(program)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**kept, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONIOENCODING": "utf-8"},
+            encoding="utf-8",
+        )
+        self._running, self._end = running, weakref.finalize(self, _ended, running)
+        if _within(_STARTING, running, "") != "ready\n":
+            self._stopped()
+            raise _Failed("the process that renders templates does not start")
+        return running
+
+    def _stopped(self) -> None:
+        if self._end is not None:
+            self._end()
+        self._running = None
+
+
+def _within(seconds: float, running: subprocess.Popen[str], request: str) -> str:
+    """One line of a process's answer; a part of one, or nothing, where it died or had to be ended."""
+    assert running.stdin is not None
+    assert running.stdout is not None
+    timer = threading.Timer(seconds, running.kill)
+    timer.start()
+    try:
+        running.stdin.write(request)
+        running.stdin.flush()
+        return running.stdout.readline()
+    except (OSError, ValueError):
+        return ""
+    finally:
+        timer.cancel()
+
+
+def _ended(running: subprocess.Popen[str]) -> None:
+    running.kill()
+    running.wait()
+    for pipe in (running.stdin, running.stdout):
+        if pipe is not None:
+            try:
+                pipe.close()
+            except OSError:
+                continue
+
+
+def _parts(message: Message) -> tuple[Part, ...]:
+    """A message's content with its pictures at their marks, those without one at the end."""
+    parts, over = at_marks(message)
+    return (*parts, *over)
+
+
+def _turn(message: Message, private: _Private, *, listed: bool) -> dict[str, Any]:
+    """A message in the shape that transformers' templates take."""
+    if not listed:
+        texts = (private.hide(part) if isinstance(part, str) else IMAGE_MARK for part in place(message))
+        return {"role": message.role, "content": "".join(texts)}
+    content = [
+        {"type": "text", "text": private.hide(part)}
+        if isinstance(part, str)
+        else {"type": "video" if part.frames else "image"}
+        for part in _parts(message)
+        if part != ""
+    ]
+    return {"role": message.role, "content": content or [{"type": "text", "text": ""}]}
+
+
+def _leave_open(turn: dict[str, Any], end: str) -> None:
+    if isinstance(turn["content"], str):
+        turn["content"] += end
+    else:
+        turn["content"][-1]["text"] += end
+
+
+def _pieces(run: str, private: _Private) -> Iterator[Piece]:
+    """Text between pictures, what looks like a control token apart."""
+    at = 0
+    for token in _TOKEN.finditer(run):
+        if token.start() > at:
+            yield private.show(run[at : token.start()])
+        yield Control(private.show(token[0]), needed=False) if token[0].isascii() else private.show(token[0])
+        at = token.end()
+    if at < len(run):
+        yield private.show(run[at:])
+
+
+def _dot() -> Image:
+    from PIL import Image as Pictures
+
+    from trifocal.images import from_pil
+
+    return from_pil(Pictures.new("L", (1, 1)))
+
+
+def _special_tokens(language: Path) -> dict[str, str]:
+    """The names of a tokenizer's beginning and end, as templates ask for them."""
+    if language.suffix == ".gguf":
+        from trifocal.gguf.container import GgufFile
+
+        metadata = GgufFile(language).metadata
+        names = metadata.get("tokenizer.ggml.tokens", [])
+        ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in zip(_NAMES, _IN_GGUF, strict=True)}
+        return {name: names[at] for name, at in ids.items() if isinstance(at, int) and at < len(names)}
+    found = _json(language / "special_tokens_map.json") | _json(language / "tokenizer_config.json")
+    named = {name: token["content"] if isinstance(token := found.get(name), dict) else token for name in _NAMES}
+    return {name: token for name, token in named.items() if isinstance(token, str)}
+
+
+def _own_marks(language: Path) -> list[str]:
+    """What stands for a picture in the texts of this folder's model, where its tokenizer or processor say so."""
+    if language.suffix == ".gguf":
+        return []
+    files = [_json(language / name) for name in ("tokenizer_config.json", "processor_config.json")]
+    inside = [file.get(key) for file in files for key in ("extra_special_tokens", "model_specific_special_tokens")]
+    found = [each.get("image_token") for each in (*files, *inside) if isinstance(each, dict)]
+    named = [each.get("content") if isinstance(each, dict) else each for each in found]
+    return [mark for mark in named if isinstance(mark, str) and mark]
+
+
+def _read(file: Path) -> str:
+    try:
+        if file.stat().st_size > LARGEST:
+            raise UsageError(f"the template {file}: more than {LARGEST} bytes")
+        return file.read_text("utf-8")
+    except FileNotFoundError as error:
+        raise UsageError(f"the template {file} is not there") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the template {file} can't be read: {error}") from error
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: this is no JSON") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file}: a JSON object was expected, this is a {type(found).__name__}")
+    return found

@@ -1,0 +1,212 @@
+"""The language half of a GGUF file, under the names, in the row order and configuration of torch code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trifocal.errors import CheckpointError
+from trifocal.gguf.container import GgufFile, TensorInfo
+
+__all__ = ["GgufLanguage", "language_config", "unpermute"]
+
+_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_BLOCK = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+_SCALED = "rope.scaling.type"
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A tensor's name in the file, and the heads whose rows are interleaved there (0: none)."""
+
+    name: str
+    heads: int = 0
+
+
+class GgufLanguage(Mapping[str, torch.Tensor]):
+    """Canonical names to tensors, dequantised one by one when they are asked for.
+
+    ``llama`` files (Vicuna, Mistral and Yi among them) hold the rows of the query and key projections interleaved for
+    another form of rotary embedding; here they are in the rotate-half order again. A file without ``output.weight``
+    has a tied head: then there is no ``lm_head.weight`` here, and the configuration says so.
+
+    Raises:
+        CheckpointError: an unknown architecture, tensors that are missing, too many, or of a wrong shape.
+    """
+
+    def __init__(self, file: GgufFile) -> None:
+        self._file = file
+        self.config = language_config(file)
+        self._sources = _sources(file, self.config)
+        _check(file, self.config, self._sources)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        source = self._sources[name]
+        tensor = self._file[source.name]
+        return unpermute(tensor, source.heads) if source.heads else tensor
+
+    def info(self, name: str) -> TensorInfo:
+        """Shape and type of a tensor, without reading it."""
+        return self._file.info(self._sources[name].name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+
+def unpermute(stored: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows from interleaved back to rotate-half order: ``[heads * head_dim, ...]`` to the same shape.
+
+    Stored row r of a head is row ``[0, half, 1, half + 1, ...][r]`` of the original.
+    """
+    rows = stored.shape[0]
+    return stored.reshape(heads, rows // heads // 2, 2, *stored.shape[1:]).transpose(1, 2).reshape(stored.shape)
+
+
+def language_config(file: GgufFile) -> dict[str, Any]:
+    """The configuration in the words of ``config.json``, from the file's metadata.
+
+    Raises:
+        CheckpointError: the architecture, or a rule of its positions, is not one that we can build.
+    """
+    kind = file.need("general.architecture")
+    if kind not in _ARCHITECTURES:
+        known = ", ".join(_ARCHITECTURES)
+        raise CheckpointError(
+            f"{file.path}: general.architecture is {kind!r}; language models that can be read: {known}"
+        )
+    if "rope_freqs.weight" in file or file.metadata.get(f"{kind}.{_SCALED}", "none") not in ("none", "linear"):
+        raise CheckpointError(f"{file.path}: positions are scaled in a way that can't be read ({kind}.{_SCALED})")
+    heads, hidden = _whole(file, f"{kind}.attention.head_count"), _whole(file, f"{kind}.embedding_length")
+    config = {
+        "architectures": [_ARCHITECTURES[kind]],
+        "model_type": kind,
+        "hidden_size": hidden,
+        "intermediate_size": _whole(file, f"{kind}.feed_forward_length"),
+        "num_hidden_layers": _whole(file, f"{kind}.block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": _whole(file, f"{kind}.attention.head_count_kv", heads),
+        "head_dim": _whole(file, f"{kind}.attention.key_length", hidden // heads),
+        "max_position_embeddings": _whole(file, f"{kind}.context_length"),
+        "rms_norm_eps": file.need(f"{kind}.attention.layer_norm_rms_epsilon"),
+        "rope_theta": file.metadata.get(f"{kind}.rope.freq_base", 10000.0),
+        "vocab_size": _vocabulary(file),
+        "hidden_act": "silu",
+        "tie_word_embeddings": "output.weight" not in file,
+        "torch_dtype": "float16",
+    }
+    for name in ("bos", "eos", "padding"):
+        if (token := file.metadata.get(f"tokenizer.ggml.{name}_token_id")) is not None:
+            config[f"{'pad' if name == 'padding' else name}_token_id"] = token
+    if file.metadata.get(f"{kind}.{_SCALED}") == "linear":
+        config["rope_scaling"] = {"type": "linear", "factor": file.need(f"{kind}.rope.scaling.factor")}
+    _check_numbers(file, config)
+    return config
+
+
+def _vocabulary(file: GgufFile) -> int:
+    """Rows of the embedding table: the tensor says it, the metadata may lag behind."""
+    if "token_embd.weight" not in file:
+        raise CheckpointError(f"{file.path}: the tensor 'token_embd.weight' is missing")
+    return file.info("token_embd.weight").shape[0]
+
+
+def _whole(file: GgufFile, key: str, default: int | None = None) -> int:
+    """A number of things, at least one."""
+    value = file.need(key) if default is None else file.metadata.get(key, default)
+    if not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"{file.path}: {key} is {value!r}, expected a whole number above 0")
+    return value
+
+
+def _check_numbers(file: GgufFile, config: Mapping[str, Any]) -> None:
+    if config["num_hidden_layers"] > len(file):
+        raise CheckpointError(
+            f"{file.path}: {config['num_hidden_layers']} blocks are told, {len(file)} tensors are there"
+        )
+    if config["head_dim"] % 2 or config["num_attention_heads"] % config["num_key_value_heads"]:
+        raise CheckpointError(
+            f"{file.path}: {config['num_attention_heads']} heads of {config['head_dim']} with "
+            f"{config['num_key_value_heads']} key-value heads don't go together"
+        )
+
+
+def _sources(file: GgufFile, config: Mapping[str, Any]) -> dict[str, _Source]:
+    """Canonical name -> where it is; every tensor of the file has its place, or is told."""
+    turned = config["model_type"] == "llama"
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]} if turned else {}
+    sources: dict[str, _Source] = {}
+    for name in file:
+        stem, _, ending = name.rpartition(".")
+        parts = stem.split(".")
+        if stem in _TOP:
+            sources[f"{_TOP[stem]}.{ending}"] = _Source(name)
+        elif len(parts) == 3 and parts[0] == "blk" and parts[1].isdigit() and parts[2] in _BLOCK:
+            canonical = f"model.layers.{int(parts[1])}.{_BLOCK[parts[2]]}.{ending}"
+            sources[canonical] = _Source(name, heads.get(parts[2], 0))
+        else:
+            raise CheckpointError(f"{file.path}: the tensor {name!r} has no place in a {config['model_type']} model")
+    return sources
+
+
+def _check(file: GgufFile, config: Mapping[str, Any], sources: Mapping[str, _Source]) -> None:
+    """Every tensor that the configuration asks for is there, and each has its shape."""
+    expected = _shapes(config)
+    for name, shape in expected.items():
+        if name not in sources:
+            raise CheckpointError(f"{file.path}: the tensor for {name!r} is missing")
+        found = file.info(sources[name].name).shape
+        if found != shape:
+            raise CheckpointError(
+                f"{file.path}: tensor {sources[name].name!r} has the shape {list(found)}, expected {list(shape)}"
+            )
+    for name in sources.keys() - expected.keys():
+        raise CheckpointError(
+            f"{file.path}: tensor {sources[name].name!r} has no place in a {config['model_type']} model "
+            f"of {config['num_hidden_layers']} blocks"
+        )
+
+
+def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Canonical names and shapes of a LLaMA-shaped model."""
+    hidden, inner, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    queries = config["num_attention_heads"] * config["head_dim"]
+    keys = config["num_key_value_heads"] * config["head_dim"]
+    block: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+        "self_attn.q_proj.weight": (queries, hidden),
+        "self_attn.k_proj.weight": (keys, hidden),
+        "self_attn.v_proj.weight": (keys, hidden),
+        "self_attn.o_proj.weight": (hidden, queries),
+        "mlp.gate_proj.weight": (inner, hidden),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+    }
+    if config["model_type"] == "qwen2":
+        block |= {f"self_attn.{name}_proj.bias": (rows,) for name, rows in (("q", queries), ("k", keys), ("v", keys))}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocabulary, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (vocabulary, hidden)
+    for layer in range(config["num_hidden_layers"]):
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in block.items()}
+    return shapes

@@ -1,0 +1,331 @@
+"""The one use case: a conversation with pictures goes in, an answer comes out as it grows."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from trifocal.checkpoints import Checkpoint, find_checkpoint, load_language
+from trifocal.conversation.history import Keep, Kept, keep_images, kept
+from trifocal.conversation.jinja import find_template
+from trifocal.conversation.templates import ChatTemplate, Piece
+from trifocal.engines import load_engine
+from trifocal.engines.base import Attending, Engine, Scoring, Step, Tokenizer
+from trifocal.errors import BadMessages, BadSampling, CheckpointError, PromptTooLong, UsageError
+from trifocal.images import Image
+from trifocal.messages import DEFAULT_MAX_TOKENS, Chunk, End, Message, Reply, Sampling, TokenLogprob
+from trifocal.model.budget import Budget, budget_of
+from trifocal.model.composer import Composer
+from trifocal.model.decoding import collect, stream_text
+from trifocal.model.explaining import Explanation, explanation_of
+from trifocal.model.settings import Settings
+from trifocal.placement import Part, Placed
+from trifocal.prompt import Prompt
+from trifocal.timing import Timings
+from trifocal.vision import Showing, open_vision
+
+__all__ = ["Llava", "load"]
+
+log = logging.getLogger("trifocal")
+NARROW = 512
+LONGEST_EXPLAINED = 1024  # tokens of an answer
+
+
+class Llava:
+    """A checkpoint that sees: template, composer and engine put together.
+
+    Three doors, each using the next: `stream` (or `complete`) takes a conversation, `generate`
+    takes parts in prompt order, and `composer` and `engine` can be called by themselves. All may be
+    called from many threads at once.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, composer: Composer, engine: Engine, template: ChatTemplate, images: Keep = "all"
+    ) -> None:
+        self.checkpoint, self.composer, self.engine = checkpoint, composer, engine
+        self.template, self.images = template, images
+
+    def question(self, text: str, images: Sequence[Image] = ()) -> Message:
+        """A user's turn from a text and pictures beside it; see `Template.question`."""
+        return self.template.question(text, images)
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling = Sampling(),
+        *,
+        images: Keep | None = None,
+        template: ChatTemplate | None = None,
+    ) -> Generator[Chunk, None, None]:
+        """The answer to a conversation, piece by piece; the last chunk carries `End`.
+
+        ``images`` says which past pictures stay (``all``, ``last`` or a number), ``template`` writes the
+        conversation down in another way than the checkpoint's own. Whole oldest
+        exchanges are left out when the context is full, never the system text, never the last
+        question; `End.left_out` tells. Everything that can be refused is refused here, before the
+        generator is returned; closing the generator cancels the work.
+
+        Raises:
+            BadMessages: the conversation can't be rendered.
+            PromptTooLong: even the last question alone does not fit.
+        """
+        timings = Timings()
+        template = template or self.template
+        stay = self._kept(messages, sampling.max_tokens, images, template)
+        stops = replace(sampling, stop=tuple(dict.fromkeys((*sampling.stop, *template.stop))))
+        return self.generate(template.render(stay.messages), stops, left_out=stay.notes, timings=timings)
+
+    def complete(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling = Sampling(),
+        *,
+        images: Keep | None = None,
+        template: ChatTemplate | None = None,
+    ) -> Reply:
+        """`stream`, collected."""
+        return collect(self.stream(messages, sampling, images=images, template=template))
+
+    def generate(
+        self,
+        parts: Sequence[Piece],
+        sampling: Sampling = Sampling(),
+        *,
+        left_out: tuple[str, ...] = (),
+        timings: Timings | None = None,
+    ) -> Generator[Chunk, None, None]:
+        """The continuation of parts in prompt order: no template, no stop strings but the caller's.
+
+        Raises:
+            PromptTooLong: prompt and answer don't fit the engine's context.
+        """
+        timings = Timings() if timings is None else timings
+        if sampling.top_logprobs is not None and not isinstance(self.engine, Scoring):
+            raise BadSampling("top_logprobs", "this engine can't tell log-probabilities")
+        images = [part for part in parts if isinstance(part, Image)]
+        timings.add("decode", sum(image.seconds for image in images))
+        self._check_room(self.composer.count(parts), parts, sampling)
+        vision, among = self.composer.vision, len(images)
+        cached = tuple(vision.cached(image, among) for image in images)
+        prompt = self.composer.prompt(parts, timings)
+        limit = sampling.max_tokens or min(DEFAULT_MAX_TOKENS, self.engine.context - len(prompt))
+        facts = End(
+            finish="stop",
+            prompt_tokens=len(prompt),
+            image_tokens=prompt.image_positions,
+            completion_tokens=0,
+            positions=tuple(vision.positions(image, among) for image in images),
+            cached=cached,
+            left_out=left_out,
+        )
+        return self._answer(prompt, replace(sampling, max_tokens=limit), facts, timings)
+
+    def count(
+        self, messages: Sequence[Message], *, images: Keep | None = None, template: ChatTemplate | None = None
+    ) -> int:
+        """How many positions the whole conversation would take; no picture is looked at."""
+        chosen, _ = keep_images(messages, self.images if images is None else images)
+        return self.composer.count((template or self.template).render(chosen))
+
+    def budget(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int | None = None,
+        *,
+        images: Keep | None = None,
+        template: ChatTemplate | None = None,
+    ) -> Budget:
+        """Where the context's positions go, what is left out and what would be next; no picture is looked at.
+
+        Raises:
+            BadMessages: the conversation can't be rendered.
+        """
+        template = template or self.template
+        stay = self._kept(messages, max_tokens, images, template)
+        return budget_of(messages, stay, self.composer, template, self.engine.context, self._wanted(max_tokens))
+
+    def explain(
+        self,
+        messages: Sequence[Message],
+        *,
+        images: Keep | None = None,
+        template: ChatTemplate | None = None,
+        max_tokens: int | None = None,
+    ) -> Explanation:
+        """Where the language model looked for each word of an answer, the last message of the conversation.
+
+        Which pictures and turns stay is decided as by `stream` with the same options.
+
+        Raises:
+            UsageError: this engine or this vision can't tell; `explains_not` says why.
+            BadMessages: the last message is no answer.
+            PromptTooLong: conversation and answer don't fit.
+        """
+        if self.explains_not:
+            raise UsageError(self.explains_not)
+        if not messages or messages[-1].role != "assistant" or not messages[-1].text.strip():
+            raise BadMessages("the last message must be the assistant's answer: its words are what is explained")
+        answer, template = messages[-1].text, template or self.template
+        ids = self.engine.tokenizer.encode(answer, start=False)
+        if len(ids) > LONGEST_EXPLAINED:
+            raise UsageError(f"the answer has {len(ids)} tokens; up to {LONGEST_EXPLAINED} can be explained")
+        parts = template.render(self._kept(messages[:-1], max_tokens, images, template).messages)
+        self._check_room(self.composer.count(parts), parts, Sampling(max_tokens=len(ids)))
+        shown = [part for part in parts if isinstance(part, Image)]
+        engine, vision = self.engine, self.composer.vision
+        assert isinstance(engine, Attending)
+        assert isinstance(vision, Showing)
+        prompt = self.composer.prompt(parts)
+        grids = [vision.grids(image, len(shown)) for image in shown]
+        return explanation_of(answer, ids, engine.attention(prompt, ids), prompt, grids, engine.tokenizer)
+
+    @property
+    def explains_not(self) -> str | None:
+        """Why `explain` can't be asked, as a sentence; None where it can."""
+        if not isinstance(self.engine, Attending):
+            name = type(self.engine).__name__.lower()
+            return f"The engine {name} can't tell where it looks; the engine transformers can."
+        if not isinstance(self.composer.vision, Showing):
+            return "This model's vision can't tell which of its rows looks where."
+        return None
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that are loaded, as far as they can tell where they are."""
+        return tuple(
+            part for half in (self.composer.vision, self.engine) if isinstance(half, Placed) for part in half.parts
+        )
+
+    def close(self) -> None:
+        """Frees the engine."""
+        self.engine.close()
+
+    def __enter__(self) -> Llava:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _answer(self, prompt: Prompt, sampling: Sampling, facts: End, timings: Timings) -> Generator[Chunk, None, None]:
+        started, first = time.perf_counter(), None
+        scored: list[TokenLogprob] = []
+        ids = self._ids(prompt, sampling, scored)
+        with closing(stream_text(ids, self.engine.tokenizer, sampling)) as pieces:
+            for piece in pieces:
+                if first is None:
+                    first = time.perf_counter()
+                    timings.add("prefill", first - started)
+                logprobs = tuple(scored)
+                scored.clear()
+                if piece.finish is None:
+                    yield Chunk(piece.text, None, logprobs)
+                else:
+                    timings.add("generate", time.perf_counter() - first)
+                    end = replace(facts, finish=piece.finish, completion_tokens=piece.tokens, timings=dict(timings))
+                    yield Chunk(piece.text, end, logprobs)
+
+    def _ids(self, prompt: Prompt, sampling: Sampling, scored: list[TokenLogprob]) -> Generator[int, None, None]:
+        """The answer's ids; what is known of their probabilities is added to ``scored`` when it is asked for."""
+        if sampling.top_logprobs is None or not isinstance(self.engine, Scoring):
+            return self.engine.stream(prompt, sampling)
+        return _noting(self.engine.steps(prompt, sampling), self.engine.tokenizer, scored)
+
+    def _kept(
+        self, messages: Sequence[Message], max_tokens: int | None, images: Keep | None, template: ChatTemplate
+    ) -> Kept:
+        """What stays of a conversation, so that it and its answer fit."""
+        room = self.engine.context - self._wanted(max_tokens)
+        keep = self.images if images is None else images
+        return kept(messages, keep, lambda turns: self.composer.count(template.render(turns)) <= room)
+
+    def _wanted(self, max_tokens: int | None) -> int:
+        """How many positions are kept free for the answer."""
+        return max_tokens or min(DEFAULT_MAX_TOKENS, self.engine.context // 4)
+
+    def _check_room(self, positions: int, parts: Sequence[Piece], sampling: Sampling) -> None:
+        """Refuses what can't fit before any picture is looked at."""
+        wanted = sampling.max_tokens or 1
+        if positions + wanted > self.engine.context:
+            images = [part for part in parts if isinstance(part, Image)]
+            pictures = sum(self.composer.vision.positions(image, len(images)) for image in images)
+            raise PromptTooLong(positions, pictures, wanted, self.engine.context)
+
+
+def _noting(
+    steps: Generator[Step, None, None], tokenizer: Tokenizer, scored: list[TokenLogprob]
+) -> Generator[int, None, None]:
+    with closing(steps):
+        for step in steps:
+            top = tuple((tokenizer.decode([token]), logprob) for token, logprob in step.top)
+            scored.append(TokenLogprob(tokenizer.decode([step.id]), step.logprob, top))
+            yield step.id
+
+
+def load(settings: Settings | None = None, **values: Any) -> Llava:
+    """Loads a checkpoint's three parts, each onto its own placement.
+
+    ``load()`` is the bundled model; ``load("thimble")`` is not needed, ``load(checkpoint=FOLDER)``
+    names another, and every field of `Settings` may be given by name.
+
+    Raises:
+        CheckpointError: files missing, damaged, unsafe, or parts that don't belong together.
+        UnknownName: a setting, engine, template or checkpoint that is not known.
+        MissingExtra: an engine whose optional dependency is not installed.
+        OutOfMemory: a device had no room for its part.
+    """
+    settings = (settings or Settings()).with_values(values)
+    checkpoint = find_checkpoint(
+        settings.checkpoint,
+        tower=settings.tower_from,
+        projector=settings.projector_from,
+        language=settings.language_from,
+        vision=settings.vision,
+        fit=settings.fit,  # type: ignore[arg-type]  # checked there
+    )
+    template = find_template(settings.template or checkpoint.template, checkpoint.language.source)
+    _spare_threads(checkpoint)
+    language = load_language(checkpoint, allow_pickle=settings.allow_pickle)
+    engine = load_engine(settings.engine, language, settings.language, **settings.engine_options)
+    vision = open_vision(
+        checkpoint,
+        settings.tower,
+        settings.projector,
+        allow_pickle=settings.allow_pickle,
+        cache_bytes=settings.cache_bytes,
+    )
+    if vision.hidden != engine.hidden:
+        raise CheckpointError(
+            f"the projector makes rows of {vision.hidden}, the language model takes rows of {engine.hidden}: "
+            "they belong to different models"
+        )
+    for name in filter(None, (checkpoint.image_start, checkpoint.image_end)):
+        if engine.tokenizer.token(name) is None:
+            raise CheckpointError(
+                f"{checkpoint.language.source}: its tokenizer has no {name} with a row in the embedding, which this "
+                "checkpoint puts around pictures"
+            )
+    composer = Composer(
+        engine.tokenizer,
+        vision,
+        image_start=checkpoint.image_start,
+        image_end=checkpoint.image_end,
+        strip_around_images=checkpoint.strip_around_images,
+    )
+    return Llava(checkpoint, composer, engine, template, settings.images)
+
+
+def _spare_threads(checkpoint: Checkpoint) -> None:
+    """One CPU thread for a model so narrow that more of them only wait for each other.
+
+    Measured on thimble on two busy cores: ten times faster at the median. Torch's threads are the
+    whole process's; who has set ``OMP_NUM_THREADS`` is left alone.
+    """
+    if checkpoint.language.hidden <= NARROW and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)

@@ -1,0 +1,130 @@
+"""What is loaded and where it is placed: one frozen object, from a TOML file, the environment and flags."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from trifocal.conversation.history import Keep, parse_keep
+from trifocal.errors import UnknownName, UsageError
+from trifocal.placement import Placement
+
+__all__ = ["Settings"]
+
+_PLACES = ("tower", "projector", "language")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What `trifocal.load` needs to know.
+
+    ``checkpoint`` is a folder, a hub id or a known name; ``tower_from``, ``projector_from`` and
+    ``language_from`` take a part from elsewhere (a folder, a file or a hub id), as the seed's
+    settings do. ``tower``, ``projector`` and ``language`` say where each part lives. ``template``
+    overrides the checkpoint's own. ``vision`` names another package's vision, for a language model
+    that is no LLaVA. ``fit`` (crop, pad or stretch) shows pictures in another way than the checkpoint
+    was trained with. ``images`` says which past pictures stay. ``allow_pickle`` lets
+    ``.bin`` files be read (with ``weights_only=True``).  ``cache_bytes`` bounds the picture cache.
+    """
+
+    checkpoint: str = "thimble"
+    tower_from: str | None = None
+    projector_from: str | None = None
+    language_from: str | None = None
+    tower: Placement = field(default_factory=Placement)
+    projector: Placement = field(default_factory=Placement)
+    language: Placement = field(default_factory=Placement)
+    engine: str = "transformers"
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
+    template: str | None = None
+    vision: str | None = None
+    fit: str | None = None
+    images: Keep = "all"
+    allow_pickle: bool = False
+    cache_bytes: int = 256 << 20
+
+    @classmethod
+    def read(cls, file: Path | None = None, environ: Mapping[str, str] | None = None, **flags: Any) -> Settings:
+        """Flags over the environment over the file over the defaults; a flag that is None was not given.
+
+        The file is TOML with these fields' names as keys and ``[engine_options]`` as a table; a
+        placement is written ``"cuda:0/float16"``. Without ``file``, ``TRIFOCAL_CONFIG`` or
+        ``./trifocal.toml`` is read if it is there. The environment has ``TRIFOCAL_CHECKPOINT``,
+        ``TRIFOCAL_TOWER`` and so on.
+
+        Raises:
+            UnknownName: a key that is no setting.
+            UsageError: a file that is missing or no TOML, or a value of the wrong type.
+        """
+        environ = os.environ if environ is None else environ
+        values = _from_file(file, environ)
+        for name in _names():
+            text = environ.get(f"TRIFOCAL_{name.upper()}")
+            if text is not None and name != "engine_options":
+                values[name] = text
+        values.update({name: value for name, value in flags.items() if value is not None})
+        return cls().with_values(values)
+
+    def with_values(self, values: Mapping[str, Any]) -> Settings:
+        """These settings with some replaced; text is read as on the command line."""
+        for name in values:
+            if name not in _names():
+                raise UnknownName("setting", name, _names())
+        return replace(self, **{name: _value(name, value) for name, value in values.items()})
+
+
+def _names() -> list[str]:
+    return [field.name for field in fields(Settings)]
+
+
+def _from_file(file: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
+    named = file or (Path(environ["TRIFOCAL_CONFIG"]) if environ.get("TRIFOCAL_CONFIG") else None)
+    path = named or Path("trifocal.toml")
+    if not named and not path.is_file():
+        return {}
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"settings file {path}: {error.strerror or 'cannot be read'}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"settings file {path} is not TOML: {error}") from error
+
+
+def _value(name: str, value: Any) -> Any:
+    """A setting's value from text, TOML or Python."""
+    if name in _PLACES:
+        return Placement.parse(value) if isinstance(value, str) else _typed(name, value, Placement)
+    if name == "images":
+        return parse_keep(value)
+    if name == "allow_pickle":
+        return _boolean(name, value)
+    if name == "cache_bytes":
+        return _whole(name, value)
+    if name == "engine_options":
+        return dict(_typed(name, value, Mapping))
+    if value is None and name in ("tower_from", "projector_from", "language_from", "template", "vision", "fit"):
+        return None
+    return _typed(name, os.fspath(value) if isinstance(value, os.PathLike) else value, str)
+
+
+def _boolean(name: str, value: Any) -> bool:
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if str(value).lower() not in words:
+        raise UsageError(f"{name}: {value!r} is neither true nor false")
+    return words[str(value).lower()]
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not str(value).isdecimal():
+        raise UsageError(f"{name}: {value!r} is not a whole number of bytes")
+    return int(value)
+
+
+def _typed(name: str, value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise UsageError(f"{name}: {value!r} is not a {kind.__name__}")
+    return value

@@ -1,0 +1,46 @@
+"""What weights can tell besides dense tensors: layers as they were quantised, and where a tensor lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Located", "PackedLinear", "PackedWeights"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedLinear:
+    """A linear layer whose weight is whole levels on a grid: ``weight = scale * (level - zero)``.
+
+    ``levels`` uint8 ``[out, in]`` below ``2**bits``, ``scales`` and ``zeros`` float32 ``[groups, out]``, ``group``
+    int64 ``[in]`` says which group a column belongs to, ``bias`` is ``[out]`` or None.
+    """
+
+    bits: int
+    levels: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor
+    group: torch.Tensor
+    bias: torch.Tensor | None = None
+
+
+@runtime_checkable
+class PackedWeights(Protocol):
+    """Weights that can also give a layer as it was quantised, for engines with a product of their own for it."""
+
+    def packed(self, name: str) -> PackedLinear | None:
+        """The layer whose weight is called ``name``, or None where it is an ordinary tensor."""
+        ...
+
+
+@runtime_checkable
+class Located(Protocol):
+    """Weights that can also tell the file of a tensor, for messages."""
+
+    def where(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        ...

@@ -1,0 +1,219 @@
+"""Templates of other people's making: in transformers' shape, bounded, and never taken in by what users type."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_templates import BLUE, GOLDEN, RED, written
+
+from checkpoint_maker import V0
+from trifocal import load
+from trifocal.conversation.jinja import JinjaTemplate, find_template
+from trifocal.conversation.sandbox import rendered
+from trifocal.conversation.templates import Control, Template
+from trifocal.errors import BadMessages, CheckpointError, UnknownName, UsageError
+from trifocal.images import Image
+from trifocal.messages import Message
+
+# the chat template of llava-hf's 1.5 repositories, and ChatML over plain texts
+LLAVA_HF = """{% for message in messages %}
+{%- if message['role'] != 'system' %}
+{{- message['role'].upper() + ': '}}
+{%- endif %}
+{#- Render all images first #}
+{%- for content in message['content'] | selectattr('type', 'equalto', 'image') %}
+{{- '<image>\\n' }}
+{%- endfor %}
+{#- Render all text next #}
+{%- for content in message['content'] | selectattr('type', 'equalto', 'text') %}
+{%- if message['role'] != 'assistant' %}
+{{- content['text'] + ' '}}
+{%- else %}
+{%- generation %}{{ content['text'] + ' '}}{% endgeneration %}
+{%- endif %}
+{%- endfor %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- 'ASSISTANT:' }}
+{%- endif %}"""
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+TURNS = [Message("user", (RED, "Q1")), Message("assistant", "A1"), Message("user", "Q2")]
+Make = Callable[..., JinjaTemplate]
+
+
+def mine(source: str, **tokens: str) -> JinjaTemplate:
+    return JinjaTemplate(source, "mine", "mine.jinja", tokens)
+
+
+@pytest.mark.parametrize(("source", "name"), [(LLAVA_HF, "llava_1_5_hf"), (CHATML, "chatml_hf")])
+def test_a_template_writes_what_ours_of_the_same_family_writes(source: str, name: str) -> None:
+    template = mine(source)
+    assert written(template.render(TURNS)) == GOLDEN[name]
+    assert template.question("Q1", [RED]) == TURNS[0]
+
+
+def test_stop_strings_are_what_follows_an_answer() -> None:
+    assert mine(LLAVA_HF).stop == ("USER:",)
+    assert mine(CHATML).stop == ("<|im_end|>",)
+    marks = "{% for m in messages %}{{ '### ' + m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}### assistant:"
+    assert mine(marks).stop == ("###",)
+
+
+def test_pictures_stand_where_the_template_puts_them() -> None:
+    chatml = mine(CHATML).render([Message("user", ("is <image> like <image>?", RED, BLUE))])
+    assert [piece for piece in chatml if isinstance(piece, Image)] == [RED, BLUE]
+    assert "is <image> like <image>?" in written(chatml)
+    first = mine(LLAVA_HF).render([Message("user", ("is <image> like it?", RED))])
+    assert written(first) == "USER: <image>\nis   like it? ASSISTANT:"
+
+
+def test_an_answer_at_the_end_is_left_open() -> None:
+    turns = [Message("user", "Q"), Message("assistant", "It is")]
+    assert written(mine(CHATML).render(turns)) == "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nIt is"
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.one_of(
+        st.text(),
+        st.text(alphabet="<|im_endstar>\U000f0021/imagevdo "),
+        st.sampled_from(["<image>", "<video>", "</s>", "[INST]"]),
+    )
+)
+def test_what_users_type_becomes_neither_token_nor_picture(typed: str) -> None:
+    pieces = CHAT.render([Message("user", (RED, "x")), Message("assistant", typed), Message("user", typed)])
+    plain = CHAT.render([Message("user", (RED, "x")), Message("assistant", "a"), Message("user", "a")])
+    assert [p for p in pieces if not isinstance(p, str)] == [p for p in plain if not isinstance(p, str)]
+    assert written(pieces).count(typed) >= 2 or not typed
+
+
+CHAT = mine(CHATML)
+PICTURE = "[picture: 16 positions, mean 0.341537]"
+
+
+HOSTILE = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "a huge text": "{{ 'x' * 10**9 }}",
+    "a doubled text": "{% set n = namespace(t='x') %}{% for i in range(60) %}"
+    "{% set n.t = n.t ~ n.t %}{% endfor %}{{ n.t }}",
+    "a huge number": "{{ 10 ** (10 ** 9) }}",
+    "a wide format": "{{ '%1000000000d' % 1 }}",
+    "much output": "{% for a in range(9999) %}{{ 'x' * 9999 }}{% endfor %}",
+    "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "a class": "{{ ''.__class__.__mro__ }}",
+    "subclasses": "{{ messages.__class__.__base__.__subclasses__() }}",
+    "globals": "{{ raise_exception.__globals__ }}",
+    "a frame": "{{ (strftime_now | attr('__globals__'))['sys'] }}",
+    "a format's class": "{{ '{0.__class__}'.format(messages) }}",
+    "a changed list": "{{ messages.append(1) }}",
+    "an include": "{% include '/etc/passwd' %}",
+    "an import": "{% import 'os' as os %}",
+}
+
+
+@pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE)
+def test_a_template_that_does_harm_is_ended_and_told(source: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(UsageError, match=r"mine\.jinja"):
+        mine(CHATML + source)
+    assert time.monotonic() - started < 60
+    assert written(CHAT.render([Message("user", "still there")])).count("still there") == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("{{ messages }\nx", r"mine\.jinja, line 1: "),
+        ("a\nb\n{{ nonsense }}", r"mine\.jinja, line 3: 'nonsense' is undefined"),
+        ("a\n{{ messages[7].content }}", r"mine\.jinja, line 2: "),
+        ("a\n{{ raise_exception('no pictures here') }}", r"mine\.jinja, line 2: no pictures here"),
+        ("a\n{{ 'x' | nosuch }}", r"mine\.jinja, line 2: No filter named 'nosuch'"),
+        ("no marks at all", r"mine\.jinja: it writes 0 <image> marks for 1 pictures"),
+        ("<image>", r"mine\.jinja: it does not write a question down"),
+    ],
+)
+def test_a_mistake_is_told_with_file_and_line(source: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        mine(source)
+
+
+def test_a_conversation_that_the_template_refuses_is_told() -> None:
+    strict = CHATML + "{% if messages | length > 2 %}{{ raise_exception('two turns at most') }}{% endif %}"
+    with pytest.raises(BadMessages, match=r"mine\.jinja, line 1: two turns at most"):
+        mine(strict).render(TURNS)
+
+
+def test_names_may_be_asked_for_that_are_not_there() -> None:
+    source = "{% if tools or nonsense is defined or other %}no{% endif %}{% for x in more %}no{% endfor %}yes"
+    assert rendered(source, {"tools": None}) == {"text": "yes"}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Make:
+    """Writes files into a checkpoint's folder, and finds a template in it."""
+
+    def found(name: str = "checkpoint", **files: str) -> JinjaTemplate:
+        for file, text in files.items():
+            (tmp_path / file.replace("__", ".")).write_text(text)
+        template = find_template(name, tmp_path)
+        assert isinstance(template, JinjaTemplate)
+        return template
+
+    return found
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"chat_template__jinja": CHATML},
+        {"chat_template__json": json.dumps({"chat_template": CHATML})},
+        {"tokenizer_config__json": json.dumps({"chat_template": CHATML})},
+        {
+            "tokenizer_config__json": json.dumps(
+                {"chat_template": [{"name": "rag", "template": "x"}, {"name": "default", "template": CHATML}]}
+            )
+        },
+    ],
+)
+def test_a_checkpoints_own_template(disk: Make, files: dict[str, str]) -> None:
+    assert written(disk(**files).render(TURNS)) == GOLDEN["chatml_hf"]
+
+
+def test_special_tokens_are_the_tokenizers(disk: Make) -> None:
+    config = json.dumps({"bos_token": {"content": "<s>"}, "eos_token": "</s>"})
+    pieces = disk(
+        chat_template__jinja="{{ bos_token }}" + CHATML + "{{ eos_token }}", tokenizer_config__json=config
+    ).render([Message("user", "Q")])
+    assert (pieces[0], pieces[-1]) == (Control("<s>", needed=False), Control("</s>", needed=False))
+
+
+def test_what_is_not_there_is_told(disk: Make, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no chat template of its own"):
+        disk()
+    with pytest.raises(UsageError, match=r"away\.jinja is not there"):
+        disk("./away.jinja")
+    with pytest.raises(UnknownName, match="llava_v1"):
+        disk("llava_v7")
+    assert isinstance(find_template("llava_v1", tmp_path), Template)
+
+
+def test_a_model_speaks_through_a_users_template(v0: V0, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text("{{ bos_token }}<|not_a_token|>" + CHATML)
+    parts = {"tower_from": str(v0.tower), "projector_from": str(v0.projector)}
+    with load(checkpoint=str(v0.language), engine="echo", template=str(file), **parts) as llava:
+        prompt = llava.composer.prompt(llava.template.render([Message("user", (RED, "Q"))]))
+        begin = llava.engine.tokenizer.token("<s>")
+        assert [token for token in prompt.token_ids if token == begin] == [begin]
+        said = llava.complete([Message("user", (RED, "say </s>"))]).text
+    # what stands beside a picture of v0 is stripped
+    assert said == f"<|not_a_token|>user{PICTURE}say </s>\nassistant\n"
