@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -150,6 +151,128 @@ def test_a_conversation_that_the_template_refuses_is_told() -> None:
     strict = CHATML + "{% if messages | length > 2 %}{{ raise_exception('two turns at most') }}{% endif %}"
     with pytest.raises(BadMessages, match=r"mine\.jinja, line 1: two turns at most"):
         mine(strict).render(TURNS)
+
+
+# users' turns as lists, all others as texts, the system text in the last question: as in Pixtral's released template
+PIXTRAL = """{%- if messages[0]["role"] == "system" %}
+    {%- set system_message = messages[0]["content"] %}
+    {%- set loop_messages = messages[1:] %}
+{%- else %}
+    {%- set loop_messages = messages %}
+{%- endif %}
+{{- bos_token }}
+{%- for message in loop_messages %}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception('roles must alternate') }}
+    {%- endif %}
+    {%- if message["role"] == "user" %}
+        {{- "[INST]" + (system_message + "\n\n" if loop.last and system_message is defined else "") }}
+        {%- for chunk in message["content"] %}
+            {{- chunk["text"] if chunk["type"] == "text" else "[IMG]" }}
+        {%- endfor %}
+        {{- "[/INST]" }}
+    {%- elif message["role"] == "assistant" %}
+        {{- message["content"] + eos_token }}
+    {%- endif %}
+{%- endfor %}"""
+# and the other way about: the user's a text, the assistant's a list
+TURNED = (
+    "{% for m in messages %}{{ m.role ~ ': ' }}{% if m.role == 'user' %}{{ m.content | trim }}{% else %}"
+    "{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}{{ '\n' }}{% endfor %}"
+)
+TRIMMED = "{% for m in messages %}{{ m.role + ': ' }}{{ m['content'] | trim + '\n' }}{% endfor %}"
+# where one role's shape is refused by a sentence of the template's own
+REFUSING = """{% for m in messages %}{% if m.role == 'assistant' and m.content is not string %}
+{{- raise_exception('an answer is a text') }}{% endif %}
+{%- if m.role == 'system' and m.content is string %}{{ raise_exception('a system text is a list') }}{% endif %}
+{{- m.role + ': ' }}{% if m.content is string %}{{ m.content }}{% else %}
+{%- for p in m.content %}{{ '<image>' if p.type == 'image' else p.text }}{% endfor %}{% endif %}{{ '\n' }}
+{%- endfor %}"""
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (PIXTRAL, "<s>[INST]<image>Q1[/INST]A1</s>[INST]be brief\n\nQ2[/INST]"),
+        (TURNED, "system: be brief\nuser: <image>\nQ1\nassistant: A1\nuser: Q2\n"),
+        (TRIMMED, "system: be brief\nuser: <image>\nQ1\nassistant: A1\nuser: Q2\n"),
+        (REFUSING, "system: be brief\nuser: <image>Q1\nassistant: A1\nuser: Q2\n"),
+    ],
+)
+def test_each_role_is_given_the_shape_that_it_takes(source: str, expected: str) -> None:
+    template = mine(source, bos_token="<s>", eos_token="</s>")
+    assert written(template.render([Message("system", "be brief"), *TURNS])) == expected
+    # an answer that is to be continued has its role's shape, too
+    half = template.render([*TURNS[:1], Message("assistant", "It is")])
+    assert written(half).endswith("It is")
+    assert written(half).startswith(written(template.render(TURNS)).split("A1")[0])
+
+
+@pytest.mark.parametrize("role", ["user", "assistant", "system"])
+def test_what_a_template_leaves_out_is_told(role: str) -> None:
+    leaving = (
+        "{% for m in messages %}{% if loop.length < 4 or m.role != '" + role + "' %}{{ m.role + m.content + '\n' }}"
+        "{% elif '<image>' in m.content %}<image>{% endif %}{% endfor %}"
+    )
+    template = mine(leaving)
+    assert written(template.render(TURNS)) == "user<image>\nQ1\nassistantA1\nuserQ2\n"
+    with pytest.raises(
+        BadMessages, match=r"mine\.jinja: it does not write (a question|an answer|the system text) down"
+    ):
+        template.render([Message("system", "be brief"), *TURNS])
+
+
+SPELT = [
+    "{{ C }}", "{{ messages }}", "{{ messages[0] }}", "{{ messages | first }}", "{{ C | trim }}", "{{ C | string }}",
+    "{{ C | upper }}", "{{ C | indent(2) }}", "{{ C | replace('a', 'b') }}", "{{ C | e }}", "{{ C | urlencode }}",
+    "{{ C | wordwrap(3) }}", "{{ C | join(', ') }}", "{{ C | tojson }}", "{{ messages[0] | tojson }}",
+    "{{ [C] | tojson }}", "{{ {'a': messages[0]} | tojson }}", "{{ 'a' ~ C }}", "{{ 'a' ~ ['b'] }}", "{{ '%s' % C }}",
+    "{{ '%s' % (C,) }}", "{{ '%(content)s' % messages[0] }}", "{{ '%s' | format(C) }}", "{{ '{}'.format(C) }}",
+    "{{ '{0[content]}'.format(messages[0]) }}", "{{ '{content}'.format_map(messages[0]) }}", "{{ '%r' % 'x' }}",
+    "{{ '%r' | format('x') }}", "{{ '{!r}'.format('x') }}", "{{ 'x' | replace('x', C) }}", "{{ 'x' | pprint }}",
+    "{{ C | map(attribute='type') | list }}", "{{ C | map(attribute='type') | list | string }}",
+    "{{ C | map(attribute='type') }}", "{{ 'a' ~ (C | map(attribute='type') | list) }}", "{{ C + ['a'] }}",
+    "{{ C | map('string') | join }}", "{{ [['a']] | join }}", "{{ ('' | safe).join([['a']]) }}",
+    "{{ ('%s' | safe) % ['a'] }}", "{{ ('x' | safe).replace('x', ['a']) }}", "{{ none }}", "{{ tools }}",
+    "{{ tools ~ '' }}", "{{ range(3) }}", "{{ 'a b'.split() }}", "{{ 'ab' | list }}", "{{ C.index }}",
+    "{{ 'a'.upper }}", "{{ namespace(a=1) }}", "{{ dict(a=1) }}", "{{ cycler('a') }}", "{{ self }}",
+    "{{ raise_exception }}",
+    "{% macro f() %}x{% endmacro %}{{ f }}", "{% for m in messages %}{{ loop }}{% endfor %}",
+    "{% for m in messages %}{{ m }}{% endfor %}", "{% filter upper %}{{ C }}{% endfilter %}",
+    "{% set x %}{{ C }}{% endset %}{{ x }}", "{{ messages | batch(2) | first }}", "{{ {'a': ['b']} | xmlattr }}",
+]  # fmt: skip
+WRITTEN = {
+    "{{ 'a' ~ 1 ~ true }}": "a1True",
+    "{{ '%s-%d' % ('a', 2) }}": "a-2",
+    "{{ '{}:{:>3}'.format('a', 2) }}": "a:  2",
+    "{{ ', '.join(['a', 'b']) }}": "a, b",
+    "{{ C | selectattr('type', 'equalto', 'text') | map(attribute='text') | map('trim') | join('-') }}": "seen",
+    "{{ messages | join('-', attribute='role') }}": "user",
+    "{{ tools | tojson }}": "null",
+    "{{ [1, 'a'] | tojson(indent=1) }}": '[\n 1,\n "a"\n]',
+    "{{ 'a' | replace('a', 'b') | upper | indent(2, true) }}": "  B",
+    "{{ missing | default('y') }}{{ none | default('z', true) }}": "yz",
+    "{{ 'aXb'.split('X')[-1].strip() }}": "b",
+    "{% if 'ab'.startswith(('a', 'c')) and C | length == 2 %}{{ 'a' | safe ~ '<' }}{% endif %}": "a<",
+    "{% for m in messages %}{{ m.role.upper() }}{{ 'a' if loop.first and m.content is iterable }}{% endfor %}": "USERa",
+}
+
+
+@pytest.mark.parametrize("source", SPELT)
+def test_nothing_is_written_as_python_spells_it(source: str) -> None:
+    found = rendered(source.replace("C", "messages[0].content"), VALUES)
+    assert re.search("as Python spells it|as JSON|format_map|No filter named", found["error"])
+
+
+@pytest.mark.parametrize("source", WRITTEN)
+def test_what_templates_write_of_parts_is_written(source: str) -> None:
+    assert rendered(source.replace("C", "messages[0].content"), VALUES) == {"text": WRITTEN[source]}
+
+
+VALUES = {
+    "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "seen"}]}],
+    "tools": None,
+}
 
 
 def test_names_may_be_asked_for_that_are_not_there() -> None:

@@ -25,7 +25,7 @@ from trifocal.conversation.templates import (
 )
 from trifocal.errors import BadMessages, CheckpointError, UsageError
 from trifocal.images import Image
-from trifocal.messages import Message, Part
+from trifocal.messages import Message, Part, Role
 
 __all__ = ["JinjaTemplate", "find_template", "has_template", "own_template"]
 
@@ -98,9 +98,10 @@ class JinjaTemplate:
     """A conversation family as somebody else's Jinja template, in the shape that transformers gives them.
 
     It runs in a process of its own, in Jinja's sandbox, for at most `SECONDS` a time. Whether it takes a turn's
-    content as a list of parts or as one text is found out by trying. Control tokens are what the *template* writes
-    and the tokenizer knows; pictures stand where it writes ``<image>`` or its family's own mark. What people typed goes
-    through it with every visible letter of ASCII replaced by one of private use, so that neither is ever made of it.
+    content as a list of parts or as one text is found out by trying, for each role apart. Control tokens are what the
+    *template* writes and the tokenizer knows; pictures stand where it writes ``<image>`` or its family's own mark. What
+    people typed goes through it with every visible letter of ASCII replaced by one of private use, so that neither is
+    ever made of it.
 
     Raises:
         UsageError: the template can't be read, or can't write a conversation with a picture down; names file and line.
@@ -116,18 +117,19 @@ class JinjaTemplate:
         self.name, self._source, self._file = name, source, file
         self._tokens = dict.fromkeys(_NAMES, "") | dict(tokens or {})
         self._process = _Process()
-        self._listed = self._takes_lists()
+        self._listed: dict[Role, bool] = {}
+        self._ask_shapes()
         self.stop = self._stops()
 
     def render(self, messages: Sequence[Message]) -> tuple[Piece, ...]:
         """The conversation in prompt order: text, control tokens and pictures; as `Template.render`.
 
         Raises:
-            BadMessages: no conversation, or one that the template refuses, fails at or drops a picture of.
+            BadMessages: no conversation, or one that the template refuses, fails at or drops a part of.
         """
         opening(messages)
         try:
-            return self._written(messages, listed=self._listed)
+            return self._written(messages, self._listed)
         except _Failed as error:
             raise BadMessages(f"the template {self._at(error)}") from error
 
@@ -137,9 +139,9 @@ class JinjaTemplate:
             return Message("user", (text, *images))
         return Message("user", (*images, text) if text else tuple(images))
 
-    def _written(self, messages: Sequence[Message], *, listed: bool) -> tuple[Piece, ...]:
+    def _written(self, messages: Sequence[Message], listed: Mapping[Role, bool]) -> tuple[Piece, ...]:
         private = _Private(messages)
-        turns = [_turn(message, private, listed=listed) for message in messages]
+        turns = [_turn(message, private, listed=listed[message.role]) for message in messages]
         images = [part for message in messages for part in _parts(message) if isinstance(part, Image)]
         is_open = messages[-1].role == "assistant"
         if is_open:
@@ -159,26 +161,38 @@ class JinjaTemplate:
         texts = self._mark.split(text.split(private.end)[0])
         if len(texts) - 1 != len(images):
             raise _Failed(f"it writes {len(texts) - 1} {IMAGE_MARK} marks for {len(images)} pictures")
+        _check_whole(messages, "".join(texts), private)
         pieces: list[Piece] = []
         for at, run in enumerate(texts):
             pieces += [images[at - 1]] if at else []
             pieces += _pieces(run, private)
         return tuple(pieces)
 
-    def _takes_lists(self) -> bool:
-        """Whether a turn's content is a list of parts, or one text with ``<image>`` in it."""
-        probe = [Message("user", (_dot(), "seen"))]
+    def _ask_shapes(self) -> None:
+        """Finds out for each role whether its content is a list of parts, or one text (with ``<image>`` in it).
+
+        A template that refuses a role in both shapes is told when a conversation has that role, in the user's shape.
+        """
+        asked = Message("user", (_dot(), "seen"))
+        failures = self._ask_shape("user", [asked])
+        if failures:
+            raise UsageError(f"the template {self._at(failures[-1] if failures[-1].line else failures[0])}")
+        self._listed.update(dict.fromkeys(("assistant", "system"), self._listed["user"]))
+        self._ask_shape("assistant", [asked, Message("assistant", "said"), Message("user", "more")])
+        self._ask_shape("system", [Message("system", "told"), asked])
+
+    def _ask_shape(self, role: Role, talk: Sequence[Message]) -> list[_Failed]:
+        """Notes the shape in which a role's turns come through whole; what failed where none does."""
         failures = []
         for listed in (True, False):
             try:
-                pieces = self._written(probe, listed=listed)
+                self._written(talk, {**self._listed, role: listed})
             except _Failed as error:
                 failures.append(error)
                 continue
-            if "seen" in "".join(piece for piece in pieces if isinstance(piece, str)):
-                return listed
-            failures.append(_Failed("it does not write a question down"))
-        raise UsageError(f"the template {self._at(failures[-1] if failures[-1].line else failures[0])}")
+            self._listed[role] = listed
+            return []
+        return failures
 
     def _stops(self) -> tuple[str, ...]:
         """What the template writes after an answer: its first control token, or else its text.
@@ -187,7 +201,7 @@ class JinjaTemplate:
         """
         talk = [Message("user", "one"), Message("assistant", "two"), Message("user", "three")]
         try:
-            pieces = list(self._written(talk, listed=self._listed))
+            pieces = list(self._written(talk, self._listed))
         except _Failed:
             return ()
         answered = next((at for at, piece in enumerate(pieces) if isinstance(piece, str) and "two" in piece), None)
@@ -326,6 +340,21 @@ def _turn(message: Message, private: _Private, *, listed: bool) -> dict[str, Any
         if part != ""
     ]
     return {"role": message.role, "content": content or [{"type": "text", "text": ""}]}
+
+
+def _check_whole(messages: Sequence[Message], text: str, private: _Private) -> None:
+    """Refuses what was written without a part of what people typed, whatever was done to its white space."""
+    written = _letters(text)
+    for message in messages:
+        for part in _parts(message):
+            if isinstance(part, str) and _letters(private.hide(part)) not in written:
+                whose = {"user": "a question", "assistant": "an answer", "system": "the system text"}[message.role]
+                raise _Failed(f"it does not write {whose} down")
+
+
+def _letters(hidden: str) -> str:
+    """What people typed of a text in which that is hidden, without white space and letters' cases."""
+    return "".join(letter for letter in hidden.casefold() if not letter.isascii() and not letter.isspace())
 
 
 def _leave_open(turn: dict[str, Any], end: str) -> None:
