@@ -23,7 +23,7 @@ def test_one_part_or_many() -> None:
 @pytest.mark.parametrize(
     ("role", "parts", "match"),
     [
-        ("tool", "x", "unknown role 'tool'; known: system, user, assistant"),
+        ("robot", "x", "unknown role 'robot'; known: system, user, assistant, tool"),
         ("user", [3], "not int"),
         ("system", PICTURE, "a picture stands in a system turn"),
         ("assistant", ("x", PICTURE), "a picture stands in a assistant turn"),

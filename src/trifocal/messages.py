@@ -13,6 +13,7 @@ from trifocal.images import Image
 __all__ = [
     "DEFAULT_MAX_TOKENS",
     "ROLES",
+    "Call",
     "Chunk",
     "End",
     "Message",
@@ -21,12 +22,31 @@ __all__ = [
     "Role",
     "Sampling",
     "TokenLogprob",
+    "Tool",
 ]
 
 Part = str | Image
-Role = Literal["system", "user", "assistant"]
-ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+Role = Literal["system", "user", "assistant", "tool"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 DEFAULT_MAX_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that a model may ask for; ``parameters`` is the text of a JSON schema of an object."""
+
+    name: str
+    description: str = ""
+    parameters: str = '{"type":"object"}'
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """That an answer asks for a function: its name, the text of a JSON object, and what the result will refer to."""
+
+    name: str
+    arguments: str
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,27 +54,47 @@ class Message:
     """One turn: a role and its parts, in the order in which they were written.
 
     A ``str`` given for ``parts`` is taken as one part. The literal ``<image>`` inside a text part
-    says where the message's pictures go; see `trifocal.conversation.templates.place`.
+    says where the message's pictures go; see `trifocal.conversation.templates.place`. An assistant's turn may hold
+    ``calls``; a ``tool`` turn is the result of the call with the id ``answers``, of the function ``name``.
 
     Raises:
         BadMessages: an unknown role, a part that is neither text nor `Image`, or a picture in a
-            turn that is not the user's.
+            turn that is neither the user's nor a tool's.
     """
 
     role: Role
     parts: tuple[Part, ...]
+    calls: tuple[Call, ...]
+    answers: str
+    name: str
 
-    def __init__(self, role: Role, parts: Part | Sequence[Part]) -> None:
+    def __init__(
+        self,
+        role: Role,
+        parts: Part | Sequence[Part],
+        *,
+        calls: Sequence[Call] = (),
+        answers: str = "",
+        name: str = "",
+    ) -> None:
         if role not in ROLES:
             raise BadMessages(f"unknown role {role!r}; known: {', '.join(ROLES)}")
         whole = (parts,) if isinstance(parts, (str, Image)) else tuple(parts)
         for part in whole:
             if not isinstance(part, (str, Image)):
                 raise BadMessages(f"a part is text or an Image, not {type(part).__name__}")
-        if role != "user" and any(isinstance(part, Image) for part in whole):
-            raise BadMessages(f"a picture stands in a {role} turn; only the user's turns hold pictures")
-        object.__setattr__(self, "role", role)
-        object.__setattr__(self, "parts", whole)
+        if role not in ("user", "tool") and any(isinstance(part, Image) for part in whole):
+            raise BadMessages(
+                f"a picture stands in a {role} turn; only the user's turns and results of tools hold them"
+            )
+        for field_name, value in (("role", role), ("parts", whole), ("calls", tuple(calls))):
+            object.__setattr__(self, field_name, value)
+        object.__setattr__(self, "answers", answers)
+        object.__setattr__(self, "name", name)
+
+    def with_parts(self, parts: Part | Sequence[Part]) -> Message:
+        """The same turn with another content."""
+        return Message(self.role, parts, calls=self.calls, answers=self.answers, name=self.name)
 
     @property
     def text(self) -> str:
@@ -77,8 +117,8 @@ class Sampling:
     ``presence_penalty`` and ``frequency_penalty`` are OpenAI's, over the answer alone.
     ``ignore_end`` goes on past the end token. ``top_logprobs`` asks engines that can for the most
     likely tokens. ``schema`` is the text of a JSON schema that the answer is held to, by engines that
-    can; others refuse it. ``max_tokens=None`` is as many as fit, at most `DEFAULT_MAX_TOKENS`; an engine
-    that is asked directly goes on until its context is full.
+    can; others refuse it. ``max_tokens`` is a bound: fewer where fewer fit. None is as many as fit, at most
+    `DEFAULT_MAX_TOKENS`; an engine that is asked directly goes on until its context is full.
 
     Raises:
         BadSampling: an option out of its range.
@@ -129,7 +169,8 @@ class End:
     """How an answer ended, and what it cost in positions.
 
     ``prompt_tokens`` counts every position of the prompt, ``image_tokens`` those of them that are
-    pictures. ``left_out`` tells, in words, what of the conversation did not fit or was not kept.
+    pictures. ``left_out`` tells, in words, what of the conversation did not fit or was not kept, ``notes``
+    what else was done otherwise than asked. ``stopped_by`` is the caller's stop string that ended it.
     ``positions`` are those of each picture in order, ``cached`` says of which the rows were already
     known. ``timings`` are seconds per
     step: decode (of image files), preprocess, tower, projector, prefill, generate.
@@ -142,6 +183,8 @@ class End:
     positions: tuple[int, ...] = ()
     cached: tuple[bool, ...] = ()
     left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    stopped_by: str | None = None
     timings: dict[str, float] = field(default_factory=dict, compare=False)
 
     @property

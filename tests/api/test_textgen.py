@@ -99,9 +99,14 @@ def test_every_default_of_the_host_is_taken(client: httpx.Client) -> None:
 
 
 def test_a_prompt_beyond_the_named_room_is_refused_with_counts(client: httpx.Client) -> None:
-    error = error_of(client.post(GENERATE, json={"prompt": "x" * 100, "truncation_length": 250}))
+    error = error_of(client.post(GENERATE, json={"prompt": "x" * 300, "truncation_length": 250}))
     assert error["code"] == "context_length_exceeded"
-    assert "101 positions" in error["message"]
+    assert "301 positions" in error["message"]
+
+
+def test_an_answer_is_bounded_by_the_named_room(client: httpx.Client) -> None:
+    body = {"prompt": "x" * 100, "truncation_length": 150, "max_new_tokens": 250}
+    assert client.post(GENERATE, json=body).json() == {"results": [{"text": "x" * 49}]}
 
 
 def test_token_count_counts_pictures_as_positions(client: httpx.Client) -> None:

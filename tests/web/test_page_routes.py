@@ -179,13 +179,15 @@ def test_count_says_which_pictures_and_turns_are_left_out() -> None:
     with running(make_llava(engine), routes()) as live, live.client() as client:
         chosen = client.post(COUNT, json={"messages": talk(turns=2), "images": "last", "max_tokens": 1}).json()
         short = client.post(COUNT, json={"messages": talk(turns=2), "max_tokens": 50}).json()
-        full = client.post(COUNT, json={"messages": talk(turns=1), "max_tokens": 250}).json()
+        bound = client.post(COUNT, json={"messages": talk(turns=1), "max_tokens": 250}).json()
+        full = client.post(COUNT, json={"messages": [user("x" * 200)], "max_tokens": 50}).json()
     assert [turn["pictures_left_out"] for turn in chosen["messages"]] == [[True], [], [False]]
     assert chosen["left_out"] == ["1 earlier picture (images=last)"]
     assert [turn["left_out"] for turn in short["messages"]] == [True, True, False]
     assert short["messages"][0]["pictures_left_out"] == [True]
     assert short["pictures"] == 4
     assert (short["next"], short["fits"]) == (None, True)
+    assert (bound["answer"], bound["next"], bound["fits"]) == (64, None, True)
     assert (full["next"], full["fits"]) == (None, False)
 
 

@@ -21,11 +21,10 @@ from trifocal.api.metrics import Metrics
 from trifocal.api.pump import Pump
 from trifocal.api.settings import ServerSettings
 from trifocal.api.wire import Draft, Picture, Tagged, decode
-from trifocal.conversation.history import Keep, shortened
-from trifocal.conversation.templates import ChatTemplate, Piece
-from trifocal.errors import PromptTooLong
-from trifocal.images import Image, Limits
-from trifocal.messages import Chunk, End, Message, Sampling, TokenLogprob
+from trifocal.conversation.history import Keep
+from trifocal.conversation.templates import ChatTemplate
+from trifocal.images import Limits
+from trifocal.messages import Chunk, End, Message, Sampling, TokenLogprob, Tool
 from trifocal.model.llava import Llava
 
 __all__ = ["Answers", "ClientGone", "Job", "Server", "Serving", "Step", "caller_of"]
@@ -53,6 +52,7 @@ class Job:
     answers: int = 1
     images: Keep | None = None
     template: ChatTemplate | None = None
+    tools: tuple[Tool, ...] = ()
     room: int | None = None
     stoppable: bool = False
 
@@ -317,31 +317,10 @@ class Server:
 
     def _chunks(self, job: Job, messages: list[Message], sampling: Sampling) -> Generator[Chunk, None, None]:
         if not job.raw:
-            messages = self._within_room(job, messages)
-            return self.llava.stream(messages, sampling, images=job.images, template=job.template)
-        parts: tuple[Piece, ...] = messages[0].parts
-        self._check_room(job, parts, sampling)
-        return self.llava.generate(parts, sampling)
-
-    def _within_room(self, job: Job, messages: list[Message]) -> list[Message]:
-        """The conversation without the oldest exchanges that don't fit the room that the client named."""
-        if job.room is None:
-            return messages
-        room = job.room - (job.sampling.max_tokens or 1)
-
-        def fits(turns: Sequence[Message]) -> bool:
-            return self.llava.count(turns, images=job.images, template=job.template) <= room
-
-        return shortened(messages, fits)
-
-    def _check_room(self, job: Job, parts: Sequence[Piece], sampling: Sampling) -> None:
-        """Holds prompt and answer against the room that the client itself named."""
-        if job.room is not None:
-            count, wanted = self.llava.composer.count(parts), sampling.max_tokens or 1
-            if count + wanted > job.room:
-                images = [part for part in parts if isinstance(part, Image)]
-                pictures = sum(self.llava.composer.vision.positions(image, len(images)) for image in images)
-                raise PromptTooLong(count, pictures, wanted, min(job.room, self.llava.engine.context))
+            return self.llava.stream(
+                messages, sampling, images=job.images, template=job.template, tools=job.tools, room=job.room
+            )
+        return self.llava.generate(messages[0].parts, sampling, room=job.room)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

@@ -109,4 +109,4 @@ def _without_images(message: Message, count: int) -> Message:
             marks += 1
             head += (IMAGE_MARK if marks > count else "") + text
         parts.append(head)
-    return Message(message.role, parts)
+    return message.with_parts(parts)

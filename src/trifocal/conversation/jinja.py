@@ -10,6 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from trifocal.conversation.templates import (
 )
 from trifocal.errors import BadMessages, CheckpointError, UsageError
 from trifocal.images import Image
-from trifocal.messages import Message, Part, Role
+from trifocal.messages import Call, Message, Part, Role, Tool
 
 __all__ = ["JinjaTemplate", "find_template", "has_template", "own_template"]
 
@@ -38,6 +39,8 @@ _IN_GGUF = ("bos", "eos", "unknown", "padding")
 _MARKS = (IMAGE_MARK, "<video>", "[IMG]", "<IMG_CONTEXT>", "<start_of_image>")
 _SIGNS = re.compile(r"[^\w\s]{2,}")
 _TOKEN = re.compile(r"<[^<>\s]{1,64}>|\[[A-Za-z_/]{1,64}\]")
+_WHOSE = {"user": "a question", "assistant": "an answer", "system": "the system text", "tool": "a tool's result"}
+_WORD = re.compile(r"[\w.$-]{1,64}", re.ASCII)
 _SAFE = range(0xF0000, 0x10FF00, 0x80)  # where the letters that users type may be put: blocks of private use
 
 
@@ -117,19 +120,52 @@ class JinjaTemplate:
         self.name, self._source, self._file = name, source, file
         self._tokens = dict.fromkeys(_NAMES, "") | dict(tokens or {})
         self._process = _Process()
-        self._listed: dict[Role, bool] = {}
+        self._listed: dict[Role, bool] = {"tool": False}
         self._ask_shapes()
         self.stop = self._stops()
 
-    def render(self, messages: Sequence[Message]) -> tuple[Piece, ...]:
+    @cached_property
+    def system_inside(self) -> bool:
+        """Whether it writes a system turn that stands between others, found out by trying."""
+        talk = [
+            Message("user", "one"),
+            Message("assistant", "two"),
+            Message("system", "seen"),
+            Message("user", "three"),
+        ]
+        text = self._tried(talk)
+        return text.find("two") < text.find("seen") < text.find("three")
+
+    @cached_property
+    def has_tools(self) -> bool:
+        """Whether it writes tools, calls and results down, found out by trying."""
+        talk = [
+            Message("user", "one"),
+            Message("assistant", "", calls=[Call("probe_it", '{"said": "two"}', "1")]),
+            Message("tool", "three", answers="1", name="probe_it"),
+        ]
+        for self._listed["tool"] in (False, True):
+            text = self._tried(talk, [Tool("probe_it", "what it does")])
+            if "what it does" in text and text.count("probe_it") > 1 and text.find("two") < text.find("three"):
+                return True
+        return False
+
+    @cached_property
+    def alternates(self) -> bool:
+        """Whether it refuses two turns of the user in a row, or an assistant's turn first."""
+        return not self._tried([Message("user", "one"), Message("user", "two")]) or not self._tried(
+            [Message("assistant", "one"), Message("user", "two")]
+        )
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[Piece, ...]:
         """The conversation in prompt order: text, control tokens and pictures; as `Template.render`.
 
         Raises:
             BadMessages: no conversation, or one that the template refuses, fails at or drops a part of.
         """
-        opening(messages)
+        opening(messages, inside=True)
         try:
-            return self._written(messages, self._listed)
+            return self._written(messages, self._listed, tools)
         except _Failed as error:
             raise BadMessages(f"the template {self._at(error)}") from error
 
@@ -139,9 +175,19 @@ class JinjaTemplate:
             return Message("user", (text, *images))
         return Message("user", (*images, text) if text else tuple(images))
 
-    def _written(self, messages: Sequence[Message], listed: Mapping[Role, bool]) -> tuple[Piece, ...]:
-        private = _Private(messages)
-        turns = [_turn(message, private, listed=listed[message.role]) for message in messages]
+    def _tried(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
+        """The text of a conversation, nothing where the template fails at it."""
+        try:
+            pieces = self._written(messages, self._listed, tools)
+        except _Failed:
+            return ""
+        return "".join(piece for piece in pieces if isinstance(piece, str))
+
+    def _written(
+        self, messages: Sequence[Message], listed: Mapping[Role, bool], tools: Sequence[Tool] = ()
+    ) -> tuple[Piece, ...]:
+        private, numbers = _Private(messages, tools), _Numbers()
+        turns = [_turn(message, private, numbers, listed=listed[message.role]) for message in messages]
         images = [part for message in messages for part in _parts(message) if isinstance(part, Image)]
         is_open = messages[-1].role == "assistant"
         if is_open:
@@ -151,7 +197,7 @@ class JinjaTemplate:
             {
                 "messages": turns,
                 "add_generation_prompt": not is_open,
-                "tools": None,
+                "tools": [_offered(tool, private) for tool in tools] or None,
                 "documents": None,
                 **self._tokens,
             },
@@ -227,8 +273,11 @@ class _Failed(Exception):
 class _Private:
     """Another block of letters for what people typed: one that none of them used."""
 
-    def __init__(self, messages: Sequence[Message]) -> None:
-        used = {ord(letter) >> 7 for message in messages for letter in message.text if ord(letter) >= _SAFE.start}
+    def __init__(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> None:
+        typed = [message.text + message.name for message in messages]
+        typed += [call.name + call.arguments for message in messages for call in message.calls]
+        typed += [tool.name + tool.description + tool.parameters for tool in tools]
+        used = {ord(letter) >> 7 for text in typed for letter in text if ord(letter) >= _SAFE.start}
         free = [base for base in _SAFE if base >> 7 not in used]
         if not free:
             raise BadMessages("the conversation uses every block of private letters; take some of them away")
@@ -243,6 +292,25 @@ class _Private:
     def show(self, text: str) -> str:
         """The text as it was typed."""
         return text.translate(self._from)
+
+    def hide_in(self, value: Any) -> Any:
+        """A value whose texts were typed, to be written as JSON; plain words stay, since templates compare them."""
+        if isinstance(value, str):
+            return value if _WORD.fullmatch(value) else self.hide(json.dumps(value, ensure_ascii=False)[1:-1])
+        if isinstance(value, dict):
+            return {self.hide_in(key): self.hide_in(each) for key, each in value.items()}
+        return [self.hide_in(each) for each in value] if isinstance(value, list) else value
+
+
+class _Numbers:
+    """Ids of calls as templates of the field ask for them: nine letters and digits."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+
+    def of(self, given: str) -> str:
+        """The id that stands for the one that was given."""
+        return self._known.setdefault(given, f"call{len(self._known):05d}")
 
 
 class _Process:
@@ -327,11 +395,33 @@ def _parts(message: Message) -> tuple[Part, ...]:
     return (*parts, *over)
 
 
-def _turn(message: Message, private: _Private, *, listed: bool) -> dict[str, Any]:
+def _turn(message: Message, private: _Private, numbers: _Numbers, *, listed: bool) -> dict[str, Any]:
     """A message in the shape that transformers' templates take."""
+    turn = {"role": message.role, "content": _content(message, private, listed=listed)}
+    if message.role == "tool":
+        turn |= {"name": private.hide_in(message.name), "tool_call_id": numbers.of(message.answers)}
+    if message.calls:
+        calls = [
+            {"name": private.hide_in(call.name), "arguments": private.hide_in(json.loads(call.arguments))}
+            for call in message.calls
+        ]
+        ids = [numbers.of(call.id) for call in message.calls]
+        turn["tool_calls"] = [
+            {"type": "function", "id": at, "function": call} for at, call in zip(ids, calls, strict=True)
+        ]
+    return turn
+
+
+def _offered(tool: Tool, private: _Private) -> dict[str, Any]:
+    """A tool in the shape that transformers' templates take."""
+    function = {"name": tool.name, "description": tool.description, "parameters": json.loads(tool.parameters)}
+    return {"type": "function", "function": private.hide_in(function)}
+
+
+def _content(message: Message, private: _Private, *, listed: bool) -> str | list[dict[str, Any]]:
     if not listed:
         texts = (private.hide(part) if isinstance(part, str) else IMAGE_MARK for part in place(message))
-        return {"role": message.role, "content": "".join(texts)}
+        return "".join(texts)
     content = [
         {"type": "text", "text": private.hide(part)}
         if isinstance(part, str)
@@ -339,7 +429,7 @@ def _turn(message: Message, private: _Private, *, listed: bool) -> dict[str, Any
         for part in _parts(message)
         if part != ""
     ]
-    return {"role": message.role, "content": content or [{"type": "text", "text": ""}]}
+    return content or [{"type": "text", "text": ""}]
 
 
 def _check_whole(messages: Sequence[Message], text: str, private: _Private) -> None:
@@ -348,8 +438,7 @@ def _check_whole(messages: Sequence[Message], text: str, private: _Private) -> N
     for message in messages:
         for part in _parts(message):
             if isinstance(part, str) and _letters(private.hide(part)) not in written:
-                whose = {"user": "a question", "assistant": "an answer", "system": "the system text"}[message.role]
-                raise _Failed(f"it does not write {whose} down")
+                raise _Failed(f"it does not write {_WHOSE[message.role]} down")
 
 
 def _letters(hidden: str) -> str:

@@ -171,9 +171,9 @@ def _compiled(source: str) -> jinja2.Template:
 
 
 def _guarded(value: Any) -> Any:
-    """Messages as values that can't be written whole."""
+    """Messages as values that can't be written whole; calls of tools may be, as JSON."""
     if isinstance(value, dict):
-        return _Turn({key: _guarded(one) for key, one in value.items()})
+        return _Turn({key: one if key == "tool_calls" else _guarded(one) for key, one in value.items()})
     return _Parts(map(_guarded, value)) if isinstance(value, list) else value
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from trifocal.errors import BadMessages, UnknownName
 from trifocal.images import Image
-from trifocal.messages import Message, Part
+from trifocal.messages import Message, Part, Tool
 
 __all__ = [
     "ALIASES",
@@ -73,7 +73,22 @@ class ChatTemplate(Protocol):
         """The strings that end an answer."""
         ...
 
-    def render(self, messages: Sequence[Message]) -> tuple[Piece, ...]:
+    @property
+    def system_inside(self) -> bool:
+        """Whether a system turn may stand inside the conversation."""
+        ...
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether it writes tools, calls of them and their results down."""
+        ...
+
+    @property
+    def alternates(self) -> bool:
+        """Whether only the user's and the assistant's turns by turns can be written."""
+        ...
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[Piece, ...]:
         """The conversation in prompt order; see `Template.render`."""
         ...
 
@@ -123,17 +138,27 @@ class Template:
     stop: tuple[str, ...] = ()
     marks: str = r"(?!)"
 
-    def render(self, messages: Sequence[Message]) -> tuple[Piece, ...]:
+    has_tools = False
+    alternates = False
+
+    @property
+    def system_inside(self) -> bool:
+        """Whether a system turn is a turn like any other here: one that a control token opens."""
+        return not self.system_in_user and bool(_CONTROLS.match(self.system_before))
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[Piece, ...]:
         """The conversation in prompt order: text, control tokens and pictures.
 
         Ends with the open turn of the assistant, or, where the last message is the assistant's
         own, with that message left open, so that the model continues it.
 
         Raises:
-            BadMessages: no turn at all, a system text that is not at the start, or more
-                ``<image>`` marks in a message than it has pictures.
+            BadMessages: no turn at all, a turn that this family does not have (`trifocal.conversation.writable` puts it
+                otherwise), or more ``<image>`` marks in a message than it has pictures.
         """
-        system, turns = opening(messages)
+        system, turns = opening(messages, inside=self.system_inside)
+        if tools or any(turn.role == "tool" or turn.calls for turn in turns):
+            raise BadMessages(f"the template {self.name} has no tools")
         pieces = list(self._pieces(system, self._exchanges(turns)))
         last = max((at for at, piece in enumerate(pieces) if isinstance(piece, Image)), default=-1)
         return (*pieces[: last + 1], *_fragment(self.after_pictures), *pieces[last + 1 :])
@@ -161,6 +186,8 @@ class Template:
             yield from framed
             yield from _fragment(self.greeting)
             framed = []
+        elif framed and turns[0].role != "user":
+            turns = [Message("user", ""), *turns]
         for number, turn in enumerate(turns):
             is_open = number == len(turns) - 1 and turn.role == "assistant"
             if turn.role == "user":
@@ -170,11 +197,13 @@ class Template:
                 framed = []
                 yield from self._content(turn)
                 yield from _fragment(self.user_after)
+            elif turn.role == "system":
+                yield from (*_fragment(self.system_before), self._quoted(turn.text), *_fragment(self.system_after))
             else:
                 yield from _fragment(self.assistant_before)
                 yield from self._content(turn)
                 yield from _fragment("" if is_open else self.assistant_after)
-        if turns[-1].role == "user":
+        if turns[-1].role != "assistant":
             yield from _fragment(self.answer)
 
     def _content(self, turn: Message) -> Iterator[Part]:
@@ -188,11 +217,11 @@ class Template:
         return re.sub(self.marks, lambda mark: f"{mark[0][:-1]} {mark[0][-1]}", text)
 
 
-def opening(messages: Sequence[Message]) -> tuple[str | None, list[Message]]:
+def opening(messages: Sequence[Message], *, inside: bool = False) -> tuple[str | None, list[Message]]:
     """A conversation's system text, None where there is none, and its turns.
 
     Raises:
-        BadMessages: no turn at all, or a system text that is not at the start.
+        BadMessages: no turn at all, or a system text that is not at the start and may not stand ``inside``.
     """
     turns = list(messages)
     texts = []
@@ -200,7 +229,7 @@ def opening(messages: Sequence[Message]) -> tuple[str | None, list[Message]]:
         texts.append(turns.pop(0).text)
     if not turns:
         raise BadMessages("the conversation has no user turn")
-    if any(turn.role == "system" for turn in turns):
+    if not inside and any(turn.role == "system" for turn in turns):
         raise BadMessages("a system message stands inside the conversation; it belongs at the start")
     return ("\n\n".join(texts) if texts else None), turns
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,11 +19,16 @@ LONGEST_CHARACTER = 8  # ids: twice the bytes of UTF-8, since some ids have no t
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text that is sure. The last piece says how the answer ended and how many ids it had."""
+    """Text that is sure. The last piece says how the answer ended, at which stop string, and how many ids it had.
+
+    ``told`` is how many ids begin in the text that was given out so far.
+    """
 
     text: str
     finish: Literal["stop", "length"] | None = None
     tokens: int = 0
+    told: int = 0
+    stop: str | None = None
 
 
 class Decoder:
@@ -66,30 +72,33 @@ def stream_text(
     ``ids`` is closed as soon as a stop string is whole, when the answer ends, and when this
     generator is closed.
     """
-    decoder, tokens, held = Decoder(tokenizer), 0, ""
-    ends = {tokenizer.token(stop) for stop in sampling.stop}
-    ended = False
+    decoder, held, given = Decoder(tokenizer), "", 0
+    starts: list[int] = []  # where each id's text begins
+    ends = {tokenizer.token(stop): stop for stop in sampling.stop}
+    ended: str | None = None
     with closing(ids):
         for token in ids:
-            ended = token in ends
+            ended = ends.get(token)
             if ended:
                 break
-            tokens += 1
+            starts.append(given + len(held))
             held += decoder.push(token)
-            at = _first(held, sampling.stop)
-            if at is not None:
-                yield Piece(held[:at], "stop", tokens)
+            at, stop = _first(held, sampling.stop)
+            if stop:
+                yield Piece(held[:at], "stop", len(starts), bisect_left(starts, given + at), stop)
                 return
             sure = len(held) - _overlap(held, sampling.stop)
             if sure:
-                yield Piece(held[:sure])
+                given += sure
+                yield Piece(held[:sure], told=bisect_left(starts, given))
                 held = held[sure:]
     held += decoder.flush()
-    at = _first(held, sampling.stop)
+    at, stop = _first(held, sampling.stop)
     finish: Literal["stop", "length"] = "stop"
-    if at is None and not ended and sampling.max_tokens is not None and tokens >= sampling.max_tokens:
+    if not stop and not ended and sampling.max_tokens is not None and len(starts) >= sampling.max_tokens:
         finish = "length"
-    yield Piece(held[:at], finish, tokens)
+    told = bisect_left(starts, given + at) if stop else len(starts)
+    yield Piece(held[:at], finish, len(starts), told, stop or ended)
 
 
 def collect(chunks: Iterable[Chunk]) -> Reply:
@@ -103,10 +112,10 @@ def collect(chunks: Iterable[Chunk]) -> Reply:
     return Reply("".join(texts), end)
 
 
-def _first(text: str, stops: Iterable[str]) -> int | None:
-    """Where the first stop string begins."""
-    found = [at for stop in stops if (at := text.find(stop)) >= 0]
-    return min(found) if found else None
+def _first(text: str, stops: Iterable[str]) -> tuple[int, str | None]:
+    """Where the first stop string begins, and which it is; the end of the text where there is none."""
+    found = [(at, stop) for stop in stops if (at := text.find(stop)) >= 0]
+    return min(found) if found else (len(text), None)
 
 
 def _overlap(text: str, stops: Iterable[str]) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,11 +17,12 @@ from trifocal.checkpoints import Checkpoint, find_checkpoint, load_language
 from trifocal.conversation.history import Keep, Kept, keep_images, kept
 from trifocal.conversation.jinja import find_template
 from trifocal.conversation.templates import ChatTemplate, Piece
+from trifocal.conversation.writable import Writable, writable
 from trifocal.engines import load_engine
 from trifocal.engines.base import Attending, Engine, Scoring, Step, Tokenizer
 from trifocal.errors import BadMessages, BadSampling, CheckpointError, PromptTooLong, UsageError
 from trifocal.images import Image
-from trifocal.messages import DEFAULT_MAX_TOKENS, Chunk, End, Message, Reply, Sampling, TokenLogprob
+from trifocal.messages import DEFAULT_MAX_TOKENS, Chunk, End, Message, Reply, Sampling, TokenLogprob, Tool
 from trifocal.model.budget import Budget, budget_of
 from trifocal.model.composer import Composer
 from trifocal.model.decoding import collect, stream_text
@@ -63,14 +65,17 @@ class Llava:
         *,
         images: Keep | None = None,
         template: ChatTemplate | None = None,
+        tools: Sequence[Tool] = (),
+        room: int | None = None,
     ) -> Generator[Chunk, None, None]:
         """The answer to a conversation, piece by piece; the last chunk carries `End`.
 
         ``images`` says which past pictures stay (``all``, ``last`` or a number), ``template`` writes the
-        conversation down in another way than the checkpoint's own. Whole oldest
-        exchanges are left out when the context is full, never the system text, never the last
-        question; `End.left_out` tells. Everything that can be refused is refused here, before the
-        generator is returned; closing the generator cancels the work.
+        conversation down in another way than the checkpoint's own. ``tools`` are offered where the template has a
+        place for them; turns that it does not have are put otherwise (`trifocal.conversation.writable`), and
+        `End.notes` tells. Whole oldest exchanges are left out when the context, or ``room``, is full, never the
+        system text, never the last question; `End.left_out` tells. Everything that can be refused is refused here,
+        before the generator is returned; closing the generator cancels the work.
 
         Raises:
             BadMessages: the conversation can't be rendered.
@@ -78,9 +83,11 @@ class Llava:
         """
         timings = Timings()
         template = template or self.template
-        stay = self._kept(messages, sampling.max_tokens, images, template)
-        stops = replace(sampling, stop=tuple(dict.fromkeys((*sampling.stop, *template.stop))))
-        return self.generate(template.render(stay.messages), stops, left_out=stay.notes, timings=timings)
+        plain = writable(messages, template, tools)
+        stay = self._kept(plain, sampling.max_tokens, images, template, room)
+        parts = template.render(stay.messages, plain.tools)
+        told = {"left_out": stay.notes, "notes": plain.notes}
+        return self.generate(parts, sampling, ends=template.stop, room=room, timings=timings, **told)
 
     def complete(
         self,
@@ -89,33 +96,40 @@ class Llava:
         *,
         images: Keep | None = None,
         template: ChatTemplate | None = None,
+        tools: Sequence[Tool] = (),
     ) -> Reply:
         """`stream`, collected."""
-        return collect(self.stream(messages, sampling, images=images, template=template))
+        return collect(self.stream(messages, sampling, images=images, template=template, tools=tools))
 
     def generate(
         self,
         parts: Sequence[Piece],
         sampling: Sampling = Sampling(),
         *,
+        ends: Sequence[str] = (),
+        room: int | None = None,
         left_out: tuple[str, ...] = (),
+        notes: tuple[str, ...] = (),
         timings: Timings | None = None,
     ) -> Generator[Chunk, None, None]:
-        """The continuation of parts in prompt order: no template, no stop strings but the caller's.
+        """The continuation of parts in prompt order: no template, no stop strings but the caller's and ``ends``.
+
+        Prompt and answer are held within ``room`` positions, where it is less than the engine's context.
 
         Raises:
-            PromptTooLong: prompt and answer don't fit the engine's context.
+            PromptTooLong: the prompt and one token don't fit.
         """
         timings = Timings() if timings is None else timings
         if sampling.top_logprobs is not None and not isinstance(self.engine, Scoring):
             raise BadSampling("top_logprobs", "this engine can't tell log-probabilities")
         images = [part for part in parts if isinstance(part, Image)]
         timings.add("decode", sum(image.seconds for image in images))
-        self._check_room(self.composer.count(parts), parts, sampling)
+        context = self._context(room)
+        self._check_room(self.composer.count(parts), parts, 1, context)
         vision, among = self.composer.vision, len(images)
         cached = tuple(vision.cached(image, among) for image in images)
         prompt = self.composer.prompt(parts, timings)
-        limit = sampling.max_tokens or min(DEFAULT_MAX_TOKENS, self.engine.context - len(prompt))
+        limit, cut = _bounded(sampling.max_tokens, context - len(prompt))
         facts = End(
             finish="stop",
             prompt_tokens=len(prompt),
@@ -124,15 +138,23 @@ class Llava:
             positions=tuple(vision.positions(image, among) for image in images),
             cached=cached,
             left_out=left_out,
+            notes=(*notes, *cut),
         )
-        return self._answer(prompt, replace(sampling, max_tokens=limit), facts, timings)
+        return self._answer(prompt, replace(sampling, max_tokens=limit), tuple(ends), facts, timings)
 
     def count(
-        self, messages: Sequence[Message], *, images: Keep | None = None, template: ChatTemplate | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        images: Keep | None = None,
+        template: ChatTemplate | None = None,
+        tools: Sequence[Tool] = (),
     ) -> int:
         """How many positions the whole conversation would take; no picture is looked at."""
-        chosen, _ = keep_images(messages, self.images if images is None else images)
-        return self.composer.count((template or self.template).render(chosen))
+        template = template or self.template
+        plain = writable(messages, template, tools)
+        chosen, _ = keep_images(plain.messages, self.images if images is None else images)
+        return self.composer.count(template.render(chosen, plain.tools))
 
     def budget(
         self,
@@ -148,8 +170,9 @@ class Llava:
             BadMessages: the conversation can't be rendered.
         """
         template = template or self.template
-        stay = self._kept(messages, max_tokens, images, template)
-        return budget_of(messages, stay, self.composer, template, self.engine.context, self._wanted(max_tokens))
+        plain = writable(messages, template)
+        stay = self._kept(plain, max_tokens, images, template)
+        return budget_of(plain.messages, stay, self.composer, template, self.engine.context, self._wanted(max_tokens))
 
     def explain(
         self,
@@ -176,8 +199,9 @@ class Llava:
         ids = self.engine.tokenizer.encode(answer, start=False)
         if len(ids) > LONGEST_EXPLAINED:
             raise UsageError(f"the answer has {len(ids)} tokens; up to {LONGEST_EXPLAINED} can be explained")
-        parts = template.render(self._kept(messages[:-1], max_tokens, images, template).messages)
-        self._check_room(self.composer.count(parts), parts, Sampling(max_tokens=len(ids)))
+        plain = writable(messages[:-1], template)
+        parts = template.render(self._kept(plain, max_tokens, images, template).messages)
+        self._check_room(self.composer.count(parts), parts, len(ids), self.engine.context)
         shown = [part for part in parts if isinstance(part, Image)]
         engine, vision = self.engine, self.composer.vision
         assert isinstance(engine, Attending)
@@ -213,22 +237,33 @@ class Llava:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _answer(self, prompt: Prompt, sampling: Sampling, facts: End, timings: Timings) -> Generator[Chunk, None, None]:
-        started, first = time.perf_counter(), None
+    def _answer(
+        self, prompt: Prompt, sampling: Sampling, ends: tuple[str, ...], facts: End, timings: Timings
+    ) -> Generator[Chunk, None, None]:
+        started, first, told, said = time.perf_counter(), None, 0, ""
         scored: list[TokenLogprob] = []
         ids = self._ids(prompt, sampling, scored)
-        with closing(stream_text(ids, self.engine.tokenizer, sampling)) as pieces:
+        # an answer that is held to a schema ends where its JSON does: a stop string may stand inside of it
+        stops = sampling.stop if sampling.schema is not None else tuple(dict.fromkeys((*sampling.stop, *ends)))
+        with closing(stream_text(ids, self.engine.tokenizer, replace(sampling, stop=stops))) as pieces:
             for piece in pieces:
                 if first is None:
                     first = time.perf_counter()
                     timings.add("prefill", first - started)
-                logprobs = tuple(scored)
-                scored.clear()
+                logprobs, told = tuple(scored[: piece.told - told]), piece.told
+                del scored[: len(logprobs)]
+                said += piece.text
                 if piece.finish is None:
                     yield Chunk(piece.text, None, logprobs)
                 else:
                     timings.add("generate", time.perf_counter() - first)
-                    end = replace(facts, finish=piece.finish, completion_tokens=piece.tokens, timings=dict(timings))
+                    end = replace(
+                        facts,
+                        finish=piece.finish if sampling.schema is None else _whole(said),
+                        stopped_by=piece.stop if piece.stop in sampling.stop else None,
+                        completion_tokens=piece.tokens,
+                        timings=dict(timings),
+                    )
                     yield Chunk(piece.text, end, logprobs)
 
     def _ids(self, prompt: Prompt, sampling: Sampling, scored: list[TokenLogprob]) -> Generator[int, None, None]:
@@ -238,24 +273,56 @@ class Llava:
         return _noting(self.engine.steps(prompt, sampling), self.engine.tokenizer, scored)
 
     def _kept(
-        self, messages: Sequence[Message], max_tokens: int | None, images: Keep | None, template: ChatTemplate
+        self,
+        plain: Writable,
+        max_tokens: int | None,
+        images: Keep | None,
+        template: ChatTemplate,
+        room: int | None = None,
     ) -> Kept:
         """What stays of a conversation, so that it and its answer fit."""
-        room = self.engine.context - self._wanted(max_tokens)
+        free = self._context(room) - self._wanted(max_tokens, room)
         keep = self.images if images is None else images
-        return kept(messages, keep, lambda turns: self.composer.count(template.render(turns)) <= room)
+        return kept(
+            plain.messages, keep, lambda turns: self.composer.count(template.render(turns, plain.tools)) <= free
+        )
 
-    def _wanted(self, max_tokens: int | None) -> int:
-        """How many positions are kept free for the answer."""
-        return max_tokens or min(DEFAULT_MAX_TOKENS, self.engine.context // 4)
+    def _context(self, room: int | None) -> int:
+        """How many positions prompt and answer may take together."""
+        return min(room or self.engine.context, self.engine.context)
 
-    def _check_room(self, positions: int, parts: Sequence[Piece], sampling: Sampling) -> None:
+    def _wanted(self, max_tokens: int | None, room: int | None = None) -> int:
+        """How many positions are kept free for the answer.
+
+        A bound over half of the context is a client's habit: past turns are worth more than room that is never used.
+        """
+        context = self._context(room)
+        if max_tokens is not None and max_tokens <= context // 2:
+            return max_tokens
+        return min(DEFAULT_MAX_TOKENS, max(context // 4, 1))
+
+    def _check_room(self, positions: int, parts: Sequence[Piece], wanted: int, context: int) -> None:
         """Refuses what can't fit before any picture is looked at."""
-        wanted = sampling.max_tokens or 1
-        if positions + wanted > self.engine.context:
+        if positions + wanted > context:
             images = [part for part in parts if isinstance(part, Image)]
             pictures = sum(self.composer.vision.positions(image, len(images)) for image in images)
-            raise PromptTooLong(positions, pictures, wanted, self.engine.context)
+            raise PromptTooLong(positions, pictures, wanted, context)
+
+
+def _bounded(asked: int | None, free: int) -> tuple[int, tuple[str, ...]]:
+    """How long an answer may be, and what is to be told of it."""
+    if asked is not None and asked > free:
+        return free, (f"the answer may have {free} tokens, not the {asked} that were asked for: no more are free",)
+    return min(asked or DEFAULT_MAX_TOKENS, free), ()
+
+
+def _whole(text: str) -> Literal["stop", "length"]:
+    """Whether held JSON ended by itself or was cut."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return "length"
+    return "stop"
 
 
 def _noting(
