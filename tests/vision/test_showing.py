@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 import torch
 from PIL import Image as Pictures
 
-from trifocal.checkpoints import Preprocessing, Tiling, Tower
+from trifocal.checkpoints import Frames, Preprocessing, Tiling, Tower
 from trifocal.images import Image, from_frames, from_pil
 from trifocal.vision import Box, PatchGrid, View, patch_grids, shown_views
-from trifocal.vision.tiles import grid_of, pack
+from trifocal.vision.tiles import grid_of, pack, pack_frames
 
 SIDE, PATCH = 56, 14
 TOWER = Tower(Path(), 8, 2, 2, 16, SIDE, PATCH)
@@ -133,7 +134,22 @@ def test_several_pictures_are_not_cut_where_only_a_lone_one_is() -> None:
 
 
 def test_a_video_is_its_frames() -> None:
-    alone = preprocessing("pad", Tiling(PINPOINTS, alone=True))
+    how = replace(preprocessing("pad"), video=Frames())
     video = from_frames([compass(60, 60).pixels] * 3)
-    assert [view.title for view in shown_views(video, alone)] == ["frame 1", "frame 2", "frame 3"]
-    assert [(grid.start, grid.rows) for grid in patch_grids(video, TOWER, alone)] == [(0, 2), (4, 2), (8, 2)]
+    assert [view.title for view in shown_views(video, how)] == ["frame 1", "frame 2", "frame 3"]
+    assert [(grid.start, grid.rows) for grid in patch_grids(video, TOWER, how)] == [(0, 2), (4, 2), (8, 2)]
+
+
+@pytest.mark.parametrize("newline", ["grid", "frame", "one_token", "no_token"])
+@pytest.mark.parametrize("pool", ["bilinear", "average", "max"])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_each_row_of_a_video_is_where_its_grid_says(newline: str, pool: str, stride: int) -> None:
+    frames = Frames(pool, stride, newline)  # type: ignore[arg-type]
+    rows = torch.arange(2 * 16, dtype=torch.float32).view(2, 16, 1)
+    block = pack_frames(rows, frames, torch.tensor([-1.0]))[:, 0]
+    video = from_frames([compass(60, 60).pixels] * 2)
+    grids = patch_grids(video, TOWER, replace(preprocessing("pad"), video=frames))
+    told = [grid.start + r * grid.step + c for grid in grids for r in range(grid.rows) for c in range(grid.columns)]
+    assert told == [at for at, value in enumerate(block.tolist()) if value >= 0]
+    shown = grids[0].rows * stride / 4 if pool != "bilinear" else 1
+    assert grids[0].box[2:] == (shown, shown)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image as Pictures
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
-from trifocal.checkpoints import Tiling
+from trifocal.checkpoints import Frames, Tiling
 from trifocal.vision.tiles import canvas_of, frame_side, grid_of, pack, pack_frames, positions, tiles_of
 
 ORIGINAL = Tiling(((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)))
@@ -157,8 +157,8 @@ def test_the_ways_of_merging(merge: str, count: int) -> None:
 
 
 def test_frames_are_halved_and_end_with_one_newline() -> None:
-    packed = pack_frames(torch.ones(3, 27 * 27, 5), torch.full((5,), 7.0))
+    packed = pack_frames(torch.ones(3, 27 * 27, 5), Frames(), torch.full((5,), 7.0))
     assert packed.shape == (3 * 196 + 1, 5)
-    assert frame_side(27) == 14
+    assert (frame_side(27, Frames()), frame_side(27, Frames("max"))) == (14, 13)
     assert packed[-1].tolist() == [7.0] * 5
     torch.testing.assert_close(packed[:-1], torch.ones(3 * 196, 5))

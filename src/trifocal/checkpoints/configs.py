@@ -1,4 +1,4 @@
-"""From the configurations of tower, language model and image processor to the parts' data."""
+"""From the configurations of tower and language model to the parts' data."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from trifocal.checkpoints.parts import CLIP_MEAN, CLIP_STD, Preprocessing, Text, Tiling, Tower
-from trifocal.checkpoints.reading import colours, image_processor, knows, real, whole
+from trifocal.checkpoints.parts import Text, Tower
+from trifocal.checkpoints.reading import knows, real, whole
 from trifocal.errors import CheckpointError
 
-__all__ = ["preprocessing_part", "template_of", "text_part", "tower_part"]
+__all__ = ["template_of", "text_part", "tower_part"]
 
 # what a sparse configuration leaves to its class: transformers' LlamaConfig, MistralConfig, Qwen2Config
 _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -101,7 +101,6 @@ _LLAVA_KINDS = {
     "llava_qwen": "qwen2",
     "llava_mpt": "mpt",
 }
-_HALF = (0.5, 0.5, 0.5)
 
 
 def tower_part(source: Path, config: Mapping[str, Any], layer: int, *, keep_first: bool) -> Tower:
@@ -170,43 +169,3 @@ def template_of(text: Text, *, newer: bool) -> str:
         if knows(text.source, token):
             return template
     return "llava_v1"
-
-
-def preprocessing_part(folder: Path, tower: Tower, aspect: str | None, tiles: Tiling | None = None) -> Preprocessing:
-    """What ``preprocessor_config.json`` says, in either of its forms; the tower's own values where it is silent."""
-    file, config = image_processor(folder)
-    side = config.get("crop_size") or config.get("size", tower.image_size)
-    if isinstance(side, dict):
-        side = side.get("height", side.get("shortest_edge", tower.image_size))
-    if side != tower.image_size:
-        raise CheckpointError(f"{file}: pictures of {side} pixels for a tower that takes {tower.image_size}")
-    mean, std = (CLIP_MEAN, CLIP_STD) if tower.kind == "clip" else (_HALF, _HALF)
-    resample = config.get("resample", 3)
-    if resample not in range(6):
-        raise CheckpointError(f"{file}: resample is {resample!r}, one of PIL's numbers 0 to 5 was expected")
-    return Preprocessing(
-        size=tower.image_size,
-        fit=_fit(folder, tower, aspect, config, tiles),
-        mean=colours(file, config.get("image_mean", mean), "image_mean"),
-        std=colours(file, config.get("image_std", std), "image_std"),
-        rescale=real(file, config.get("rescale_factor", 1 / 255), "rescale_factor"),
-        resample=int(resample),
-        tiles=tiles,
-    )
-
-
-def _fit(
-    folder: Path, tower: Tower, aspect: str | None, processor: Mapping[str, Any], tiles: Tiling | None
-) -> Literal["crop", "pad", "stretch"]:
-    """How a picture becomes a square: what the model was trained with, else what its image processor does."""
-    if tiles is not None:
-        return "pad"
-    if aspect not in (None, "square", "pad"):
-        raise CheckpointError(
-            f"{folder}: image_aspect_ratio {aspect!r} is not supported; supported: square, pad, anyres, anyres_max_9"
-        )
-    if aspect == "pad" or (aspect is None and bool(processor.get("do_pad"))):
-        return "pad"
-    sides = processor.get("size")
-    exact = isinstance(sides, dict) and "height" in sides
-    return "stretch" if exact or (tower.kind == "siglip" and sides is None) else "crop"

@@ -78,7 +78,9 @@ def refitted(checkpoint: Checkpoint, fit: Fit | None) -> Checkpoint:
         raise UsageError(f"fit: {fit!r} is no way to make a picture square; known: {', '.join(FITS)}")
     if checkpoint.sees != "llava":
         raise UsageError(f"fit: the vision of {checkpoint.name} fits pictures by itself")
-    return replace(checkpoint, preprocessing=replace(checkpoint.preprocessing, fit=fit, tiles=None))
+    shown = checkpoint.preprocessing
+    newline = shown.newline and shown.tiles is None  # LLaVA 1.6 sees one square without its newline
+    return replace(checkpoint, preprocessing=replace(shown, fit=fit, tiles=None, newline=newline))
 
 
 def from_folder(

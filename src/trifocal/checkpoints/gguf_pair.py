@@ -8,7 +8,7 @@ from pathlib import Path
 from trifocal.checkpoints.configs import template_of, text_part, tower_part
 from trifocal.checkpoints.parts import Checkpoint, Preprocessing, Projector
 from trifocal.checkpoints.reading import knows, own_config
-from trifocal.checkpoints.tilings import original_tiling
+from trifocal.checkpoints.tilings import Layout, original_layout
 from trifocal.errors import CheckpointError
 from trifocal.hub.locate import locate
 
@@ -60,19 +60,21 @@ def from_gguf(language: Path, mmproj: Path, *, name: str | None, template: str |
     text = text_part(language, own_config(language))
     tower = tower_part(mmproj, seeing.config, seeing.feature_layer, keep_first=False)
     tiled = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad", **seeing.preprocessing}
-    tiles = original_tiling(mmproj, tiled, tower.image_size) if "image_grid_pinpoints" in tiled else None
+    layout = original_layout(mmproj, tiled, tower.image_size) if "image_grid_pinpoints" in tiled else Layout()
     mean, std = (tuple(map(float, seeing.preprocessing[f"image_{name}"])) for name in ("mean", "std"))
     if len(mean) != 3 or len(std) != 3:
         raise CheckpointError(f"{mmproj}: image_mean and image_std are {mean} and {std}, expected three numbers each")
     framed = first_family and knows(language, "<im_start>")
     return Checkpoint(
         name=name or language.stem,
-        family="llava-v0" if first_family else "llava-1.6" if tiles else "llava-1.5",
+        family="llava-v0" if first_family else "llava-1.6" if layout.tiles else "llava-1.5",
         tower=tower,
         projector=Projector(mmproj, "linear" if first_family else "mlp2x"),
-        preprocessing=Preprocessing(tower.image_size, "crop" if first_family else "pad", mean, std, tiles=tiles),
+        preprocessing=Preprocessing(
+            tower.image_size, "crop" if first_family else "pad", mean, std, tiles=layout.tiles, newline=layout.newline
+        ),
         language=text,
-        template=template or ("llava_v0_webui" if first_family else template_of(text, newer=tiles is not None)),
+        template=template or ("llava_v0_webui" if first_family else template_of(text, newer=layout.tiles is not None)),
         image_start="<im_start>" if framed else "",
         image_end="<im_end>" if framed else "",
         strip_around_images=first_family,

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trifocal.checkpoints.configs import preprocessing_part, template_of, text_part, tower_part
+from trifocal.checkpoints.configs import template_of, text_part, tower_part
 from trifocal.checkpoints.parts import Projector
+from trifocal.checkpoints.processors import preprocessing_part
 from trifocal.checkpoints.reading import layer_number, own_config, read_json
-from trifocal.checkpoints.tilings import hf_tiling
+from trifocal.checkpoints.tilings import hf_layout
 from trifocal.errors import CheckpointError
 
 __all__ = ["FAMILIES", "from_hf"]
@@ -51,12 +52,12 @@ def from_hf(
     part = tower_part(tower or folder, vision, layer, keep_first=strategy == "full")
     act = str(config.get("projector_hidden_act", "gelu"))
     text = text_part(language, config["text_config"] if language == folder else own_config(language))
-    tiles = hf_tiling(file, config, part.image_size)
+    layout = hf_layout(file, config, part.image_size)
     return {
-        "family": family.name if tiles or part.kind == "clip" else "llava-interleave",
+        "family": family.name if layout.tiles or part.kind == "clip" else "llava-interleave",
         "tower": part,
         "projector": Projector(projector or folder, "mlp2x", act),
-        "preprocessing": preprocessing_part(tower or folder, part, config.get("image_aspect_ratio"), tiles),
+        "preprocessing": preprocessing_part(tower or folder, part, config.get("image_aspect_ratio"), layout),
         "language": text,
-        "template": template_of(text, newer=tiles is not None),
+        "template": template_of(text, newer=layout.tiles is not None),
     }

@@ -172,7 +172,8 @@ def _line_qwen() -> Iterator[tuple[str, Source]]:
         ("llava-hf/llava-interleave-qwen-0.5b-hf", 0.5),
         ("llava-hf/llava-interleave-qwen-7b-hf", 7.7),
     ):
-        yield _plain(name, "llava-interleave", 32768, "729", _half(billions))
+        rows = "730" if name.startswith("lmms-lab/") else "729"  # the original's own code ends them with a newline
+        yield _plain(name, "llava-interleave", 32768, rows, _half(billions))
 
 
 def _plain(

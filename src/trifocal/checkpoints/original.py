@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trifocal.checkpoints.configs import preprocessing_part, template_of, text_part, tower_part
+from trifocal.checkpoints.configs import template_of, text_part, tower_part
 from trifocal.checkpoints.parts import CLIP_TOWER, Projector, Text, Tiling, Tower
+from trifocal.checkpoints.processors import preprocessing_part
 from trifocal.checkpoints.reading import knows, layer_number, own_config, read_json
-from trifocal.checkpoints.tilings import original_tiling
+from trifocal.checkpoints.tilings import original_layout
 from trifocal.checkpoints.towers import TOWERS
 from trifocal.errors import CheckpointError
 from trifocal.hub.locate import EVERYTHING, PICKLES, locate
@@ -37,22 +38,23 @@ def from_original(
     where = projector or (trained if "projector" in inside else _own_projector(folder, patterns))
     kind, _, act = str(config.get("mm_projector_type") or "linear").partition("_")
     file = folder / "config.json"
-    tiles = original_tiling(file, config, part.image_size)
-    if part.kind == "siglip" and tiles is not None and tiles.merge == "flat":
-        tiles, config = None, {**config, "image_aspect_ratio": None}  # interleave: every picture is one square
+    layout = original_layout(file, config, part.image_size, siglip=part.kind == "siglip")
+    aspect = config.get("image_aspect_ratio")
+    if layout.tiles is None and str(aspect).startswith("anyres"):
+        aspect = None  # interleave: every picture is one square, as its tower's processor makes it
     own = config if language == folder or adapter else own_config(language)
     text = text_part(language, own, adapter)
     framed = bool(config.get("mm_use_im_start_end", knows(language, "<im_start>")))
     if kind == "linear":
         family, template = _early(config, text, framed)
     else:
-        family = _family(part, tiles)
+        family = _family(part, layout.tiles)
         template = template_of(text, newer=family != "llava-1.5")
     return {
         "family": family,
         "tower": part,
         "projector": Projector(where, kind, act or "gelu"),
-        "preprocessing": preprocessing_part(home, part, config.get("image_aspect_ratio"), tiles),
+        "preprocessing": preprocessing_part(home, part, aspect, layout),
         "language": text,
         "template": template,
         "framed": framed and kind == "linear",

@@ -14,6 +14,10 @@ __all__ = [
     "FITS",
     "Checkpoint",
     "Fit",
+    "Frames",
+    "Merge",
+    "NewlinePosition",
+    "Pool",
     "Preprocessing",
     "Projector",
     "Text",
@@ -24,6 +28,11 @@ __all__ = [
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 CLIP_TOWER = "openai/clip-vit-large-patch14"
+
+Merge = Literal["spatial_unpad", "spatial", "spatial_maxpool2x2", "flat"]
+Pool = Literal["bilinear", "average", "max"]
+NewlinePosition = Literal["grid", "frame", "one_token", "no_token"]
+Fit = Literal["crop", "pad", "stretch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,21 +90,38 @@ class Tiling:
 
     ``pinpoints`` are the canvases to choose from, ``(width, height)`` in pixels, in the order in which
     the reference goes through them. ``merge`` is ``spatial_unpad`` (one grid, without what shows only
-    padding), ``spatial`` (one grid) or ``flat`` (tile after tile). ``newline`` ends each row of the
-    grid with the learned vector. ``most`` bounds the grid to that many tiles' rows (``anyres_max_9``).
-    ``digits`` rounds the size that unpadding keeps, as transformers does; the original cuts it off.
-    ``alone`` cuts only a picture that is the only one of its prompt; several are padded to squares.
+    padding), ``spatial`` (one grid), ``spatial_maxpool2x2`` (one grid, of each four patches the largest numbers) or
+    ``flat`` (tile after tile). ``newline`` ends each row of the grid with the learned vector. ``most`` bounds the grid
+    to that many tiles' rows (``anyres_max_9``). ``digits`` rounds the size that unpadding keeps, as transformers does;
+    the original cuts it off. ``alone`` cuts only a picture that is the only one of its prompt; several are padded to
+    squares. ``base`` is whether the whole picture's rows stand before its tiles' (not so in ``nobase``).
     """
 
     pinpoints: tuple[tuple[int, int], ...]
-    merge: Literal["spatial_unpad", "spatial", "flat"] = "spatial_unpad"
+    merge: Merge = "spatial_unpad"
     newline: bool = True
     most: int | None = None
     digits: int | None = None
     alone: bool = False
+    base: bool = True
 
 
-Fit = Literal["crop", "pad", "stretch"]
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """How the rows of a video's frames become one block.
+
+    Each frame's grid is made smaller by ``stride`` along each side, as ``pool`` says: ``bilinear`` rounds its sides
+    up, ``average`` and ``max`` leave a rest away. The learned vector stands where ``newline`` says: behind each row of
+    each frame (``grid``), behind each frame, behind the last (``one_token``) or nowhere (``no_token``).
+    ``fit`` is how a frame becomes a square.
+    """
+
+    pool: Pool = "bilinear"
+    stride: int = 2
+    newline: NewlinePosition = "one_token"
+    fit: Fit = "stretch"
+
+
 FITS: dict[str, str] = {
     "crop": "short side resized, centre cropped",
     "pad": "padded to a square with the mean colour",
@@ -110,7 +136,9 @@ class Preprocessing:
     ``fit`` is how a picture that is not square becomes one: ``crop`` (resize the short side, take the
     middle), ``pad`` (onto a square of the mean colour, nothing is lost) or ``stretch``. ``tiles`` says
     that it is seen in tiles besides; then ``fit`` is for pictures that are not. ``background`` shows
-    where the picture is transparent.
+    where the picture is transparent. ``newline`` ends the rows of a picture that is seen as one square with the learned
+    vector; ``video`` is how videos are seen, None where they are not. ``resized`` is the side that is resized to before
+    the middle of ``size`` is taken, where it is another; ``normalise`` is off where ``mean`` is for the padding alone.
     """
 
     size: int
@@ -121,11 +149,21 @@ class Preprocessing:
     resample: int = 3
     background: tuple[int, int, int] = (255, 255, 255)
     tiles: Tiling | None = None
+    newline: bool = False
+    video: Frames | None = None
+    resized: int | None = None
+    normalise: bool = True
+
+    @property
+    def has_newline(self) -> bool:
+        """Whether the learned vector stands anywhere in the rows of a picture or video."""
+        framed = self.video is not None and self.video.newline != "no_token"
+        return self.newline or framed or (self.tiles is not None and self.tiles.newline)
 
     @property
     def pad_colour(self) -> tuple[int, int, int]:
         """The mean as a colour: (122, 116, 104) for CLIP."""
-        red, green, blue = (int(value * 255) for value in self.mean)
+        red, green, blue = (min(max(int(value * 255), 0), 255) for value in self.mean)
         return red, green, blue
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from trifocal.errors import CheckpointError
 from trifocal.files import read_object, read_text
 
-__all__ = ["LARGEST", "colours", "image_processor", "knows", "layer_number", "own_config", "read_json", "real", "whole"]
+__all__ = ["LARGEST", "image_processor", "knows", "layer_number", "number", "own_config", "read_json", "real", "whole"]
 
 LARGEST = 1 << 24  # no size in a configuration is larger: contexts have up to ten million positions
 
@@ -68,11 +68,10 @@ def real(source: Path, value: Any, key: str) -> float:
     return float(value)
 
 
-def colours(source: Path, value: Any, key: str) -> tuple[float, float, float]:
-    if not isinstance(value, (list, tuple)) or len(value) != 3:
-        raise CheckpointError(f"{source}: {key} is {value!r}, three numbers were expected")
-    red, green, blue = (real(source, one, key) for one in value)
-    return red, green, blue
+def number(source: Path, value: Any, key: str) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not -1e6 < value < 1e6:
+        raise CheckpointError(f"{_told(source)}: {key} is {value!r}, a number was expected")
+    return float(value)
 
 
 def layer_number(folder: Path, config: Mapping[str, Any], key: str, default: int = -2) -> int:

@@ -1,32 +1,41 @@
-"""How a checkpoint's pictures are cut into tiles, out of its configuration."""
+"""How the rows of a checkpoint's pictures and videos are laid out, and how they are cut into tiles."""
 
 from __future__ import annotations
 
 import ast
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
-from trifocal.checkpoints.parts import Tiling
+from trifocal.checkpoints.parts import Frames, Merge, NewlinePosition, Pool, Tiling
 from trifocal.checkpoints.reading import image_processor
 from trifocal.errors import CheckpointError
 
-__all__ = ["hf_tiling", "original_tiling"]
+__all__ = ["Layout", "hf_layout", "original_layout"]
 
 MOST_PINPOINTS = 256
 MOST_TILES = 64  # of one canvas; OneVision's largest has 36
 _RANGE = re.compile(r"^\s*\((\d{1,2})x(\d{1,2})\)\s*,\s*\.\.\.\s*,\s*\((\d{1,2})x(\d{1,2})\)\s*$")
 _MOST = re.compile(r"^anyres_max_(\d{1,3})$")
-MERGES: dict[str, Literal["flat", "spatial", "spatial_unpad"]] = {
-    "flat": "flat",
-    "spatial": "spatial",
-    "spatial_unpad": "spatial_unpad",
-}
+_MERGE = re.compile(r"^(?:flat|spatial(?:_(?:unpad|maxpool2x2|nobase))*)$")
+# a checkpoint that says one of these was trained with videos
+_VIDEO_KEYS = ("mm_newline_position", "mm_spatial_pool_mode", "mm_spatial_pool_stride")
+MOST_STRIDE = 64
 
 
-def hf_tiling(file: Path, config: Mapping[str, Any], tile: int) -> Tiling | None:
-    """The tiling of ``llava_next`` and ``llava_onevision``; None for the families that have none.
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The fields of the same names of `trifocal.checkpoints.Preprocessing`."""
+
+    tiles: Tiling | None = None
+    newline: bool = False
+    video: Frames | None = None
+
+
+def hf_layout(file: Path, config: Mapping[str, Any], tile: int) -> Layout:
+    """The layout of ``llava_next`` and ``llava_onevision``; of the other families each picture is one square.
 
     transformers reads the pinpoints as ``(height, width)`` and rounds what unpadding keeps.
 
@@ -35,7 +44,7 @@ def hf_tiling(file: Path, config: Mapping[str, Any], tile: int) -> Tiling | None
     """
     kind = config.get("model_type")
     if kind not in ("llava_next", "llava_onevision"):
-        return None
+        return Layout()
     pinpoints = _pinpoints(file, config.get("image_grid_pinpoints"), tile)
     beside, processor = image_processor(file.parent)
     if "image_grid_pinpoints" in processor:
@@ -43,35 +52,76 @@ def hf_tiling(file: Path, config: Mapping[str, Any], tile: int) -> Tiling | None
         if theirs != pinpoints:
             raise CheckpointError(f"{beside}: its image_grid_pinpoints are not those of {file.name}")
     aspect = config.get("vision_aspect_ratio", "anyres_max_9") if kind == "llava_onevision" else None
-    return Tiling(
+    tiles = Tiling(
         pinpoints=tuple((width, height) for height, width in pinpoints),
         most=None if aspect is None else _bound(file, aspect),
         digits=7,
         alone=kind == "llava_onevision",
     )
+    return Layout(tiles, newline=True, video=Frames() if tiles.alone else None)
 
 
-def original_tiling(file: Path, config: Mapping[str, Any], tile: int) -> Tiling | None:
-    """The tiling of an original checkpoint; None where its pictures are seen whole.
+def original_layout(file: Path, config: Mapping[str, Any], tile: int, *, siglip: bool = False) -> Layout:
+    """The layout of an original checkpoint, as LLaVA-NeXT's ``prepare_inputs_labels_for_multimodal`` makes it.
+
+    A SigLIP tower with plain ``anyres`` is interleave: its own demo and evaluation show each picture as one square,
+    whatever its configuration says of tiles.
 
     Raises:
-        CheckpointError: pinpoints that are no canvases of whole tiles, or a merge type that is not known.
+        CheckpointError: pinpoints that are no canvases of whole tiles, or a layout that is not known.
     """
     aspect = str(config.get("image_aspect_ratio"))
-    if not aspect.startswith("anyres"):
-        return None
-    merge = config.get("mm_patch_merge_type") or "flat"
-    if str(merge) not in MERGES:
-        raise CheckpointError(f"{file}: mm_patch_merge_type is {merge!r}; known: {', '.join(MERGES)}")
-    bounded = aspect != "anyres"
-    return Tiling(
-        pinpoints=_pinpoints(file, config.get("image_grid_pinpoints"), tile),
-        merge=MERGES[str(merge)],
-        newline=merge == "spatial_unpad",
-        most=_bound(file, aspect) if bounded else None,
-        digits=_digits(file, config.get("trifocal_unpad_digits")),
-        alone=bounded,
+    merge = str(config.get("mm_patch_merge_type") or "flat")
+    if not _MERGE.match(merge):
+        raise CheckpointError(
+            f"{file}: mm_patch_merge_type is {merge!r}; known: flat, spatial, and spatial with any of _unpad, "
+            "_maxpool2x2 and _nobase behind it"
+        )
+    digits = _digits(file, config.get("trifocal_unpad_digits"))
+    bounded = aspect.startswith("anyres") and aspect != "anyres"
+    whole = not aspect.startswith("anyres") or (siglip and not bounded and digits is None)
+    pooled, unpad = "maxpool2x2" in merge, "unpad" in merge
+    kind: Merge = "spatial_maxpool2x2" if pooled else "spatial_unpad" if unpad else "spatial"
+    tiles = (
+        None
+        if whole
+        else Tiling(
+            pinpoints=_pinpoints(file, config.get("image_grid_pinpoints"), tile),
+            merge="flat" if merge == "flat" else kind,
+            newline=kind == "spatial_unpad",
+            most=_bound(file, aspect) if bounded else None,
+            digits=digits,
+            alone=bounded,
+            base="nobase" not in merge,
+        )
     )
+    told = bounded or any(config.get(key) is not None for key in _VIDEO_KEYS)
+    return Layout(tiles, newline=unpad, video=_frames(file, config, merge) if told else None)
+
+
+def _frames(file: Path, config: Mapping[str, Any], merge: str) -> Frames:
+    """How the frames of a video are made smaller, and where the learned vector stands between them."""
+    pool = _one_of(file, config, "mm_spatial_pool_mode", "bilinear", get_args(Pool))
+    newline = _one_of(file, config, "mm_newline_position", "one_token", get_args(NewlinePosition))
+    if merge == "flat" or (newline == "one_token" and "unpad" not in merge):
+        newline = "no_token"
+    stride = config.get("mm_spatial_pool_stride")
+    stride = 2 if stride is None else stride
+    if not isinstance(stride, int) or isinstance(stride, bool) or not 1 <= stride <= MOST_STRIDE:
+        raise CheckpointError(f"{file}: mm_spatial_pool_stride is {stride!r}, 1 to {MOST_STRIDE} was expected")
+    if config.get("add_faster_video"):
+        raise CheckpointError(
+            f"{file}: add_faster_video is true: frames of two sizes in one video are not supported; "
+            "set it to false in a copy of the file to see all frames at one size"
+        )
+    return Frames(pool, stride, newline)  # type: ignore[arg-type]  # each was looked up among its values
+
+
+def _one_of(file: Path, config: Mapping[str, Any], key: str, default: str, known: tuple[str, ...]) -> str:
+    value = default if config.get(key) is None else config[key]
+    if value not in known:
+        raise CheckpointError(f"{file}: {key} is {value!r}; known: {', '.join(known)}")
+    return str(value)
 
 
 def _digits(file: Path, value: Any) -> int | None:

@@ -135,8 +135,8 @@ def expected_numbers(checkpoint: Checkpoint, part: str) -> int:
     if part == "projector":
         hidden = checkpoint.language.hidden
         linears = int(kind[3:-1]) if (kind := checkpoint.projector.kind).startswith("mlp") else 1
-        tiles = checkpoint.preprocessing.tiles
-        return hidden * (wide + 1) + (linears - 1) * hidden * (hidden + 1) + (hidden if tiles else 0)
+        newline = hidden * checkpoint.preprocessing.has_newline
+        return hidden * (wide + 1) + (linears - 1) * hidden * (hidden + 1) + newline
     return _language_numbers(config)
 
 
@@ -226,7 +226,8 @@ def _pictures(preprocessing: Preprocessing) -> str:
     """How a picture is shown to the tower, in words; --fit shows it in another way."""
     tiles, size = preprocessing.tiles, preprocessing.size
     if tiles is None:
-        return f"{FITS[preprocessing.fit]}, {size} px (--fit changes that)"
+        newline = ", a newline behind it" if preprocessing.newline else ""
+        return f"{FITS[preprocessing.fit]}, {size} px{newline} (--fit changes that)"
     bound = f", at most {tiles.most} tiles' rows" if tiles.most else ""
     rounding = "transformers' rounding" if tiles.digits is not None else "the original's rounding"
     alone = "; several at once are padded squares" if tiles.alone else ""
@@ -248,7 +249,7 @@ def _positions(checkpoint: Checkpoint) -> int | str:
         return "by its size"
     tiles = checkpoint.preprocessing.tiles
     if tiles is None:
-        return checkpoint.tower.patches + frame
+        return checkpoint.tower.patches + checkpoint.preprocessing.newline + frame
     from trifocal.vision.tiles import grid_of, positions
 
     grids = [(size, grid_of(size, tower.image_size, tower.side, tiles)) for size in sizes]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trifocal.checkpoints import Checkpoint, Preprocessing, Tower, language_weights, read_json
+from trifocal.checkpoints import Checkpoint, Preprocessing, Tiling, Tower, language_weights, read_json
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.weights.tensors import Weights, canonical, part_weights, weight_files
 
@@ -292,20 +292,24 @@ def _tower_config(tower: Tower) -> dict[str, Any]:
 def _preprocessor(preprocessing: Preprocessing) -> dict[str, Any]:
     """``preprocessor_config.json`` in the form that every version of transformers reads."""
     square = {"height": preprocessing.size, "width": preprocessing.size}
+    resized = preprocessing.resized or preprocessing.size
     shapes: dict[str, Any] = {
         "image_processor_type": "CLIPImageProcessor",
-        "size": {"shortest_edge": preprocessing.size},
+        "size": {"shortest_edge": resized},
         "do_center_crop": True,
         "crop_size": square,
     }
-    if preprocessing.fit == "stretch":
-        shapes = {"image_processor_type": "SiglipImageProcessor", "size": square, "do_center_crop": False}
+    video = preprocessing.video
+    if preprocessing.fit == "stretch" or (video is not None and video.fit == "stretch"):
+        exact = {"height": resized, "width": resized}
+        crop = {"do_center_crop": True, "crop_size": square} if preprocessing.resized else {"do_center_crop": False}
+        shapes = {"image_processor_type": "SiglipImageProcessor", "size": exact, **crop}
     return {
         **shapes,
         "do_resize": True,
         "do_rescale": True,
         "rescale_factor": preprocessing.rescale,
-        "do_normalize": True,
+        "do_normalize": preprocessing.normalise,
         "image_mean": list(preprocessing.mean),
         "image_std": list(preprocessing.std),
         "resample": preprocessing.resample,
@@ -331,15 +335,31 @@ def _projector_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _tiling_config(preprocessing: Preprocessing) -> dict[str, Any]:
     """How pictures are cut into tiles, in the words of the original LLaVA; its rounding is ours to tell."""
-    tiling = preprocessing.tiles
+    tiling, video = preprocessing.tiles, preprocessing.video
+    said: dict[str, Any] = {"image_aspect_ratio": "pad" if preprocessing.fit == "pad" else None}
+    if preprocessing.newline:
+        said["mm_patch_merge_type"] = "spatial_unpad"
+    if video is not None:
+        said |= {
+            "mm_spatial_pool_mode": video.pool,
+            "mm_spatial_pool_stride": video.stride,
+            "mm_newline_position": video.newline,
+        }
     if tiling is None:
-        return {"image_aspect_ratio": "pad" if preprocessing.fit == "pad" else None}
+        return said
     return {
+        **said,
         "image_aspect_ratio": "anyres" if tiling.most is None else f"anyres_max_{tiling.most}",
         "image_grid_pinpoints": [list(pair) for pair in tiling.pinpoints],
-        "mm_patch_merge_type": tiling.merge,
+        "mm_patch_merge_type": _merge_type(tiling, preprocessing.newline),
         "trifocal_unpad_digits": tiling.digits,
     }
+
+
+def _merge_type(tiling: Tiling, newline: bool) -> str:
+    """``mm_patch_merge_type`` in the original's words, which say of a single square, too, whether a newline ends it."""
+    pooled = tiling.merge == "spatial_maxpool2x2"
+    return tiling.merge + "_unpad" * (pooled and newline) + "_nobase" * (not tiling.base)
 
 
 def _joined_config(folder: Path, projector: Weights, token: int) -> dict[str, Any]:

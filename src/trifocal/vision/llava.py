@@ -27,7 +27,7 @@ BATCH = 8
 class LlavaVision:
     """A vision tower and a projector, each on its own placement, with a cache behind them.
 
-    ``newline`` is the learned row ``[hidden]`` that ends the rows of a tiled picture's grid.
+    ``newline`` is the learned row ``[hidden]`` that ends rows of patches, pictures or frames, as `Preprocessing` says.
     """
 
     def __init__(
@@ -108,17 +108,15 @@ class LlavaVision:
 
     def _packed(self, image: Image, rows: torch.Tensor, among: int) -> torch.Tensor:
         """The rows of a picture's views ``[views, patches, hidden]`` as its block ``[positions, hidden]``."""
-        tiling = self.preprocessing.tiles
-        if tiling is None:
-            return rows[0].clone()
-        newline = self.newline if tiling.newline else None
-        if image.frames:
-            return pack_frames(rows, newline)
-        if not is_tiled(self.preprocessing, among):
-            return torch.cat([rows[0], *([newline.to(rows)[None]] if newline is not None else [])])
-        size = (image.width, image.height)
+        shown, newline = self.preprocessing, self.newline
+        if image.frames and shown.video is not None:
+            return pack_frames(rows, shown.video, None if shown.video.newline == "no_token" else newline)
+        if shown.tiles is None or not is_tiled(shown, among):
+            ends = [newline.to(rows)[None]] if shown.newline and newline is not None else []
+            return torch.cat([rows[0], *ends])
         config = self.tower.config
-        return pack(rows, grid_of(size, config.image_size, config.side, tiling), tiling, newline)
+        grid = grid_of((image.width, image.height), config.image_size, config.side, shown.tiles)
+        return pack(rows, grid, shown.tiles, newline if shown.tiles.newline else None)
 
 
 def _part(name: str, what: str, module: nn.Module) -> Part:

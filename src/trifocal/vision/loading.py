@@ -147,9 +147,8 @@ def _home(weights: Weights) -> str:
 
 
 def _newline(checkpoint: Checkpoint, hidden: int, weights: Weights, placement: Placement) -> dict[str, torch.Tensor]:
-    """The learned row that ends a row of patches, by its name, where the checkpoint's pictures have one."""
-    tiling = checkpoint.preprocessing.tiles
-    if tiling is None or not tiling.newline:
+    """The learned row that ends rows of patches, by its name, where the checkpoint's pictures have one."""
+    if not checkpoint.preprocessing.has_newline:
         return {}
     device, dtype = placement.resolve()
     row = stored("projector", NEWLINE, torch.Size([hidden]), weights)

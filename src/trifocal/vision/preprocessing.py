@@ -9,7 +9,7 @@ from PIL import Image as Pictures
 from trifocal.checkpoints import Preprocessing, Tower
 from trifocal.errors import BadImage
 from trifocal.images import Image
-from trifocal.vision.tiles import frame_side, grid_of, positions, tiles_of
+from trifocal.vision.tiles import frames_rows, grid_of, positions, tiles_of
 
 __all__ = ["count", "is_tiled", "pixels", "shown", "views"]
 
@@ -17,7 +17,7 @@ __all__ = ["count", "is_tiled", "pixels", "shown", "views"]
 def shown(image: Image, preprocessing: Preprocessing) -> Pictures.Image:
     """A picture as one square: ``size`` x ``size`` RGB, after padding, resizing and cropping.
 
-    Bicubic on 8-bit values and truncated sizes, as CLIP's own processor does it; the padding is that
+    Resized on 8-bit values and to truncated sizes, as CLIP's own processor does it; the padding is that
     of LLaVA 1.5 (``expand2square``).
     """
     return _square(image.on(preprocessing.background), preprocessing, preprocessing.fit)
@@ -33,13 +33,16 @@ def views(image: Image, preprocessing: Preprocessing, among: int = 1) -> list[Pi
         BadImage: a video for a model that was not made for them.
     """
     if image.frames:
-        if preprocessing.tiles is None or not preprocessing.tiles.alone:
+        if preprocessing.video is None:
             raise BadImage("is_a_video", "this model takes pictures, not videos", image.name)
-        return [_square(frame, preprocessing, "stretch") for frame in image.frames]
+        return [_square(frame, preprocessing, preprocessing.video.fit) for frame in image.frames]
     if preprocessing.tiles is None or not is_tiled(preprocessing, among):
         return [shown(image, preprocessing)]
-    picture = image.on(preprocessing.background)
-    return tiles_of(picture, preprocessing.size, preprocessing.tiles, preprocessing.resample)
+    picture, tiling = image.on(preprocessing.background), preprocessing.tiles
+    # the original cuts with PIL's own default, transformers as its image processor is told
+    resample = Pictures.Resampling.BICUBIC if tiling.digits is None else preprocessing.resample
+    tiles = tiles_of(picture, preprocessing.size, tiling, resample, preprocessing.resized)
+    return tiles if preprocessing.resized is None else [_square(tile, preprocessing, "crop") for tile in tiles]
 
 
 def is_tiled(preprocessing: Preprocessing, among: int) -> bool:
@@ -55,32 +58,33 @@ def pixels(image: Image, preprocessing: Preprocessing, among: int = 1) -> torch.
 def count(image: Image, tower: Tower, preprocessing: Preprocessing, among: int = 1) -> int:
     """How many rows a picture will have in a prompt with ``among`` of them; it is not looked at."""
     tiling = preprocessing.tiles
-    if tiling is None:
-        return tower.patches
-    if image.frames:
-        return len(image.frames) * frame_side(tower.side) ** 2 + tiling.newline
-    if not is_tiled(preprocessing, among):
-        return tower.patches + tiling.newline
+    if image.frames and preprocessing.video is not None:
+        return frames_rows(len(image.frames), tower.side, preprocessing.video)
+    if tiling is None or not is_tiled(preprocessing, among):
+        return tower.patches + preprocessing.newline
     size = (image.width, image.height)
     return positions(grid_of(size, tower.image_size, tower.side, tiling), tower.side, tiling)
 
 
 def _values(view: Pictures.Image, preprocessing: Preprocessing) -> torch.Tensor:
-    values = np.asarray(view, dtype=np.float32) * np.float32(preprocessing.rescale)
-    mean, std = np.array(preprocessing.mean, np.float32), np.array(preprocessing.std, np.float32)
-    return torch.from_numpy(((values - mean) / std).transpose(2, 0, 1).copy())
+    # a product of float64, then rounded, as the image processors of every release's day made it
+    values = (np.asarray(view, dtype=np.float64) * preprocessing.rescale).astype(np.float32)
+    if preprocessing.normalise:
+        mean, std = np.array(preprocessing.mean, np.float32), np.array(preprocessing.std, np.float32)
+        values = (values - mean) / std
+    return torch.from_numpy(values.transpose(2, 0, 1).copy())
 
 
 def _square(picture: Pictures.Image, preprocessing: Preprocessing, fit: str) -> Pictures.Image:
     size, how = preprocessing.size, Pictures.Resampling(preprocessing.resample)
-    if fit == "stretch":
-        return picture.resize((size, size), how)
+    to = preprocessing.resized or size
     if fit == "pad":
         picture = _padded(picture, preprocessing.pad_colour)
     width, height = picture.size
-    short = min(width, height)
-    wide, high = (size, size * height // width) if width == short else (size * width // height, size)
-    left, top = (wide - size) // 2, (high - size) // 2
+    wide, high = (to, to * height // width) if width <= height else (to * width // height, to)
+    if fit == "stretch":
+        wide, high = to, to
+    left, top = (wide - size) // 2, (high - size) // 2  # below 0 where it is enlarged: the rest is black
     return picture.resize((wide, high), how).crop((left, top, left + size, top + size))
 
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from trifocal.checkpoints import Preprocessing, Tower
 from trifocal.images import Image
 from trifocal.vision.preprocessing import is_tiled, views
-from trifocal.vision.tiles import canvas_of, frame_side, grid_of
+from trifocal.vision.tiles import canvas_of, frame_rows, frame_side, grid_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-    from trifocal.checkpoints import Tiling
+    from trifocal.checkpoints import Fit, Frames, Tiling
 
 __all__ = ["Box", "PatchGrid", "Showing", "View", "patch_grids", "shown_views"]
 
@@ -68,11 +68,12 @@ def shown_views(image: Image, preprocessing: Preprocessing, among: int = 1) -> l
         BadImage: a video for a model that was not made for them.
     """
     pictures = views(image, preprocessing, among)
-    if image.frames:
-        return [View(each, f"frame {at}", WHOLE) for at, each in enumerate(pictures, 1)]
     size, tiling = (image.width, image.height), preprocessing.tiles
+    if image.frames and preprocessing.video is not None:
+        box = _square_box(size, preprocessing, preprocessing.video.fit)
+        return [View(each, f"frame {at}", box) for at, each in enumerate(pictures, 1)]
     if tiling is None or not is_tiled(preprocessing, among):
-        return [View(pictures[0], "whole", _square_box(size, preprocessing))]
+        return [View(pictures[0], "whole", _square_box(size, preprocessing, preprocessing.fit))]
     across = canvas_of(size, tiling).size[0] // preprocessing.size
     tiles = [
         View(
@@ -91,11 +92,10 @@ def patch_grids(image: Image, tower: Tower, preprocessing: Preprocessing, among:
     first = tower.patches - side**2  # a class token that is kept is no patch
     seen = side * tower.patch_size / tower.image_size  # a rest narrower than a patch is not looked at
     tiling = preprocessing.tiles
-    if image.frames:
-        small = frame_side(side)
-        return [PatchGrid(at * small**2, small, small, small, WHOLE) for at in range(len(image.frames))]
+    if image.frames and preprocessing.video is not None:
+        return _frame_grids(image, side, seen, preprocessing, preprocessing.video)
     if tiling is None or not is_tiled(preprocessing, among):
-        return [PatchGrid(first, side, side, side, _part(_square_box(size, preprocessing), seen))]
+        return [PatchGrid(first, side, side, side, _part(_square_box(size, preprocessing, preprocessing.fit), seen))]
     whole = PatchGrid(first, side, side, side, _part(WHOLE, seen))
     grid = grid_of(size, tower.image_size, side, tiling)
     if tiling.merge == "flat":
@@ -111,19 +111,32 @@ def patch_grids(image: Image, tower: Tower, preprocessing: Preprocessing, among:
     kept = grid.columns[1] - grid.columns[0], grid.rows[1] - grid.rows[0]
     box = _canvas_box(size, tiling, (grid.columns[0], grid.rows[0]), kept, patch)
     columns, rows = grid.size
-    return [whole, PatchGrid(tower.patches, rows, columns, columns + tiling.newline, box)]
+    fine = PatchGrid(tower.patches * tiling.base, rows, columns, columns + tiling.newline, box)
+    return [whole, fine] if tiling.base else [fine]
 
 
-def _square_box(size: tuple[int, int], preprocessing: Preprocessing) -> Box:
+def _frame_grids(image: Image, side: int, seen: float, preprocessing: Preprocessing, video: Frames) -> list[PatchGrid]:
+    """Which row of a video looks where in its frames; pooling leaves away what is no whole stride."""
+    small, step = frame_side(side, video), frame_rows(side, video)
+    if video.pool != "bilinear":
+        seen *= small * video.stride / side
+    box = _part(_square_box((image.width, image.height), preprocessing, video.fit), seen)
+    across = small + (video.newline == "grid")
+    return [PatchGrid(at * step, small, small, across, box) for at in range(len(image.frames))]
+
+
+def _square_box(size: tuple[int, int], preprocessing: Preprocessing, fit: Fit) -> Box:
     """Which part of the original one square shows."""
     width, height = size
-    if preprocessing.fit == "stretch":
-        return WHOLE
-    if preprocessing.fit == "pad":
-        side = max(width, height)
-        return -((side - width) // 2) / width, -((side - height) // 2) / height, side / width, side / height
-    side = min(width, height)
-    return (width - side) / 2 / width, (height - side) / 2 / height, side / width, side / height
+    kept = preprocessing.size / (preprocessing.resized or preprocessing.size)  # the middle of what is resized
+    if fit == "stretch":
+        across, down = kept, kept
+    else:
+        side = kept * (max(width, height) if fit == "pad" else min(width, height))
+        across, down = side / width, side / height
+    if fit == "pad" and kept == 1:
+        return -((side - width) // 2) / width, -((side - height) // 2) / height, across, down
+    return (1 - across) / 2, (1 - down) / 2, across, down
 
 
 def _canvas_box(size: tuple[int, int], tiling: Tiling, at: tuple[int, int], count: tuple[int, int], unit: float) -> Box:

@@ -13,12 +13,24 @@ from typing import TYPE_CHECKING
 
 from PIL import Image as Pictures
 
-from trifocal.checkpoints import Tiling
+from trifocal.checkpoints import Frames, Tiling
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Canvas", "Grid", "canvas_of", "frame_side", "grid_of", "pack", "pack_frames", "positions", "tiles_of"]
+__all__ = [
+    "Canvas",
+    "Grid",
+    "canvas_of",
+    "frame_rows",
+    "frame_side",
+    "frames_rows",
+    "grid_of",
+    "pack",
+    "pack_frames",
+    "positions",
+    "tiles_of",
+]
 
 CAP = 1.1  # a grid is made smaller when its side is over the bound by more than this factor
 
@@ -64,15 +76,21 @@ def canvas_of(size: tuple[int, int], tiling: Tiling) -> Canvas:
     return Canvas((wide, high), picture, ((wide - picture[0]) // 2, (high - picture[1]) // 2))
 
 
-def tiles_of(picture: Pictures.Image, side: int, tiling: Tiling, resample: int) -> list[Pictures.Image]:
-    """The whole picture stretched to a tile, then its tiles row by row; what is left of the canvas is black."""
+def tiles_of(
+    picture: Pictures.Image, side: int, tiling: Tiling, resample: int, whole: int | None = None
+) -> list[Pictures.Image]:
+    """The whole picture stretched to a tile, then its tiles row by row; what is left of the canvas is black.
+
+    ``whole`` is the side of the first, where it is not that of a tile.
+    """
     how = Pictures.Resampling(resample)
     canvas = canvas_of(picture.size, tiling)
     board = Pictures.new("RGB", canvas.size)
     board.paste(picture.resize(canvas.picture, how), canvas.at)
     wide, high = canvas.size
     boxes = [(x, y, x + side, y + side) for y in range(0, high, side) for x in range(0, wide, side)]
-    return [picture.resize((side, side), how), *(board.crop(box) for box in boxes)]
+    whole = whole or side
+    return [picture.resize((whole, whole), how), *(board.crop(box) for box in boxes)]
 
 
 def grid_of(size: tuple[int, int], side: int, patches: int, tiling: Tiling) -> Grid:
@@ -83,23 +101,25 @@ def grid_of(size: tuple[int, int], side: int, patches: int, tiling: Tiling) -> G
     if tiling.merge == "spatial_unpad":
         columns, rows = _unpadded(size, columns[1], rows[1], tiling.digits)
     kept = columns[1] - columns[0], rows[1] - rows[0]
-    if tiling.most is not None:
+    if tiling.merge == "spatial_maxpool2x2":
+        return Grid(tiles, columns, rows, (kept[0] // 2, kept[1] // 2))
+    if tiling.most is not None and tiling.merge == "spatial_unpad":
         over = math.sqrt(kept[0] * kept[1] / (tiling.most * patches**2))
         kept = (int(kept[0] // over), int(kept[1] // over)) if over > CAP else kept
     return Grid(tiles, columns, rows, kept)
 
 
 def positions(grid: Grid, patches: int, tiling: Tiling) -> int:
-    """How many rows `pack` makes of a grid, the whole picture's included."""
+    """How many rows `pack` makes of a grid, the whole picture's included where they are kept."""
     if tiling.merge == "flat":
         return patches**2 * (1 + grid.tiles[0] * grid.tiles[1])
-    return int(patches**2 + (grid.size[0] + tiling.newline) * grid.size[1])
+    return int(patches**2 * tiling.base + (grid.size[0] + tiling.newline) * grid.size[1])
 
 
 def pack(rows: torch.Tensor, grid: Grid, tiling: Tiling, newline: torch.Tensor | None) -> torch.Tensor:
     """The rows of a picture's tiles ``[tiles, patches, hidden]`` as one block ``[positions, hidden]``.
 
-    The whole picture's come first; then the tiles' grid, row by row, each row ended by ``newline``
+    The whole picture's come first, where they are kept; then the tiles' grid, row by row, each row ended by ``newline``
     ``[hidden]`` where there is one.
     """
     import torch
@@ -113,23 +133,37 @@ def pack(rows: torch.Tensor, grid: Grid, tiling: Tiling, newline: torch.Tensor |
     board = board.reshape(down * patches, across * patches, -1)
     board = board[grid.rows[0] : grid.rows[1], grid.columns[0] : grid.columns[1]]  # [rows, columns, hidden]
     wide, high = grid.size
-    if board.shape[:2] != (high, wide):
-        channels = board.permute(2, 0, 1)[None]
+    channels = board.permute(2, 0, 1)[None]
+    if tiling.merge == "spatial_maxpool2x2":
+        board = functional.max_pool2d(channels, 2)[0].permute(1, 2, 0)
+    elif board.shape[:2] != (high, wide):
         board = functional.interpolate(channels, size=(high, wide), mode="bilinear")[0].permute(1, 2, 0)
     if newline is not None:
         board = torch.cat([board, newline.to(board).expand(high, 1, -1)], dim=1)
-    return torch.cat([rows[0], board.flatten(0, 1)])
+    block = board.flatten(0, 1)
+    return torch.cat([rows[0], block]) if tiling.base else block
 
 
-def frame_side(patches: int) -> int:
-    """Rows along each side of a video's frame: half of a picture's, rounded up."""
-    return math.ceil(patches / 2)
+def frame_side(patches: int, video: Frames) -> int:
+    """Rows along each side of a video's frame that has ``patches`` as a picture."""
+    return math.ceil(patches / video.stride) if video.pool == "bilinear" else patches // video.stride
 
 
-def pack_frames(rows: torch.Tensor, newline: torch.Tensor | None) -> torch.Tensor:
+def frame_rows(patches: int, video: Frames) -> int:
+    """Rows from the beginning of one frame to that of the next, the learned vectors between them included."""
+    side = frame_side(patches, video)
+    return side**2 + {"grid": side, "frame": 1}.get(video.newline, 0)
+
+
+def frames_rows(frames: int, patches: int, video: Frames) -> int:
+    """How many rows `pack_frames` makes of a video."""
+    return frames * frame_rows(patches, video) + (video.newline == "one_token")
+
+
+def pack_frames(rows: torch.Tensor, video: Frames, newline: torch.Tensor | None) -> torch.Tensor:
     """The rows of a video's frames ``[frames, patches, hidden]`` as one block ``[positions, hidden]``.
 
-    Each frame's grid is halved (bilinear), and one ``newline`` ends the whole.
+    Each frame's grid is made smaller, and ``newline`` ``[hidden]`` stands where `Frames` says.
     """
     import torch
     from torch.nn import functional
@@ -137,9 +171,25 @@ def pack_frames(rows: torch.Tensor, newline: torch.Tensor | None) -> torch.Tenso
     frames, count, hidden = rows.shape
     patches = math.isqrt(count)
     channels = rows.view(frames, patches, patches, hidden).permute(0, 3, 1, 2)
-    small = functional.interpolate(channels, size=(frame_side(patches),) * 2, mode="bilinear")
-    block = small.flatten(2).transpose(1, 2).flatten(0, 1)
-    return block if newline is None else torch.cat([block, newline.to(block)[None]])
+    side = frame_side(patches, video)
+    if video.stride == 1:
+        small = channels
+    elif video.pool == "bilinear":
+        small = functional.interpolate(channels, size=(side, side), mode="bilinear")
+    else:
+        pool = functional.avg_pool2d if video.pool == "average" else functional.max_pool2d
+        small = pool(channels, video.stride)
+    block = small.permute(0, 2, 3, 1)  # [frames, rows, columns, hidden]
+    if newline is None:
+        return block.flatten(0, 2)
+    newline = newline.to(block)
+    if video.newline == "grid":
+        block = torch.cat([block, newline.expand(frames, side, 1, -1)], dim=2)
+    by_frame = block.flatten(1, 2)
+    if video.newline == "frame":
+        by_frame = torch.cat([by_frame, newline.expand(frames, 1, -1)], dim=1)
+    ends = [newline[None]] if video.newline == "one_token" else []
+    return torch.cat([by_frame.flatten(0, 1), *ends])
 
 
 def _unpadded(

@@ -1,0 +1,157 @@
+"""From an image processor's configuration to `Preprocessing`: each of its flags is followed or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from trifocal.checkpoints.parts import CLIP_MEAN, CLIP_STD, Fit, Preprocessing, Tower
+from trifocal.checkpoints.reading import image_processor, number, real
+from trifocal.checkpoints.tilings import Layout
+from trifocal.errors import CheckpointError
+
+__all__ = ["preprocessing_part"]
+
+_HALF = (0.5, 0.5, 0.5)
+_RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # at PIL's numbers
+# flags of transformers' image processors whose way is known here; another one that is on changes what the tower sees
+_FLAGS = (
+    "do_resize",
+    "do_center_crop",
+    "do_rescale",
+    "do_normalize",
+    "do_pad",
+    "do_convert_rgb",  # every picture is RGB here
+    "do_reduce_labels",  # of segmentation maps
+)
+_CHANGING = ("crop_pct", "rescale_offset", "offset", "size_divisor", "pad_size")
+
+
+def preprocessing_part(folder: Path, tower: Tower, aspect: str | None, layout: Layout) -> Preprocessing:
+    """What ``preprocessor_config.json`` says, in any of its forms; the tower's own values where it is silent.
+
+    Raises:
+        CheckpointError: pictures of another size than the tower's, or a step that is not known.
+    """
+    file, given = image_processor(folder)
+    config = {key: value for key, value in given.items() if value is not None}
+    _check_flags(file, config)
+    square, resized = _resizing(file, config, tower)
+    fit = _fit(file, tower, aspect, config, layout, square)
+    mean, std = (CLIP_MEAN, CLIP_STD) if tower.kind == "clip" else (_HALF, _HALF)
+    video = layout.video and replace(layout.video, fit=square)
+    return Preprocessing(
+        size=tower.image_size,
+        fit=fit,
+        mean=_channels(file, config, "image_mean", mean),
+        std=_channels(file, config, "image_std", std),
+        rescale=real(file, config.get("rescale_factor", 1 / 255), "rescale_factor") if _on(config, "do_rescale") else 1,
+        resample=_resample(file, config.get("resample", 3)),
+        tiles=layout.tiles,
+        newline=layout.newline,
+        video=video,
+        resized=None if resized == tower.image_size else resized,
+        normalise=_on(config, "do_normalize"),
+    )
+
+
+def _on(config: Mapping[str, Any], flag: str) -> bool:
+    return bool(config.get(flag, True))
+
+
+def _check_flags(file: Path, config: Mapping[str, Any]) -> None:
+    for key, value in config.items():
+        if key.startswith("do_") and not isinstance(value, bool):
+            raise CheckpointError(f"{file}: {key} is {value!r}, true or false was expected")
+        if value and (key in _CHANGING or (key.startswith("do_") and key not in _FLAGS)):
+            raise CheckpointError(
+                f"{file}: {key} is {value!r}, a step that is not supported; known: {', '.join(_FLAGS)}"
+            )
+
+
+def _resizing(file: Path, config: Mapping[str, Any], tower: Tower) -> tuple[Fit, int]:
+    """How the processor makes a square of a picture by itself, and the side that it resizes to before any crop.
+
+    CLIP's resizes the short side and takes the middle, SigLIP's stretches; a configuration may say the other.
+    """
+    own = tower.image_size
+    if not _on(config, "do_resize"):
+        raise CheckpointError(
+            f"{file}: do_resize is false: only pictures of {own} x {own} pixels could be seen; set it to true"
+        )
+    side, exact = _size(file, config, "size") or (own, tower.kind == "siglip")
+    if isinstance(config.get("size"), int):
+        exact = tower.kind == "siglip"
+    crops = config.get("do_center_crop", tower.kind == "clip" or "crop_size" in config)
+    cropped = (_size(file, config, "crop_size") or (own, True))[0] if crops else side
+    if cropped != own:
+        raise CheckpointError(f"{file}: pictures of {cropped} pixels for a tower that takes {own}")
+    if crops or exact:
+        return ("stretch" if exact else "crop"), side
+    return "pad", side
+
+
+def _size(file: Path, config: Mapping[str, Any], key: str) -> tuple[int, bool] | None:
+    """A side in pixels, and whether both sides are told: from a number, a pair, or a table of sides."""
+    value = config.get(key)
+    if value is None:
+        return None
+    sides = [value]
+    if isinstance(value, (list, tuple)):
+        sides = list(value) if len(value) == 2 else []
+    elif isinstance(value, dict) and {"height", "width"} <= set(value):
+        sides = [value["height"], value["width"]]
+    elif isinstance(value, dict):
+        sides = [value.get("shortest_edge")] if value.get("longest_edge") is None else []
+    sound = all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides)
+    if not sides or not sound or len(set(sides)) > 1:
+        raise CheckpointError(
+            f"{file}: {key} is {value!r}; a side, a shortest_edge, or two sides that are the same were expected"
+        )
+    return sides[0], not isinstance(value, int) and len(sides) == 2
+
+
+def _fit(
+    file: Path, tower: Tower, aspect: str | None, processor: Mapping[str, Any], layout: Layout, square: Fit
+) -> Fit:
+    """How a picture becomes a square: what the model was trained with, else what its image processor does."""
+    if layout.tiles is not None:
+        return "pad"
+    if aspect not in (None, "square", "pad"):
+        raise CheckpointError(
+            f"{file.parent}: image_aspect_ratio {aspect!r} is not supported; known: square, pad, anyres, anyres_max_9"
+        )
+    if aspect == "pad" or (aspect is None and bool(processor.get("do_pad"))):
+        return "pad"
+    if square == "pad":
+        raise CheckpointError(
+            f"{file}: do_center_crop is false, so that pictures don't become {tower.image_size} x {tower.image_size} "
+            "pixels; set it to true, or image_aspect_ratio to pad"
+        )
+    return square
+
+
+def _channels(
+    file: Path, config: Mapping[str, Any], key: str, default: tuple[float, float, float]
+) -> tuple[float, float, float]:
+    """A number for each channel; one number is for all three."""
+    value = config.get(key, default)
+    each = [value] * 3 if isinstance(value, (int, float)) else value
+    if not isinstance(each, (list, tuple)) or len(each) != 3:
+        raise CheckpointError(f"{file}: {key} is {value!r}, three numbers (or one for all) were expected")
+    read = real if key == "image_std" else number
+    red, green, blue = (read(file, one, key) for one in each)
+    return red, green, blue
+
+
+def _resample(file: Path, value: Any) -> int:
+    """PIL's number of a way to resize, from itself or its name."""
+    name = value.rpartition(".")[2].lower() if isinstance(value, str) else None
+    found = _RESAMPLING.index(name) if name in _RESAMPLING else value
+    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < len(_RESAMPLING):
+        raise CheckpointError(
+            f"{file}: resample is {value!r}, PIL's number (0 to 5) or name ({', '.join(_RESAMPLING)}) was expected"
+        )
+    return found

@@ -1,0 +1,203 @@
+"""Pictures and videos of original checkpoints: pixels, rows and their count held against the original's arithmetic."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import original
+from layouts import NEXT_PINPOINTS, ONEVISION_PINPOINTS, TILE, Family, family, save_original
+from trifocal.checkpoints import Preprocessing, Tower, find_checkpoint
+from trifocal.checkpoints.tilings import original_layout
+from trifocal.errors import BadImage, CheckpointError
+from trifocal.images import Image, from_frames
+from trifocal.placement import Placement
+from trifocal.vision import pixels
+from trifocal.vision.llava import LlavaVision
+from trifocal.vision.loading import load_vision
+from trifocal.vision.preprocessing import count
+
+Drawn = Callable[..., Image]
+EXACT = Placement("cpu", "float32")
+SIZES = [(80, 60), (60, 80), (112, 112), (300, 91), (57, 170), (400, 380), (33, 3)]
+# the sizes and keys of the released configurations
+SIGLIP = Tower(Path("config.json"), 1152, 27, 16, 4304, 384, 14, kind="siglip", keep_first=True)
+INTERLEAVE = {
+    "image_aspect_ratio": "anyres",
+    "image_grid_pinpoints": [[384, 768], [768, 384], [768, 768], [1152, 384], [384, 1152]],
+    "mm_patch_merge_type": "spatial_unpad",
+    "image_crop_resolution": 224,
+    "image_split_resolution": 224,
+}
+LLAVA_VIDEO = {
+    "image_aspect_ratio": "anyres_max_9",
+    "image_grid_pinpoints": "(1x1),...,(6x6)",
+    "mm_patch_merge_type": "spatial_unpad",
+    "mm_newline_position": "grid",
+    "mm_spatial_pool_mode": "bilinear",
+    "mm_spatial_pool_stride": 2,
+    "add_faster_video": False,
+    "faster_token_stride": 10,
+}
+
+
+def released(config: Mapping[str, Any]) -> Preprocessing:
+    layout = original_layout(Path("config.json"), config, 384, siglip=True)
+    return Preprocessing(384, "stretch", tiles=layout.tiles, newline=layout.newline, video=layout.video)
+
+
+def test_interleaves_real_configuration_is_one_square_and_a_newline(drawn: Drawn) -> None:
+    picture, how = drawn(1, 640, 480), released(INTERLEAVE)
+    assert how.tiles is None
+    assert count(picture, SIGLIP, how) == 730
+    assert sum(count(picture, SIGLIP, how, 2) for _ in range(2)) == 1460
+    assert count(picture, SIGLIP, released({**INTERLEAVE, "mm_patch_merge_type": "flat"})) == 729
+
+
+@pytest.mark.parametrize(
+    ("position", "mode", "stride", "rows"),
+    [
+        ("grid", "bilinear", 2, 630),
+        ("frame", "bilinear", 2, 591),
+        ("one_token", "bilinear", 2, 589),
+        ("no_token", "bilinear", 2, 588),
+        ("one_token", "average", 2, 508),
+        ("one_token", "max", 2, 508),
+        ("grid", "average", 4, 3 * 6 * 7),
+        ("grid", "bilinear", 4, 3 * 7 * 8),
+        ("frame", "max", 1, 3 * 730),
+    ],
+)
+def test_the_rows_of_three_frames(drawn: Drawn, position: str, mode: str, stride: int, rows: int) -> None:
+    video = from_frames([drawn(seed, 64, 48) for seed in range(3)])
+    keys = {"mm_newline_position": position, "mm_spatial_pool_mode": mode, "mm_spatial_pool_stride": stride}
+    assert count(video, SIGLIP, released({**LLAVA_VIDEO, **keys})) == rows
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("mm_newline_position", "row"),
+        ("mm_spatial_pool_mode", "conv"),
+        ("mm_spatial_pool_stride", 0),
+        ("mm_spatial_pool_stride", "2"),
+        ("add_faster_video", True),
+        ("mm_patch_merge_type", "spatial_padded"),
+    ],
+)
+def test_a_layout_that_is_not_known_is_told_by_its_key(key: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=key):
+        released({**LLAVA_VIDEO, key: value})
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Family, Path]]:
+    """One model with each tower, saved as the original saved it; the tests change the configuration's keys."""
+    made = {"siglip": family("onevision"), "clip": family("1.6-vicuna")}
+    return {kind: (each, save_original(each, tmp_path_factory.mktemp(kind))) for kind, each in made.items()}
+
+
+def opened(folder: Path, keys: Mapping[str, Any]) -> tuple[LlavaVision, dict[str, Any]]:
+    """What sees a checkpoint whose configuration has these keys; None takes one away."""
+    file = folder / "config.json"
+    before = file.read_text()
+    config = {key: value for key, value in {**json.loads(before), **keys}.items() if value is not None}
+    try:
+        file.write_text(json.dumps(config))
+        checkpoint = find_checkpoint(str(folder))
+        return load_vision(checkpoint, EXACT, EXACT), config
+    finally:
+        file.write_text(before)
+
+
+def processor(folder: Path) -> dict[str, Any]:
+    home = json.loads((folder / "config.json").read_text())["mm_vision_tower"]
+    given: dict[str, Any] = json.loads((Path(home) / "preprocessor_config.json").read_text())
+    return given
+
+
+@torch.no_grad()
+def seen(made: Family, views: torch.Tensor) -> torch.Tensor:
+    """Rows of each view by the transformers modules of the reference, ``[views, patches, hidden]``."""
+    model = made.model.model
+    siglip = made.name == "onevision"
+    states = model.vision_tower(views, output_hidden_states=True).hidden_states
+    features = states[-1] if siglip else states[-2][:, 1:]
+    rows: torch.Tensor = model.multi_modal_projector(features)
+    return rows
+
+
+MERGES = ["flat", "spatial", "spatial_unpad", "spatial_maxpool2x2", "spatial_unpad_nobase", "spatial_maxpool2x2_nobase"]
+PICTURES = [
+    *[("clip", {"image_aspect_ratio": "anyres", "mm_patch_merge_type": merge}) for merge in MERGES],
+    ("clip", {"image_aspect_ratio": "pad", "mm_patch_merge_type": "spatial_unpad"}),
+    ("clip", {"image_aspect_ratio": "square", "mm_patch_merge_type": "spatial_unpad"}),
+    ("clip", {"image_aspect_ratio": None, "mm_patch_merge_type": "spatial"}),
+    ("clip", {"image_aspect_ratio": "anyres_max_2", "mm_patch_merge_type": "spatial_unpad"}),
+    *[("siglip", {"image_aspect_ratio": "anyres_max_4", "mm_patch_merge_type": merge}) for merge in MERGES],
+    ("siglip", {"image_aspect_ratio": "pad", "mm_patch_merge_type": "spatial_unpad"}),
+    ("siglip", {"image_aspect_ratio": None, "mm_patch_merge_type": "spatial_unpad"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    PICTURES,
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
+)
+def test_pixels_and_rows_of_pictures(
+    families: dict[str, tuple[Family, Path]], drawn: Drawn, kind: str, keys: dict[str, Any]
+) -> None:
+    made, folder = families[kind]
+    pinpoints = NEXT_PINPOINTS if kind == "clip" else ONEVISION_PINPOINTS
+    vision, config = opened(folder, {**keys, "image_grid_pinpoints": pinpoints})
+    newline = made.model.model.image_newline.detach()
+    for size in SIZES:
+        picture = drawn(3, *size)
+        views = original.views(picture.pixels, config, processor(folder), TILE)
+        assert torch.equal(pixels(picture, vision.preprocessing), views)
+        wanted = original.rows(seen(made, views), newline, config, size, TILE)
+        (ours,) = vision.encode([picture])
+        assert len(ours) == vision.positions(picture) == len(wanted)
+        torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=0)
+
+
+VIDEOS = [
+    {"mm_newline_position": position, "mm_spatial_pool_mode": mode, "mm_spatial_pool_stride": stride, **merge}
+    for position in ("grid", "frame", "one_token", "no_token", None)
+    for mode, stride in (("average", 2), ("max", 2), ("bilinear", 2), ("average", 3), ("bilinear", 3), ("max", 1))
+    for merge in (
+        {"mm_patch_merge_type": "spatial_unpad"},
+        {"mm_patch_merge_type": "spatial"},
+        {"mm_patch_merge_type": "flat"},
+    )
+]
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_rows_of_videos(families: dict[str, tuple[Family, Path]], drawn: Drawn, kind: str) -> None:
+    made, folder = families[kind]
+    video = from_frames([drawn(seed, 90, 70) for seed in range(3)])
+    newline = made.model.model.image_newline.detach()
+    views = torch.stack([original.values(frame, processor(folder)) for frame in video.frames])
+    each = seen(made, views)
+    for keys in VIDEOS:
+        vision, config = opened(folder, keys)
+        assert torch.equal(pixels(video, vision.preprocessing), views)
+        wanted = original.video_rows(each, newline, config)
+        (ours,) = vision.encode([video])
+        assert len(ours) == vision.positions(video) == len(wanted), keys
+        torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=0)
+
+
+def test_a_checkpoint_that_says_nothing_of_videos_takes_none(
+    families: dict[str, tuple[Family, Path]], drawn: Drawn
+) -> None:
+    vision, _ = opened(families["clip"][1], {})
+    with pytest.raises(BadImage, match="not videos"):
+        vision.encode([from_frames([drawn(1), drawn(2)])])

@@ -1,0 +1,167 @@
+"""Image processors: every flag and spelling of their files is followed, as the original's numpy did it, or refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Pictures
+
+import original
+from checkpoint_maker import preprocessor
+from trifocal.checkpoints import CLIP_MEAN, Preprocessing, Tower
+from trifocal.checkpoints.processors import preprocessing_part
+from trifocal.checkpoints.tilings import Layout
+from trifocal.errors import CheckpointError
+from trifocal.images import Image, from_pil
+from trifocal.vision import pixels
+
+SIDE = 56
+CLIP = Tower(Path(), 8, 2, 2, 16, SIDE, 14)
+SIGLIP = Tower(Path(), 8, 2, 2, 16, SIDE, 14, kind="siglip", keep_first=True)
+BOTH = {"height": SIDE, "width": SIDE}
+HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+
+
+def read(folder: Path, config: dict[str, Any], tower: Tower = CLIP, aspect: str | None = None) -> Preprocessing:
+    (folder / "preprocessor_config.json").write_text(json.dumps(config))
+    return preprocessing_part(folder, tower, aspect, Layout())
+
+
+def full(config: dict[str, Any]) -> dict[str, Any]:
+    return {**preprocessor(SIDE), **config}
+
+
+# what a file says -> the same in the plain words that the reference reads
+FOLLOWED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "no rescale": ({"do_rescale": False}, {"do_rescale": False}),
+    "no normalise": ({"do_normalize": False}, {"do_normalize": False}),
+    "neither": ({"do_rescale": False, "do_normalize": False}, {"do_rescale": False, "do_normalize": False}),
+    "factor": ({"rescale_factor": 1 / 127.5}, {"rescale_factor": 1 / 127.5}),
+    "factor null": ({"rescale_factor": None}, {}),
+    "mean a number": ({"image_mean": 0.5, "image_std": 0.25}, {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}),
+    "mean zero": ({"image_mean": [0, 0.0, 0], "image_std": 1}, {"image_mean": [0] * 3, "image_std": [1] * 3}),
+    "mean null": ({"image_mean": None, "image_std": None}, {}),
+    "raw mean": ({"do_rescale": False, "image_mean": 127.5}, {"do_rescale": False, "image_mean": [127.5] * 3}),
+    "size a number": ({"size": SIDE, "crop_size": SIDE}, {}),
+    "size a table": ({"size": {"shortest_edge": SIDE}, "crop_size": BOTH}, {}),
+    "larger, then cropped": ({"size": 64}, {"size": {"shortest_edge": 64}}),
+    "smaller, then bordered": ({"size": {"shortest_edge": 40}}, {"size": {"shortest_edge": 40}}),
+    "both sides": ({"size": BOTH}, {"size": BOTH}),
+    "a pair": ({"size": [SIDE, SIDE], "crop_size": [SIDE, SIDE]}, {"size": BOTH}),
+    "both sides, no crop": ({"size": BOTH, "do_center_crop": False}, {"size": BOTH, "do_center_crop": False}),
+    "both sides, then cropped": (
+        {"size": {"height": 64, "width": 64}, "crop_size": SIDE},
+        {"size": {"height": 64, "width": 64}},
+    ),
+    "a crop that is off": ({"size": BOTH, "do_center_crop": False, "crop_size": 20}, {"size": BOTH}),
+    "null everywhere": ({"resample": None, "size": None, "crop_size": None, "do_pad": None}, {}),
+    **{
+        f"resample {value!r}": ({"resample": value}, {"resample": number})
+        for value, number in (
+            (0, 0),
+            (1, 1),
+            (2, 2),
+            ("bilinear", 2),
+            ("BICUBIC", 3),
+            ("PILImageResampling.LANCZOS", 1),
+            ("InterpolationMode.NEAREST", 0),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("case", FOLLOWED)
+@pytest.mark.parametrize("size", [(80, 60), (41, 90), (56, 56)])
+def test_a_flag_is_followed(tmp_path: Path, drawn: Callable[..., Image], case: str, size: tuple[int, int]) -> None:
+    said, plain = FOLLOWED[case]
+    picture = drawn(1, *size)
+    (ours,) = pixels(picture, read(tmp_path, full(said)))
+    assert torch.equal(ours, original.values(picture.pixels, full(plain)))
+
+
+@pytest.mark.parametrize("size", [{}, {"size": SIDE}, {"size": BOTH}, {"size": [SIDE, SIDE]}])
+def test_siglip_stretches_whatever_its_size_is_written_as(
+    tmp_path: Path, drawn: Callable[..., Image], size: dict[str, Any]
+) -> None:
+    picture = drawn(1, 80, 60)
+    (ours,) = pixels(picture, read(tmp_path, {**size, **HALF}, SIGLIP))
+    assert torch.equal(ours, original.values(picture.pixels, {"size": BOTH, **HALF}))
+
+
+@pytest.mark.parametrize("said", [{}, {"do_normalize": False}, {"size": 64}, {"image_mean": 1.5}, {"image_mean": -0.1}])
+def test_padded_pictures_follow_too(tmp_path: Path, drawn: Callable[..., Image], said: dict[str, Any]) -> None:
+    picture = drawn(1, 80, 61)
+    plain = full(said)
+    if isinstance(plain["size"], int):
+        plain["size"] = {"shortest_edge": plain["size"]}
+    if not isinstance(plain["image_mean"], list):
+        plain["image_mean"] = [plain["image_mean"]] * 3
+    (ours,) = pixels(picture, read(tmp_path, full(said), aspect="pad"))
+    assert torch.equal(ours, original.values(original.square(picture.pixels, plain), plain))
+
+
+def test_a_crop_that_is_off_is_no_matter_where_pictures_are_padded(tmp_path: Path) -> None:
+    off = full({"do_center_crop": False})
+    assert read(tmp_path, off, aspect="pad").fit == "pad"
+    with pytest.raises(CheckpointError, match=r"do_center_crop is false.*set it to true"):
+        read(tmp_path, off)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"do_resize": False}, "do_resize is false"),
+    ({"do_normalize": "no"}, "do_normalize is 'no', true or false"),
+    ({"do_flip_channel_order": True}, "do_flip_channel_order is True, a step that is not supported"),
+    ({"do_thumbnail": True}, "do_thumbnail is True"),
+    ({"do_align_long_axis": True}, "do_align_long_axis"),
+    ({"do_image_splitting": True}, "do_image_splitting"),
+    ({"crop_pct": 0.875}, "crop_pct is 0.875"),
+    ({"rescale_offset": True}, "rescale_offset"),
+    ({"pad_size": {"height": 64, "width": 64}}, "pad_size"),
+    ({"crop_size": 64}, "pictures of 64 pixels for a tower that takes 56"),
+    ({"crop_size": {"height": 56, "width": 64}}, "crop_size is"),
+    ({"size": {"height": 56, "width": 64}}, "size is"),
+    ({"size": {"shortest_edge": 56, "longest_edge": 100}}, "size is"),
+    ({"size": {"max_height": 56}}, "size is"),
+    ({"size": "56"}, "size is '56'"),
+    ({"size": True}, "size is True"),
+    ({"size": {"height": 64, "width": 64}, "do_center_crop": False}, "pictures of 64 pixels"),
+    ({"resample": 6}, "resample is 6"),
+    ({"resample": True}, "resample is True"),
+    ({"resample": 2.5}, "resample is 2.5"),
+    ({"image_mean": ["a", 0, 0]}, "image_mean is 'a'"),
+    ({"image_std": 0}, "image_std is 0"),
+    ({"rescale_factor": 0}, "rescale_factor is 0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("said", "message"), REFUSED, ids=[next(iter(said)) + str(at) for at, (said, _) in enumerate(REFUSED)]
+)
+def test_what_is_not_followed_is_refused_by_its_key(tmp_path: Path, said: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read(tmp_path, full(said))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"do_convert_rgb": False}, {"do_reduce_labels": True}, {"do_flip_channel_order": False}, {"do_thumbnail": None}],
+)
+def test_a_flag_that_changes_nothing_here_is_no_matter(tmp_path: Path, said: dict[str, Any]) -> None:
+    assert read(tmp_path, full(said)) == read(tmp_path, full({}))
+
+
+def test_each_of_the_768_values_is_rescaled_as_numpy_did_it(tmp_path: Path) -> None:
+    """Bytes times 1/255 in float64 and then in float32: in float32 alone 325 of the 768 differ in the last bit."""
+    every = np.arange(256, dtype=np.uint8)
+    grid = np.stack([np.resize(every, (SIDE, SIDE))] * 3, -1)
+    (ours,) = pixels(from_pil(Pictures.fromarray(grid)), read(tmp_path, preprocessor(SIDE)))
+    wanted = ((every * (1 / 255)).astype(np.float32)[:, None] - np.array(CLIP_MEAN, np.float32)) / np.array(
+        preprocessor(SIDE)["image_std"], np.float32
+    )
+    assert torch.equal(ours.flatten(1)[:, :256].T, torch.from_numpy(wanted))
