@@ -150,7 +150,7 @@ def test_logits_and_64_tokens_are_those_of_transformers(
     wanted = reference.generate(
         input_ids=ids, pixel_values=values, max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0
     )[0, ids.shape[1] :]
-    assert list(llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True))) == free_of_end(
+    assert [token.id for token in llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True))] == free_of_end(
         wanted.tolist(), llava, reference, ids, values
     )
 
@@ -197,7 +197,9 @@ def test_v0_is_tower_linear_and_llama_put_together(
             inputs_embeds=spliced[None], max_new_tokens=64, min_new_tokens=64, do_sample=False, pad_token_id=0
         )[0]
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
-    assert list(llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True))) == wanted.tolist()
+    assert [
+        token.id for token in llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True))
+    ] == wanted.tolist()
 
 
 def test_mixed_placements_stay_close_and_each_part_has_its_own(hf15: Path, drawn: Drawn) -> None:
@@ -238,7 +240,7 @@ def test_bfloat16_gives_the_tokens_of_transformers_in_bfloat16(hf15: Path, drawn
         theirs = language.lm_head(wanted(inputs_embeds=spliced[None]).last_hidden_state)[0].float()
         ours = llava.engine.model(inputs_embeds=prompt.splice(llava.engine.embed)[None]).logits[0].float()
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
-    said = list(llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True)))
+    said = [token.id for token in llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True))]
     again = language.generate(
         inputs_embeds=spliced[None],
         max_new_tokens=64,

@@ -66,7 +66,7 @@ def test_logits_and_64_tokens_are_those_of_transformers(pair: Pair, drawn: Drawn
         theirs = model(input_ids=ids, **inputs).logits[0]
         ours = llava.engine.model(inputs_embeds=prompt.splice(llava.engine.embed)[None]).logits[0]
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
-    said = list(llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True)))
+    said = [token.id for token in llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True))]
     assert said == pair.greedy(ids, inputs)
 
 

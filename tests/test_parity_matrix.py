@@ -121,7 +121,7 @@ def measure(pair: Pair, image: Image) -> Measured:
     inputs = inputs_of(pair, [image])
     wanted = model(input_ids=ids, **inputs).logits[0]
     logits = llava.engine.model(inputs_embeds=prompt.splice(llava.engine.embed)[None]).logits[0].cpu()
-    said = list(llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True)))
+    said = [token.id for token in llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True))]
     return Measured(
         rows=len(ours),
         features=float((ours - theirs).abs().max()),
@@ -139,7 +139,7 @@ def measure_door(door: Door, image: Image) -> Measured:
     assert prompt.ids(door.model.config.image_token_id) == inputs["input_ids"][0].tolist()
     ours = door.llava.composer.vision.encode([image])[0].cpu()
     wanted = door.model(**inputs).logits[0]
-    said = list(door.llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True)))
+    said = [token.id for token in door.llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True))]
     return Measured(
         rows=len(ours),
         features=float((ours - door.rows(inputs)).abs().max()),

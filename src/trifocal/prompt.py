@@ -85,6 +85,23 @@ class Prompt:
         """The ids of the text alone, in order: what a repetition penalty looks at."""
         return [i for span in self.spans if isinstance(span, TokenSpan) for i in span.ids]
 
+    def part(self, start: int, stop: int) -> Prompt:
+        """The positions from ``start`` up to ``stop``. A piece of a picture says in its digest which rows it has."""
+        spans: list[Span] = []
+        at = 0
+        for span in self.spans:
+            first, last = max(start - at, 0), min(stop - at, len(span))
+            at += len(span)
+            if first >= last:
+                continue
+            if last - first == len(span):
+                spans.append(span)
+            elif isinstance(span, TokenSpan):
+                spans.append(TokenSpan(span.ids[first:last]))
+            else:
+                spans.append(ImageSpan(span.features[first:last], f"{span.digest}[{first}:{last}]"))
+        return Prompt(spans)
+
     def fit(self, context: int, max_tokens: int) -> Prompt:
         """Itself, if an answer of ``max_tokens`` still fits into ``context`` positions.
 

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
@@ -24,8 +25,10 @@ from trifocal.api.server import Listener, listen
 from trifocal.api.settings import ServerSettings
 from trifocal.checkpoints import find_checkpoint
 from trifocal.conversation.templates import get_template
+from trifocal.engines.base import Token
 from trifocal.engines.echo import Echo
 from trifocal.images import Image
+from trifocal.messages import Sampling
 from trifocal.model.composer import Composer
 from trifocal.model.llava import Llava
 from trifocal.prompt import Prompt
@@ -72,14 +75,18 @@ class Gated(Echo):
         self.made = 0
         self._lock = threading.Lock()
 
-    def _spoken(self, ids: list[int]) -> Generator[int, None, None]:
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[Token, None, None]:
+        return self._gated(super().stream(prompt, sampling))
+
+    def _gated(self, tokens: Generator[Token, None, None]) -> Generator[Token, None, None]:
         with self._lock:
             self.open += 1
         try:
-            for token in super()._spoken(ids):
-                assert self.gate.wait(60)
-                self.made += 1
-                yield token
+            with closing(tokens):
+                for token in tokens:
+                    assert self.gate.wait(60)
+                    self.made += 1
+                    yield token
         finally:
             with self._lock:
                 self.open -= 1
@@ -87,6 +94,10 @@ class Gated(Echo):
 
 class Watching(Echo):
     """An echo that looks at one position after the other, from the last one on."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.able = replace(self.able, explains=True)
 
     def attention(self, prompt: Prompt, ids: Sequence[int]) -> torch.Tensor:
         return torch.eye(len(prompt)).flip(0)[torch.arange(len(ids)) % len(prompt)]

@@ -52,7 +52,7 @@ def text(engine: Engine, words: str, start: bool = False) -> TokenSpan:
 
 
 def answer(engine: Engine, *spans: Span, sampling: Sampling = TEN) -> list[int]:
-    return list(engine.stream(Prompt([text(engine, "", start=True), *spans]), sampling))
+    return [token.id for token in engine.stream(Prompt([text(engine, "", start=True), *spans]), sampling)]
 
 
 def test_every_built_in_engine_is_tried_here() -> None:
@@ -126,7 +126,7 @@ def test_closing_the_stream_ends_the_work_and_the_engine_goes_on(engine: Engine)
     spans = text(engine, "What is shown here?")
     whole = answer(engine, spans)
     stream = engine.stream(Prompt([text(engine, "", start=True), spans]), TEN)
-    assert next(stream) == whole[0]
+    assert next(stream).id == whole[0]
     stream.close()
     assert list(stream) == []
     assert answer(engine, spans) == whole

@@ -18,7 +18,7 @@ from trifocal.prompt import ImageSpan, Prompt, TokenSpan
 
 
 def spoken(echo: Echo, prompt: Prompt, sampling: Sampling | None = None) -> str:
-    return echo.tokenizer.decode(list(echo.stream(prompt, sampling or Sampling())))
+    return echo.tokenizer.decode([token.id for token in echo.stream(prompt, sampling or Sampling())])
 
 
 def test_it_says_text_and_pictures_in_order() -> None:

@@ -73,7 +73,7 @@ def test_it_answers_as_the_model_it_was_made_of(pair: Any) -> None:
     ids = engine.tokenizer.encode(text, start=True)
     assert ids == pieces.encode(text).ids
     assert engine.tokenizer.decode(ids) == text
-    steps = list(engine.stream(Prompt((TokenSpan(tuple(ids)),)), Sampling(max_tokens=5)))
+    steps = [token.id for token in engine.stream(Prompt((TokenSpan(tuple(ids)),)), Sampling(max_tokens=5))]
     expected = torch.tensor([ids])
     for _ in range(5):
         expected = torch.cat([expected, model(expected).logits[:, -1:].argmax(-1)], 1)

@@ -12,7 +12,6 @@ import torch
 
 import trifocal
 from trifocal.engines import transformers as engine_module
-from trifocal.engines.base import Attending
 from trifocal.engines.echo import Bytes, Echo
 from trifocal.engines.transformers import Transformers
 from trifocal.errors import BadMessages, EngineError, PromptTooLong, UsageError
@@ -50,7 +49,6 @@ def test_the_attention_is_the_models_own(llava: Llava, talk: list[Message]) -> N
     prompt, ids = spans(llava, talk)
     engine = llava.engine
     assert isinstance(engine, Transformers)
-    assert isinstance(engine, Attending)
     told = engine.attention(prompt, ids)
     assert told.shape == (len(ids), len(prompt))
     assert told.dtype == torch.float32

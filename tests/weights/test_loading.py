@@ -103,7 +103,7 @@ def test_dequantised_it_is_the_model_it_stands_for(released: Any, language: Any)
     found = engine.model.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    answer = list(engine.stream(Prompt((TokenSpan(tuple(IDS)),)), Sampling(max_tokens=6)))
+    answer = [token.id for token in engine.stream(Prompt((TokenSpan(tuple(IDS)),)), Sampling(max_tokens=6))]
     assert answer == greedy(released[1], 6)[: len(answer)]
     assert answer
 

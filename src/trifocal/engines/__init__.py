@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
@@ -38,6 +37,7 @@ def load_engine(name: str, language: Language, placement: Placement, **options: 
         UnknownName: no such engine, or an option that it does not have.
         MissingExtra: the engine's library is not installed.
         CheckpointError: the language model's files are missing, damaged or of another shape.
+        UsageError: this language model attends in a way that the engine can't.
         OutOfMemory: the device has no room.
     """
     load = _loader(name)
@@ -47,13 +47,13 @@ def load_engine(name: str, language: Language, placement: Placement, **options: 
     for option in options:
         if option not in known:
             raise UnknownName(f"option of the engine {name}", option, known)
-    able = getattr(sys.modules.get(load.__module__), "ATTENTION", ("causal",))
-    if language.attention not in able:
+    engine = load(language, placement, **options)
+    if language.attention not in engine.able.sees:
+        engine.close()
         raise UsageError(
             f"the engine {name} can't let a {_SEEN.get(language.attention, 'picture')}'s positions see each other, "
             "which this language model was trained with; the engine transformers can"
         )
-    engine: Engine = load(language, placement, **options)
     return engine
 
 

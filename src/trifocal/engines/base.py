@@ -1,4 +1,4 @@
-"""What a language engine is: a tokenizer, two facts and a stream of token ids."""
+"""What a language engine is: a tokenizer, a few facts and a stream of tokens."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from trifocal.errors import UsageError
 from trifocal.messages import Sampling
 from trifocal.prompt import Prompt
 
@@ -15,13 +16,16 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 __all__ = [
-    "Attending",
+    "Abilities",
+    "Attention",
     "Engine",
     "Language",
-    "Scoring",
-    "Step",
+    "State",
+    "Token",
     "Tokenizer",
 ]
+
+Attention = Literal["causal", "images", "prompt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class Language:
     config: Mapping[str, Any]
     weights: Mapping[str, torch.Tensor]
     tokenizer: Backend | None = None
-    attention: Literal["causal", "images", "prompt"] = "causal"
+    attention: Attention = "causal"
 
 
 @runtime_checkable
@@ -66,50 +70,49 @@ class Tokenizer(Protocol):
         ...
 
 
-class Step(Protocol):
-    """One id of an answer with its log-probability, and those of the likeliest ids instead of it."""
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One id of an answer.
 
-    @property
-    def id(self) -> int:
-        """The id."""
-        ...
+    ``logprob`` is its log-probability before penalties and filters, ``top`` are the likeliest ids and theirs, the
+    likeliest first: both only where ``Sampling.top_logprobs`` asked for them.
+    """
 
-    @property
-    def logprob(self) -> float:
-        """Its log-probability, before penalties and filters."""
-        ...
-
-    @property
-    def top(self) -> tuple[tuple[int, float], ...]:
-        """The likeliest ids and their log-probabilities, the likeliest first."""
-        ...
+    id: int
+    logprob: float = 0.0
+    top: tuple[tuple[int, float], ...] = ()
 
 
-@runtime_checkable
-class Scoring(Protocol):
-    """What an engine has besides when it can tell log-probabilities."""
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What an engine can, as data.
 
-    def steps(self, prompt: Prompt, sampling: Sampling) -> Generator[Step, None, None]:
-        """As `Engine.stream`, with ``sampling.top_logprobs`` likeliest ids a step."""
-        ...
+    ``logprobs``: its tokens have log-probabilities. ``grammar``: it holds an answer to ``Sampling.schema``.
+    ``explains``: its `Engine.attention` can be asked. ``sees`` are the ways of attending that it has, of those that
+    `Language.attention` names.
+    """
+
+    logprobs: bool = False
+    grammar: bool = False
+    explains: bool = False
+    sees: tuple[Attention, ...] = ("causal",)
 
 
-@runtime_checkable
-class Attending(Protocol):
-    """What an engine has besides when it can tell where it looked."""
+@dataclass(frozen=True, slots=True)
+class State:
+    """How an engine is now.
 
-    def attention(self, prompt: Prompt, ids: Sequence[int]) -> torch.Tensor:
-        """How much of its attention went to each position of the prompt while it chose each id of an answer.
+    ``phase`` is ``failed`` where the next request will most likely fail too; ``reason`` then says why. ``running`` and
+    ``waiting`` are requests. ``positions`` is how many its memory holds, ``free`` how many of them a new request can
+    have; both are None where it does not count.
+    """
 
-        ``[ids, positions]`` in float32 on the CPU: the mean over the heads of the upper half of the layers (the lower
-        ones gather, they don't choose), at the position from which the id was told. A row sums to at most 1; the rest
-        went to the answer before it.
-
-        Raises:
-            PromptTooLong: prompt and answer don't fit.
-            EngineError: the model can't tell, or failed; `OutOfMemory` where it had no room.
-        """
-        ...
+    phase: Literal["starting", "ready", "failed"] = "ready"
+    running: int = 0
+    waiting: int = 0
+    positions: int | None = None
+    free: int | None = None
+    reason: str = ""
 
 
 @runtime_checkable
@@ -131,16 +134,40 @@ class Engine(Protocol):
         """How many positions prompt and answer may take together."""
         ...
 
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[int, None, None]:
-        """Yields the answer's ids one by one, never the end token, at most ``max_tokens``.
+    @property
+    def able(self) -> Abilities:
+        """What it can."""
+        ...
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[Token, None, None]:
+        """Yields the answer's tokens one by one, never the end token, at most ``max_tokens``.
 
         Closing the generator cancels the work within one token. Stop strings are not the engine's
         affair (`trifocal.model.decoding` watches the text).
 
         Raises:
             PromptTooLong: the prompt and one token don't fit.
+            BadSampling: it is asked for what it is not able to.
             EngineError: the engine failed; `OutOfMemory` where it had no room.
         """
+        ...
+
+    def attention(self, prompt: Prompt, ids: Sequence[int]) -> torch.Tensor:
+        """How much of its attention went to each position of the prompt while it chose each id of an answer.
+
+        ``[ids, positions]`` in float32 on the CPU: the mean over the heads of the upper half of the layers (the lower
+        ones gather, they don't choose), at the position from which the id was told. A row sums to at most 1; the rest
+        went to the answer before it.
+
+        Raises:
+            UsageError: it can't tell (``able.explains``).
+            PromptTooLong: prompt and answer don't fit.
+            EngineError: the engine failed; `OutOfMemory` where it had no room.
+        """
+        raise UsageError("this engine can't tell where it looks")
+
+    def state(self) -> State:
+        """How it is now; asked often, so it neither waits nor works."""
         ...
 
     def close(self) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
-from trifocal.engines.base import Language
-from trifocal.errors import BadSampling, EngineError, PromptTooLong
-from trifocal.messages import Sampling
+import torch
+
+from trifocal.engines.base import Abilities, Language
+from trifocal.engines.batching import Batching, Model
+from trifocal.engines.scheduler import Run
 from trifocal.placement import Placement
 from trifocal.prompt import ImageSpan, Prompt
 
-__all__ = ["Bytes", "Echo", "load"]
-
-ATTENTION = ("causal", "images", "prompt")  # an echo attends to nothing
+__all__ = ["CONTROLS", "Bytes", "Echo", "load"]
 
 CONTROLS = (
     "<unk>",
@@ -27,6 +29,10 @@ CONTROLS = (
     "<|im_end|>",
     "<|endoftext|>",
 )
+END = CONTROLS.index("</s>")
+VOCABULARY = len(CONTROLS) + 256
+ROWS = 64  # requests that are answered together
+SURE = 1e4  # a logit that no temperature makes doubtful
 
 
 class Bytes:
@@ -46,32 +52,56 @@ class Bytes:
         return CONTROLS.index(name) if name in CONTROLS else None
 
 
-class Echo:
-    """Says the text of the prompt back, and of every picture its rows and their mean.
+class Echo(Batching):
+    """Says the text of the prompt back, and of every picture its rows and their mean; then ends, or begins again.
 
-    The mean makes it see: two pictures give two answers. ``delay`` seconds pass before each id, so
+    The mean makes it see: two pictures give two answers. ``delay`` seconds pass before each step, so
     that cancelling can be watched.
     """
 
     def __init__(self, *, hidden: int = 8, context: int = 4096, delay: float = 0.0) -> None:
-        self.tokenizer = Bytes()
-        self.hidden, self.context, self.delay = hidden, context, delay
-        self._closed = False
-
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[int, None, None]:
-        """The ids of what `say` says of the prompt."""
-        if self._closed:
-            raise EngineError("the engine is closed")
-        if sampling.schema is not None:
-            raise BadSampling("schema", "the engine echo can't hold an answer to a JSON schema")
-        if len(prompt) >= self.context:
-            raise PromptTooLong(len(prompt), prompt.image_positions, 1, self.context)
-        room = self.context - len(prompt)
-        ids = self.tokenizer.encode(self.say(prompt), start=False)[: min(sampling.max_tokens or room, room)]
-        return self._spoken(ids)
+        self._runner = runner = _Runner(Bytes(), ROWS * context, delay)
+        model = Model(
+            runner=runner,
+            tokenizer=runner.tokenizer,
+            hidden=hidden,
+            context=context,
+            end_ids=frozenset({END}),
+            able=Abilities(sees=("causal", "images", "prompt")),  # an echo attends to nothing
+            rows=ROWS,
+        )
+        super().__init__(lambda: model)
 
     def say(self, prompt: Prompt) -> str:
         """The prompt as text, its pictures in brackets."""
+        return self._runner.say(prompt)
+
+
+class _Runner:
+    """Likes best what comes next of the text to say, and the text's beginning where the end is not allowed."""
+
+    def __init__(self, tokenizer: Bytes, positions: int, delay: float) -> None:
+        self.tokenizer, self.positions, self.delay = tokenizer, positions, delay
+        self._ids = lru_cache(ROWS)(self._said)
+
+    def forward(self, runs: Sequence[Run[Any]]) -> torch.Tensor:
+        """Logits ``[runs that want them, vocabulary]``; of keys and values there are none."""
+        if self.delay:
+            time.sleep(self.delay)
+        asked = [run for run in runs if run.logits]
+        logits = torch.zeros(len(asked), VOCABULARY)
+        for row, run in zip(logits, asked, strict=True):
+            ids = self._ids(run.prompt)
+            at = run.start + run.count - len(run.prompt)
+            if at < len(ids):
+                row[ids[at]] = SURE
+            else:
+                row[END] = SURE
+                row[ids[at % len(ids)] if ids else 0] = SURE / 2
+        return logits
+
+    def say(self, prompt: Prompt) -> str:
+        """The prompt as text."""
         return "".join(
             f"[picture: {len(span)} positions, mean {float(span.features.float().mean()):.6f}]"
             if isinstance(span, ImageSpan)
@@ -79,17 +109,10 @@ class Echo:
             for span in prompt.spans
         )
 
-    def close(self) -> None:
-        """Nothing is held; asking again is an error all the same, as with any engine."""
-        self._closed = True
-
-    def _spoken(self, ids: list[int]) -> Generator[int, None, None]:
-        for token in ids:
-            if self.delay:
-                time.sleep(self.delay)
-            yield token
+    def _said(self, prompt: Prompt) -> list[int]:
+        return self.tokenizer.encode(self.say(prompt), start=False)
 
 
-def load(language: Language, placement: Placement, *, hidden: int = 0, context: int = 4096, delay: float = 0.0) -> Echo:
+def load(recipe: Language, placement: Placement, *, hidden: int = 0, context: int = 4096, delay: float = 0.0) -> Echo:
     """An echo as wide as the checkpoint's language model, unless told otherwise; no weight is read."""
-    return Echo(hidden=hidden or int(language.config.get("hidden_size", 8)), context=context, delay=delay)
+    return Echo(hidden=hidden or int(recipe.config.get("hidden_size", 8)), context=context, delay=delay)

@@ -29,7 +29,7 @@ class Constraint:
         """The scores ``[vocabulary]`` with every id that the schema excludes at minus infinity."""
         bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
         mask = (bits[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).bool().flatten()[: len(scores)]
-        return scores.masked_fill(~mask, -math.inf)
+        return scores.masked_fill(~mask.to(scores.device), -math.inf)
 
     def accept(self, token: int) -> None:
         """Notes the id that was drawn.

@@ -1,104 +1,210 @@
-"""From the logits of one position to the next id."""
+"""From the logits of one step to the next token of each request, on the device where the logits are."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import random
+from collections.abc import Iterable, Sequence
 
 import torch
 
+from trifocal.engines.base import Token
 from trifocal.engines.grammar import Constraint
 from trifocal.errors import EngineError
 from trifocal.messages import Sampling
 
-__all__ = ["Sampler"]
+__all__ = ["Drawing", "filtered", "pick"]
+
+Picked = Token | EngineError
 
 
-class Sampler:
-    """Draws the ids of one answer, one after the other.
+class Drawing:
+    """How the ids of one answer are drawn, and what of it was drawn already.
 
-    The order is that of transformers' ``generate``: penalties, temperature, top-k, top-p, min-p.
-    The same seed draws the same answer. ``prompt_ids`` are those of the prompt's text, which a
-    repetition penalty counts too; ``end_ids`` are never drawn when the end is to be ignored.
-    ``constraint`` excludes ids before the filters look at them.
+    The same seed draws the same answer, whoever is answered beside it. ``prompt_ids`` are those of the prompt's text,
+    which a repetition penalty counts too; ``end_ids`` are never drawn when the end is to be ignored. ``constraint``
+    excludes ids before the filters look at them.
     """
 
     def __init__(
         self,
         sampling: Sampling,
-        prompt_ids: Iterable[int],
+        prompt_ids: Iterable[int] = (),
         end_ids: Iterable[int] = (),
         constraint: Constraint | None = None,
     ) -> None:
-        self._sampling = sampling
-        self._constraint = constraint
-        self._seen = set(prompt_ids)
-        self._counts: dict[int, int] = {}
-        self._banned = list(end_ids) if sampling.ignore_end else []
-        self._random = torch.Generator()
-        if sampling.seed is None:
-            self._random.seed()
-        else:
-            self._random.manual_seed(sampling.seed)
+        self.sampling, self.constraint = sampling, constraint
+        self.banned = sorted(end_ids) if sampling.ignore_end else []
+        self.penalised = bool(
+            sampling.repetition_penalty != 1.0 or sampling.presence_penalty or sampling.frequency_penalty
+        )
+        self._prompt_ids = sorted(set(prompt_ids)) if self.penalised else []
+        # of both signs: Python's own takes the absolute value
+        self._random = random.Random(None if sampling.seed is None else sampling.seed % 2**64)
+        self._times: torch.Tensor | None = None
+        self._seen: torch.Tensor | None = None
 
-    def pick(self, logits: torch.Tensor) -> int:
-        """The next id from ``logits`` ``[vocabulary]``.
+    @property
+    def plain(self) -> bool:
+        """Whether nothing but the temperature stands between the logits and the id."""
+        s = self.sampling
+        filters = s.top_k > 0 or s.top_p < 1 or s.min_p > 0
+        return not (filters or self.penalised or self.banned or self.constraint or s.top_logprobs is not None)
+
+    def chance(self) -> float:
+        """The next random number of this answer, from 0 up to 1; one for each id that is drawn."""
+        return self._random.random()
+
+    def counted(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """How often the answer has each id, and which ids prompt or answer have, ``[vocabulary]`` each."""
+        if self._times is None or self._seen is None:
+            self._times = torch.zeros(logits.shape[-1], device=logits.device)
+            self._seen = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+            self._seen[torch.tensor(self._prompt_ids, dtype=torch.long, device=logits.device)] = True
+        return self._times, self._seen
+
+    def accept(self, token: int) -> None:
+        """Notes the id that was drawn.
 
         Raises:
-            EngineError: no logit is a finite number, or one is not a number at all.
+            EngineError: the schema's bookkeeping failed.
         """
-        scores = self._penalised(logits.float().cpu())
-        if self._constraint:
-            scores = self._constraint.allowed(scores)
-        if self._sampling.greedy:
-            token = int(scores.argmax())
-            _check(float(scores[token]))
-        else:
-            token = self._drawn(scores)
-        if self._constraint:
-            self._constraint.accept(token)
-        self._seen.add(token)
-        self._counts[token] = self._counts.get(token, 0) + 1
-        return token
-
-    def _penalised(self, scores: torch.Tensor) -> torch.Tensor:
-        """The scores ``[vocabulary]`` after bans and penalties."""
-        s = self._sampling
-        if self._banned:
-            scores[self._banned] = -math.inf
-        if s.repetition_penalty != 1.0 and self._seen:
-            ids = torch.tensor(sorted(self._seen))
-            old = scores[ids]
-            scores[ids] = torch.where(old < 0, old * s.repetition_penalty, old / s.repetition_penalty)
-        if self._counts and (s.presence_penalty or s.frequency_penalty):
-            ids = torch.tensor(list(self._counts))
-            times = torch.tensor([float(n) for n in self._counts.values()])
-            scores[ids] -= s.presence_penalty + s.frequency_penalty * times
-        return scores
-
-    def _drawn(self, scores: torch.Tensor) -> int:
-        _check(float(scores.max()))
-        probabilities = torch.softmax(filtered(scores / self._sampling.temperature, self._sampling), -1)
-        _check(float(probabilities.sum()))
-        return int(torch.multinomial(probabilities, 1, generator=self._random))
+        if self._times is not None and self._seen is not None:
+            self._times[token] += 1
+            self._seen[token] = True
+        if self.constraint:
+            self.constraint.accept(token)
 
 
-def filtered(scores: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """The scores ``[vocabulary]`` with all that top-k, top-p and min-p exclude at minus infinity."""
-    if 0 < sampling.top_k < len(scores):
-        lowest = scores.topk(sampling.top_k).values[-1]
-        scores = scores.masked_fill(scores < lowest, -math.inf)
-    if sampling.top_p < 1:
+def pick(logits: torch.Tensor, rows: Sequence[Drawing]) -> list[Picked]:
+    """The next token of each row of ``logits`` ``[rows, vocabulary]``, which stay as they are.
+
+    The order is that of transformers' ``generate``: penalties, temperature, top-k, top-p, min-p. A row whose logits
+    are no finite numbers, or whose schema breaks, gets an error in its token's place; the others don't notice.
+    """
+    if not rows:
+        return []
+    scores = _allowed(_penalised(logits.float(), rows), rows)
+    best, ids = scores.max(-1)  # [rows] each
+    drawn = [at for at, row in enumerate(rows) if not row.sampling.greedy]
+    if drawn:
+        where = torch.tensor(drawn, device=ids.device)
+        ids[where] = _drawn(scores[where], [rows[at] for at in drawn], ids[where])
+    told = torch.stack([ids, best.isfinite().long()]).tolist()  # the device is waited for once
+    tokens = _tokens(logits, told[0], rows)
+    return [
+        _accepted(row, token) if sound else EngineError(_NOT_FINITE)
+        for row, token, sound in zip(rows, tokens, told[1], strict=True)
+    ]
+
+
+_MOST = 1e30  # what an extreme penalty makes of a score at most
+_NOT_FINITE = "the language model gave no finite logits: its weights or its precision overflow"
+
+
+def filtered(
+    scores: torch.Tensor, top_k: Sequence[int], top_p: Sequence[float], min_p: Sequence[float]
+) -> torch.Tensor:
+    """Scores ``[rows, vocabulary]`` with all that top-k, top-p and min-p exclude at minus infinity, row by row."""
+    size, device = scores.shape[-1], scores.device
+    if any(0 < k < size for k in top_k):
+        counts = torch.tensor([k if 0 < k < size else size for k in top_k], device=device)[:, None]
+        most = int(max(k for k in top_k if k < size))
+        ordered = scores.topk(most).values
+        lowest = ordered.gather(-1, counts.clamp(max=most) - 1)
+        scores = scores.masked_fill((scores < lowest) & (counts < size), -math.inf)
+    if any(p < 1 for p in top_p):
+        rest = torch.tensor([1 - p if p < 1 else -1.0 for p in top_p], device=device)[:, None]
         ordered, ids = scores.sort(descending=False)
-        below = ordered.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
-        below[-1] = False
-        scores = scores.masked_fill(torch.zeros_like(below).scatter(0, ids, below), -math.inf)
-    if sampling.min_p > 0:
+        below = ordered.softmax(-1).cumsum(-1) <= rest
+        below[:, -1] = False
+        scores = scores.masked_fill(torch.zeros_like(below).scatter(-1, ids, below), -math.inf)
+    if any(p > 0 for p in min_p):
+        least = torch.tensor(min_p, device=device)[:, None]
         probabilities = scores.softmax(-1)
-        scores = scores.masked_fill(probabilities < sampling.min_p * probabilities.max(), -math.inf)
+        scores = scores.masked_fill(probabilities < least * probabilities.amax(-1, keepdim=True), -math.inf)
     return scores
 
 
-def _check(score: float) -> None:
-    if not math.isfinite(score):
-        raise EngineError("the language model gave no finite logits: its weights or its precision overflow")
+def _penalised(scores: torch.Tensor, rows: Sequence[Drawing]) -> torch.Tensor:
+    """The scores ``[rows, vocabulary]`` after bans and penalties; a copy where anything changes."""
+    changed = [at for at, row in enumerate(rows) if row.penalised or row.banned]
+    if not changed:
+        return scores
+    scores = scores.clone()
+    counted = [at for at in changed if rows[at].penalised]
+    if counted:
+        where = torch.tensor(counted, device=scores.device)
+        scores[where] = _counted(scores[where], [rows[at] for at in counted])
+    for at in changed:
+        if rows[at].banned:
+            scores[at, rows[at].banned] = -math.inf
+    return scores
+
+
+def _counted(scores: torch.Tensor, rows: Sequence[Drawing]) -> torch.Tensor:
+    """The scores of rows that all have penalties; however extreme these are, finite ones stay finite."""
+
+    def column(name: str) -> torch.Tensor:
+        values = [getattr(row.sampling, name) for row in rows]
+        return torch.tensor(values, dtype=torch.float64, device=scores.device)[:, None]
+
+    times, seen = (torch.stack(parts) for parts in zip(*(row.counted(scores) for row in rows), strict=True))
+    repetition = column("repetition_penalty")
+    old = torch.where(scores < 0, scores * repetition, scores / repetition).clamp(-_MOST, _MOST).to(scores.dtype)
+    scores = torch.where(seen & scores.isfinite(), old, scores)
+    less = (times > 0) * column("presence_penalty") + times * column("frequency_penalty")
+    return scores - less.to(scores.dtype)
+
+
+def _allowed(scores: torch.Tensor, rows: Sequence[Drawing]) -> torch.Tensor:
+    """The scores without what schemas exclude."""
+    held = [at for at, row in enumerate(rows) if row.constraint]
+    if not held:
+        return scores
+    scores = scores.clone()
+    for at in held:
+        constraint = rows[at].constraint
+        assert constraint is not None, "asked above"
+        scores[at] = constraint.allowed(scores[at])
+    return scores
+
+
+def _drawn(scores: torch.Tensor, rows: Sequence[Drawing], best: torch.Tensor) -> torch.Tensor:
+    """Ids ``[rows]`` drawn from scores ``[rows, vocabulary]``, each by one random number of its own answer.
+
+    The first id at which the summed probabilities pass that share; one that has none is never drawn, whatever the sums
+    are rounded to.
+    """
+    options = [row.sampling for row in rows]
+    heat = torch.tensor([s.temperature for s in options], device=scores.device)[:, None]
+    kept = filtered(scores / heat, [s.top_k for s in options], [s.top_p for s in options], [s.min_p for s in options])
+    probabilities = kept.softmax(-1)
+    sums = probabilities.cumsum(-1)
+    share = torch.tensor([row.chance() for row in rows], device=scores.device)[:, None] * sums[:, -1:]
+    size = scores.shape[-1]
+    places = torch.arange(size, device=scores.device)
+    first = torch.where((sums > share) & (probabilities > 0), places, size).amin(-1)
+    return torch.where(first < size, first, best)
+
+
+def _tokens(logits: torch.Tensor, ids: Sequence[int], rows: Sequence[Drawing]) -> list[Token]:
+    """The tokens of ids that were picked, with log-probabilities where they are asked for."""
+    asked = {at: row.sampling.top_logprobs for at, row in enumerate(rows) if row.sampling.top_logprobs is not None}
+    if not asked:
+        return [Token(token) for token in ids]
+    where = torch.tensor(list(asked), device=logits.device)
+    logprobs = logits[where].float().log_softmax(-1)  # [asked, vocabulary]
+    own = logprobs.gather(-1, torch.tensor([[ids[at]] for at in asked], device=logits.device))[:, 0].tolist()
+    best = logprobs.topk(min(max(asked.values()), logits.shape[-1]))
+    tops = [list(zip(*pair, strict=True)) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    told = {at: Token(ids[at], own[n], tuple(tops[n][: asked[at]])) for n, at in enumerate(asked)}
+    return [told.get(at) or Token(token) for at, token in enumerate(ids)]
+
+
+def _accepted(row: Drawing, token: Token) -> Picked:
+    try:
+        row.accept(token.id)
+    except EngineError as error:
+        return error
+    return token

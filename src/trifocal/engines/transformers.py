@@ -7,18 +7,17 @@ import re
 import threading
 import time
 from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from trifocal.engines import int4 as packing
-from trifocal.engines.base import Language
+from trifocal.engines.base import Abilities, Language, State, Token
 from trifocal.engines.grammar import Constraint, Grammars
 from trifocal.engines.prefixes import Prefixes, position_keys
-from trifocal.engines.sampler import Sampler
+from trifocal.engines.sampler import Drawing, pick
 from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.errors import CheckpointError, EngineError, OutOfMemory, PromptTooLong
 from trifocal.files import read_object
@@ -27,10 +26,9 @@ from trifocal.placement import Part, Placement
 from trifocal.prompt import ImageSpan, Prompt
 from trifocal.weights.packed import Located
 
-__all__ = ["Step", "Transformers", "load"]
+__all__ = ["Transformers", "load"]
 
 HELD = 256 << 20  # bytes of attention weights that are looked at together
-ATTENTION = ("causal", "images", "prompt")  # what this engine can do; see `trifocal.engines.base.Language`
 _TABLES = ("model.embed_tokens.weight", "transformer.wte.weight")
 _BLOCK = re.compile(r"(?:model\.layers|transformer\.blocks)\.(\d+)\.")
 # kinds of layers whose state is keys and values of the positions: what a prefix of a prompt can be cut out of
@@ -42,15 +40,6 @@ LARGE = 4 << 30  # bytes of a dense model from which on four-bit layers stay pac
 log = logging.getLogger("trifocal")
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One id of an answer with its log-probability, and those of the likeliest ids instead of it."""
-
-    id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-
-
 class Transformers:
     """A causal language model of transformers, continued from spliced embeddings.
 
@@ -58,6 +47,8 @@ class Transformers:
     step. The caches of the latest prompts stay, up to ``prefix_cache`` bytes, so that the next turn
     of a conversation runs only over what is new.
     """
+
+    able = Abilities(logprobs=True, grammar=True, explains=True, sees=("causal", "images", "prompt"))
 
     def __init__(
         self,
@@ -89,18 +80,14 @@ class Transformers:
             raise EngineError("the engine is closed")
         return self._model
 
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[int, None, None]:
-        """The answer's ids; see `trifocal.engines.base.Engine.stream`."""
-        return _ids(self.steps(prompt, sampling))
-
-    def steps(self, prompt: Prompt, sampling: Sampling) -> Generator[Step, None, None]:
-        """The answer's ids with their log-probabilities, of which ``top_logprobs`` a step."""
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[Token, None, None]:
+        """The answer's tokens; see `trifocal.engines.base.Engine.stream`."""
         if not len(prompt):
             raise EngineError("the prompt is empty: there is nothing to continue")
         if len(prompt) >= self.context:
             raise PromptTooLong(len(prompt), prompt.image_positions, 1, self.context)
         self.model  # noqa: B018  (says that a closed engine is closed before the first step)
-        return self._steps(prompt, sampling, self._constraint(sampling))
+        return self._tokens(prompt, sampling, self._constraint(sampling))
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Embedding rows ``[n, hidden]`` of ids ``[n]``, on the model's device."""
@@ -110,7 +97,7 @@ class Transformers:
 
     @torch.inference_mode()
     def attention(self, prompt: Prompt, ids: Sequence[int]) -> torch.Tensor:
-        """Where it looked while it chose each id; see `trifocal.engines.base.Attending.attention`.
+        """Where it looked while it chose each id; see `trifocal.engines.base.Engine.attention`.
 
         The answer is run once more behind the prompt, whose key-value rows are those of the prefix cache.
         """
@@ -139,6 +126,10 @@ class Transformers:
         size = _size(self.model)
         return (Part("language", what, str(table.device), str(table.dtype).removeprefix("torch."), size),)
 
+    def state(self) -> State:
+        """Ready until it is closed; requests take turns, so none is counted."""
+        return State() if self._model is not None else State("failed", reason="the engine is closed")
+
     def close(self) -> None:
         """Frees the model and all caches."""
         self._model = None
@@ -147,9 +138,11 @@ class Transformers:
     # inference_mode as a decorator wraps every step of the generator; as a with-block inside it would
     # stay switched on in the caller between two steps
     @torch.inference_mode()
-    def _steps(self, prompt: Prompt, sampling: Sampling, constraint: Constraint | None) -> Generator[Step, None, None]:
+    def _tokens(
+        self, prompt: Prompt, sampling: Sampling, constraint: Constraint | None
+    ) -> Generator[Token, None, None]:
         keys = position_keys(prompt)
-        sampler = Sampler(sampling, prompt.token_ids, self._end_ids, constraint)
+        drawing = Drawing(sampling, prompt.token_ids, self._end_ids, constraint)
         left = min(sampling.max_tokens or self.context, self.context - len(prompt))
         with self._guarded("the prompt"):
             cache, done = self._start(keys)
@@ -159,18 +152,20 @@ class Transformers:
                 rows = prompt.splice(self.embed)[done:]  # [positions not in the cache, hidden]
                 logits = self._forward(cache, inputs_embeds=rows[None], **self._masks(prompt, done))
             while True:
-                token = sampler.pick(logits.clone())
+                [token] = pick(logits[None], [drawing])
+                if isinstance(token, EngineError):
+                    raise token
                 sound = True
-                if token in self._end_ids:
+                if token.id in self._end_ids:
                     return
-                yield _step(token, logits, sampling)
+                yield token
                 left -= 1
                 if not left:
                     return
                 sound = False
                 with self._guarded("the answer"):
-                    logits = self._forward(cache, input_ids=torch.tensor([[token]], device=self.model.device))
-                keys.append(token)
+                    logits = self._forward(cache, input_ids=torch.tensor([[token.id]], device=self.model.device))
+                keys.append(token.id)
         finally:
             if sound and self._model is not None and self._attention != "prompt":
                 self._prefixes.put(keys, cache, _bytes(cache))
@@ -461,21 +456,6 @@ def _telling(model: Any) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
-
-
-def _ids(steps: Generator[Step, None, None]) -> Generator[int, None, None]:
-    with closing(steps):
-        for step in steps:
-            yield step.id
-
-
-def _step(token: int, logits: torch.Tensor, sampling: Sampling) -> Step:
-    if sampling.top_logprobs is None:
-        return Step(token, 0.0, ())
-    logprobs = logits.float().log_softmax(-1)
-    best = logprobs.topk(min(sampling.top_logprobs, len(logprobs)))
-    top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    return Step(token, float(logprobs[token]), top)
 
 
 def _size(model: Any) -> int:

@@ -19,7 +19,7 @@ from trifocal.conversation.jinja import find_template
 from trifocal.conversation.templates import ChatTemplate, Piece
 from trifocal.conversation.writable import Writable, writable
 from trifocal.engines import load_engine
-from trifocal.engines.base import Attending, Engine, Scoring, Step, Tokenizer
+from trifocal.engines.base import Engine, Token, Tokenizer
 from trifocal.errors import BadMessages, BadSampling, CheckpointError, PromptTooLong, UsageError
 from trifocal.images import Image
 from trifocal.messages import DEFAULT_MAX_TOKENS, Chunk, End, Message, Reply, Sampling, TokenLogprob, Tool
@@ -120,7 +120,7 @@ class Llava:
             PromptTooLong: the prompt and one token don't fit.
         """
         timings = Timings() if timings is None else timings
-        if sampling.top_logprobs is not None and not isinstance(self.engine, Scoring):
+        if sampling.top_logprobs is not None and not self.engine.able.logprobs:
             raise BadSampling("top_logprobs", "this engine can't tell log-probabilities")
         images = [part for part in parts if isinstance(part, Image)]
         timings.add("decode", sum(image.seconds for image in images))
@@ -204,7 +204,6 @@ class Llava:
         self._check_room(self.composer.count(parts), parts, len(ids), self.engine.context)
         shown = [part for part in parts if isinstance(part, Image)]
         engine, vision = self.engine, self.composer.vision
-        assert isinstance(engine, Attending)
         assert isinstance(vision, Showing)
         prompt = self.composer.prompt(parts)
         grids = [vision.grids(image, len(shown)) for image in shown]
@@ -213,7 +212,7 @@ class Llava:
     @property
     def explains_not(self) -> str | None:
         """Why `explain` can't be asked, as a sentence; None where it can."""
-        if not isinstance(self.engine, Attending):
+        if not self.engine.able.explains:
             name = type(self.engine).__name__.lower()
             return f"The engine {name} can't tell where it looks; the engine transformers can."
         if not isinstance(self.composer.vision, Showing):
@@ -268,9 +267,8 @@ class Llava:
 
     def _ids(self, prompt: Prompt, sampling: Sampling, scored: list[TokenLogprob]) -> Generator[int, None, None]:
         """The answer's ids; what is known of their probabilities is added to ``scored`` when it is asked for."""
-        if sampling.top_logprobs is None or not isinstance(self.engine, Scoring):
-            return self.engine.stream(prompt, sampling)
-        return _noting(self.engine.steps(prompt, sampling), self.engine.tokenizer, scored)
+        tokens = self.engine.stream(prompt, sampling)
+        return _noting(tokens, self.engine.tokenizer, None if sampling.top_logprobs is None else scored)
 
     def _kept(
         self,
@@ -326,13 +324,15 @@ def _whole(text: str) -> Literal["stop", "length"]:
 
 
 def _noting(
-    steps: Generator[Step, None, None], tokenizer: Tokenizer, scored: list[TokenLogprob]
+    tokens: Generator[Token, None, None], tokenizer: Tokenizer, scored: list[TokenLogprob] | None
 ) -> Generator[int, None, None]:
-    with closing(steps):
-        for step in steps:
-            top = tuple((tokenizer.decode([token]), logprob) for token, logprob in step.top)
-            scored.append(TokenLogprob(tokenizer.decode([step.id]), step.logprob, top))
-            yield step.id
+    """The ids of tokens, whose log-probabilities are added to ``scored``."""
+    with closing(tokens):
+        for token in tokens:
+            if scored is not None:
+                top = tuple((tokenizer.decode([other]), logprob) for other, logprob in token.top)
+                scored.append(TokenLogprob(tokenizer.decode([token.id]), token.logprob, top))
+            yield token.id
 
 
 def load(settings: Settings | None = None, **values: Any) -> Llava:

@@ -1,0 +1,259 @@
+"""Who runs in the next step and with how much: requests, their blocks, and nobody who starves. No torch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from trifocal.engines.base import Token
+from trifocal.engines.blocks import Blocks, chained
+from trifocal.engines.prefixes import position_keys
+from trifocal.errors import TrifocalError
+from trifocal.prompt import Prompt, TokenSpan
+
+__all__ = ["Request", "Run", "Scheduler"]
+
+Row = TypeVar("Row")
+Said = Token | TrifocalError | None
+
+
+@dataclass(slots=True, eq=False)
+class Request(Generic[Row]):
+    """A prompt and its answer as it grows, in the scheduler's hands.
+
+    At most ``limit`` ids are drawn, and one of ``end_ids`` ends the answer. ``give`` gets each token, then None, or
+    the error that ended it. ``row`` is the sampler's affair. ``left`` may be set by any thread: nobody waits for the
+    rest.
+    """
+
+    prompt: Prompt
+    limit: int
+    end_ids: frozenset[int]
+    give: Callable[[Said], None]
+    row: Row
+    left: bool = False
+    ids: list[int] = field(default_factory=list)
+    keys: list[Hashable] = field(default_factory=list)  # one a position of prompt and answer
+    names: list[bytes] = field(default_factory=list)  # one a full block of them
+    blocks: list[int] = field(default_factory=list)
+    computed: int = 0  # positions whose keys and values are in the blocks
+
+    def __post_init__(self) -> None:
+        self.keys = position_keys(self.prompt)
+
+    @property
+    def missing(self) -> int:
+        """How many positions must be computed before the next id is told: 1 while the answer streams."""
+        return len(self.keys) - self.computed
+
+
+@dataclass(slots=True, eq=False)
+class Run(Generic[Row]):
+    """What a runner computes of one request in one step: ``count`` positions behind the first ``start``.
+
+    The keys and values of position ``p`` stand, or go, in block ``blocks[p // size]`` at ``p % size``; ``blocks``
+    reaches at least to the last position of the run. ``logits`` says whether those of the last position are wanted.
+    """
+
+    request: Request[Row]
+    start: int
+    count: int
+    logits: bool
+
+    @property
+    def blocks(self) -> list[int]:
+        """The request's blocks, in order; not to be changed."""
+        return self.request.blocks
+
+    @property
+    def prompt(self) -> Prompt:
+        """The whole prompt of the request; positions behind it are its answer."""
+        return self.request.prompt
+
+    @property
+    def ids(self) -> Sequence[int] | None:
+        """The ids of the run's positions, or None where there are a picture's rows among them."""
+        keys = self.request.keys
+        if self.count == 1:
+            return (key,) if isinstance(key := keys[self.start], int) else None
+        ids = [key for key in keys[self.start : self.start + self.count] if isinstance(key, int)]
+        return ids if len(ids) == self.count else None
+
+    @property
+    def part(self) -> Prompt:
+        """The run's positions as spans."""
+        behind = max(self.start, len(self.prompt)) - len(self.prompt)
+        answer = self.request.ids[behind : max(0, self.start + self.count - len(self.prompt))]
+        return Prompt([*self.prompt.part(self.start, self.start + self.count).spans, TokenSpan(tuple(answer))])
+
+
+class Scheduler(Generic[Row]):
+    """Requests that wait and requests that run, over one pool of blocks.
+
+    In a step every streaming request runs its one position, at most ``rows`` requests run, and of prompts at most
+    ``piece`` positions beside streams and ``whole`` where nothing streams: so a long prompt stalls nobody. Requests
+    begin in the order in which they came. Full blocks are found again, also by requests that came together: those
+    behind wait for the first to compute what they share. Where the pool is full the youngest gives its blocks up and
+    begins again later, where it was; the oldest never does, so that all come to an end.
+
+    Belongs to one thread, but for `Request.left`.
+    """
+
+    def __init__(self, blocks: Blocks, *, rows: int = 64, piece: int = 512, whole: int | None = None) -> None:
+        self.blocks, self.rows = blocks, rows
+        self.piece, self.whole = piece, max(piece, whole or 4 * piece)
+        self.running: list[Request[Row]] = []  # the oldest first
+        self.waiting: deque[Request[Row]] = deque()
+        self._runs: dict[Request[Row], Run[Row]] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.running or self.waiting)
+
+    def add(self, request: Request[Row]) -> None:
+        """Takes a request, the last of those that wait. Alone in the pool it must fit."""
+        size = self.blocks.size
+        assert len(request.prompt) + request.limit <= self.blocks.count * size, "the engine limits what it takes"
+        self.waiting.append(request)
+
+    def next(self) -> list[Run[Row]]:
+        """What is computed in this step; empty where there is nothing to do. `took` ends the step."""
+        self._let_go()
+        self._runs = {}
+        for request in list(self.running):
+            if request.missing == 1:
+                self._run(request, 1)
+        budget = self.piece if self._runs else self.whole
+        for request in list(self.running):
+            if request.missing > 1 and budget:
+                budget -= self._run(request, budget)
+        self._begin(budget)
+        return list(self._runs.values())
+
+    def took(self, tokens: Sequence[Token | TrifocalError]) -> None:
+        """Notes what was computed, and the token of each run that wanted logits, in order."""
+        said = iter(tokens)
+        for request, run in self._runs.items():
+            request.computed += run.count
+            self._name(run)
+            if run.logits:
+                self._take(request, next(said))
+        self._runs = {}
+
+    def fail(self, error: Callable[[], TrifocalError]) -> None:
+        """Ends every request with an error of its own and forgets what the blocks hold."""
+        for request in (*self.running, *self.waiting):
+            self.blocks.release(request.blocks)
+            request.blocks = []
+            request.give(error())
+        self.running.clear()
+        self.waiting.clear()
+        self._runs = {}
+        self.blocks.clear()
+
+    def _let_go(self) -> None:
+        """Drops the requests for which nobody waits any more."""
+        for request in [request for request in self.running if request.left]:
+            self._end(request, None)
+        if any(request.left for request in self.waiting):
+            for request in [request for request in self.waiting if request.left]:
+                self.waiting.remove(request)
+                request.give(None)
+
+    def _begin(self, budget: int) -> None:
+        """Lets requests begin while there is room for the whole prompt of the next one."""
+        coming: set[bytes] | None = None
+        for request in list(self.waiting):
+            if not budget or len(self.running) >= self.rows:
+                return
+            names = self._names(request, len(request.keys) - 1)  # one position is always left to compute
+            known = self.blocks.find(names)
+            coming = self._coming() if coming is None else coming
+            if len(known) < len(names) and names[len(known)] in coming:
+                continue  # somebody computes it right now
+            needed = self.blocks.needed(len(request.keys) + 1) - len(known)
+            if needed > self.blocks.free - self.blocks.idle(known):
+                return  # nobody overtakes a request that waits for room
+            self.blocks.hold(known)
+            request.blocks, request.computed = known, len(known) * self.blocks.size
+            self.waiting.remove(request)
+            self.running.append(request)
+            budget -= self._run(request, budget)
+            coming |= set(names[len(known) :])
+
+    def _coming(self) -> set[bytes]:
+        """The names of blocks that running requests will have computed when their prompts are."""
+        return {
+            name
+            for request in self.running
+            if request.missing > 1
+            for name in self._names(request, len(request.keys))[request.computed // self.blocks.size :]
+        }
+
+    def _run(self, request: Request[Row], most: int) -> int:
+        """Adds a run of at most ``most`` positions, if room can be made for it; how many it has."""
+        if request not in self.running:
+            return 0  # it had to make room
+        count = min(request.missing, most)
+        if not self._make_room(request, request.computed + count):
+            return 0
+        self._runs[request] = Run(request, request.computed, count, count == request.missing)
+        return count
+
+    def _make_room(self, request: Request[Row], positions: int) -> bool:
+        """Gives a request the blocks of so many positions; False where it is itself the one to give way."""
+        while len(request.blocks) < self.blocks.needed(positions):
+            block = self.blocks.take()
+            if block is not None:
+                request.blocks.append(block)
+                continue
+            youngest = self.running[-1]
+            self._give_way(youngest)
+            if youngest is request:
+                return False
+        return True
+
+    def _give_way(self, request: Request[Row]) -> None:
+        """Takes a request's blocks away; it is the next to begin again."""
+        self.running.remove(request)
+        self._runs.pop(request, None)
+        self.blocks.release(request.blocks)
+        request.blocks, request.computed = [], 0
+        self.waiting.appendleft(request)
+
+    def _take(self, request: Request[Row], token: Token | TrifocalError) -> None:
+        if isinstance(token, TrifocalError):
+            self._end(request, token)
+        elif token.id in request.end_ids:
+            self._end(request, None)
+        else:
+            request.ids.append(token.id)
+            request.keys.append(token.id)
+            request.give(token)
+            if len(request.ids) == request.limit:
+                self._end(request, None)
+
+    def _end(self, request: Request[Row], last: TrifocalError | None) -> None:
+        self.running.remove(request)
+        self.blocks.release(request.blocks)
+        request.blocks = []
+        request.give(last)
+
+    def _name(self, run: Run[Row]) -> None:
+        """Names the blocks that a run filled."""
+        request, size = run.request, self.blocks.size
+        names = self._names(request, request.computed)
+        for at in range(run.start // size, request.computed // size):
+            self.blocks.name(request.blocks[at], names[at])
+
+    def _names(self, request: Request[Row], positions: int) -> list[bytes]:
+        """The names of the full blocks among the first positions of a request."""
+        size, full = self.blocks.size, positions // self.blocks.size
+        while len(request.names) < full:
+            at = len(request.names)
+            before = request.names[-1] if request.names else b""
+            request.names.append(chained(before, request.keys[at * size : (at + 1) * size]))
+        return request.names[:full]

@@ -1,0 +1,215 @@
+"""The loop around a runner: what happens when it fails, is closed, or nobody listens any more."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from trifocal.engines.base import Abilities, Engine
+from trifocal.engines.batching import Batching, Model
+from trifocal.engines.echo import Bytes
+from trifocal.engines.scheduler import Run
+from trifocal.errors import CheckpointError, EngineError, OutOfMemory, TrifocalError
+from trifocal.messages import Sampling
+from trifocal.prompt import Prompt, TokenSpan
+
+PROMPT = Prompt([TokenSpan((1, 2, 3))])
+TEN = Sampling(max_tokens=10)
+
+
+class Counting:
+    """Says 4, 4, 4 and so on; does what it is told to before each step."""
+
+    def __init__(self, before: Callable[[int], None] = lambda _: None, positions: int = 256) -> None:
+        self.positions, self.before, self.steps = positions, before, 0
+        self.threads: set[int] = set()
+
+    def forward(self, runs: Sequence[Run[Any]]) -> torch.Tensor:
+        self.steps += 1
+        self.threads.add(threading.get_ident())
+        self.before(self.steps)
+        return torch.nn.functional.one_hot(torch.tensor([4] * sum(run.logits for run in runs)), 8).float()
+
+
+def engine_of(runner: Counting, **options: Any) -> Batching:
+    values = {"context": 64, "hidden": 8, "end_ids": frozenset({0}), "able": Abilities(), **options}
+    return Batching(lambda: Model(runner=runner, tokenizer=Bytes(), **values))
+
+
+def ids(engine: Engine, sampling: Sampling = TEN) -> list[int]:
+    return [token.id for token in engine.stream(PROMPT, sampling)]
+
+
+def failing(error: BaseException, at: Sequence[int]) -> Callable[[int], None]:
+    def before(step: int) -> None:
+        if step in at:
+            raise error
+
+    return before
+
+
+def test_all_steps_are_made_in_the_thread_that_loaded() -> None:
+    loaded: list[int] = []
+
+    def load() -> Model:
+        loaded.append(threading.get_ident())
+        return Model(runner=runner, tokenizer=Bytes(), hidden=8, context=64, end_ids=frozenset({0}), able=Abilities())
+
+    runner = Counting()
+    engine = Batching(load)
+    assert ids(engine) == [4] * 10
+    assert runner.threads == set(loaded) != {threading.get_ident()}
+    engine.close()
+
+
+def test_what_loading_raises_is_raised() -> None:
+    def load() -> Model:
+        raise CheckpointError("damaged")
+
+    with pytest.raises(CheckpointError, match="damaged"):
+        Batching(load)
+
+
+@pytest.mark.parametrize(
+    ("error", "ours"),
+    [(RuntimeError("x"), EngineError), (torch.OutOfMemoryError("x"), OutOfMemory), (EngineError("x"), EngineError)],
+)
+def test_a_step_that_fails_ends_all_its_requests_and_the_engine_goes_on(
+    error: Exception, ours: type[TrifocalError]
+) -> None:
+    runner = Counting(failing(error, [3]))
+    engine = engine_of(runner)
+    failed = together(engine, runner, 2)
+    assert [type(each) for each in failed] == [ours, ours]
+    assert failed[0] is not failed[1]
+    settled(lambda: runner.steps == (3 if ours is OutOfMemory else 4))  # a probe
+    assert engine.state().phase == "ready"
+    settled(lambda: engine.state().free == engine.state().positions == 256)
+    assert ids(engine) == [4] * 10
+    engine.close()
+
+
+def test_a_runner_that_goes_on_failing_is_told_until_it_works_again() -> None:
+    engine = engine_of(Counting(failing(ValueError("x"), [1, 2, 3, 4])))
+    for _ in range(2):
+        with pytest.raises(EngineError, match="ValueError"):
+            ids(engine)
+    settled(lambda: engine.state().phase == "failed")
+    assert "ValueError" in engine.state().reason
+    assert ids(engine) == [4] * 10
+    assert engine.state().phase == "ready"
+    engine.close()
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), GeneratorExit()])
+def test_what_ends_the_thread_leaves_nobody_waiting(error: BaseException) -> None:
+    runner = Counting(failing(error, [3]))
+    engine = engine_of(runner)
+    failed = together(engine, runner, 3)
+    assert [type(each) for each in failed] == [EngineError] * 3
+    assert type(error).__name__ in str(failed[0])
+    assert engine.state().phase == "failed"
+    with pytest.raises(EngineError, match=type(error).__name__):
+        engine.stream(PROMPT, TEN)
+    engine.close()
+
+
+def test_closing_ends_every_stream_and_every_call() -> None:
+    gate = threading.Event()
+    engine = engine_of(Counting(lambda step: None if step < 3 else gate.wait(10) and None))
+    stream = engine.stream(PROMPT, Sampling(max_tokens=60))
+    next(stream)
+    threading.Timer(0.05, gate.set).start()
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        list(stream)
+    assert engine.state().phase == "failed"
+    with pytest.raises(EngineError, match="closed"):
+        engine.stream(PROMPT, TEN)
+    engine.close()
+
+
+def test_an_engine_that_nobody_has_ends_its_thread_and_frees_its_model() -> None:
+    runner = Counting()
+    held = weakref.ref(runner)
+    engine = engine_of(runner)
+    ids(engine)
+    thread = engine._loop._thread
+    del engine, runner
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+    gc.collect()
+    assert held() is None
+
+
+def test_who_closes_is_gone_within_a_step() -> None:
+    turn, runner = threading.Semaphore(0), Counting()
+    runner.before = lambda _: turn.acquire() and None
+    engine = engine_of(runner)
+    stream, other = engine.stream(PROMPT, Sampling(max_tokens=50)), engine.stream(PROMPT, Sampling(max_tokens=50))
+    turn.release()
+    next(stream)
+    stream.close()
+    reader = threading.Thread(target=list, args=(other,))
+    reader.start()
+    turn.release(2)
+    settled(lambda: engine.state().running == 1 and runner.steps >= 3)
+    turn.release(1000)
+    reader.join(10)
+    assert engine.state().running == 0
+    engine.close()
+
+
+def test_a_stream_that_is_never_begun_runs_nothing() -> None:
+    engine = engine_of(Counting())
+    engine.stream(PROMPT, TEN)
+    assert engine.state().waiting == engine.state().running == 0
+    engine.close()
+
+
+def test_the_context_is_no_longer_than_the_memory() -> None:
+    engine = engine_of(Counting(positions=40))
+    assert engine.context == 32  # whole blocks of 16
+    assert len(ids(engine, Sampling())) == 29
+    engine.close()
+
+
+def together(engine: Batching, runner: Counting, count: int) -> list[Exception]:
+    """What so many requests that begin together end with."""
+    ended: list[Exception] = []
+
+    def read() -> None:
+        try:
+            ids(engine)
+        except (EngineError, OutOfMemory) as error:
+            ended.append(error)
+
+    before = runner.before
+
+    def once_all_are_there(step: int) -> None:
+        if step == 1:
+            settled(lambda: engine.state().running + engine.state().waiting == count)
+        before(step)
+
+    runner.before = once_all_are_there
+    readers = [threading.Thread(target=read) for _ in range(count)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join(20)
+    return ended
+
+
+def settled(done: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < until
+        time.sleep(0.005)

@@ -1,0 +1,252 @@
+"""The scheduler with lists alone: who runs, with how much, in which blocks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trifocal.engines.base import Token
+from trifocal.engines.blocks import Blocks
+from trifocal.engines.scheduler import Request, Run, Said, Scheduler
+from trifocal.errors import EngineError
+from trifocal.prompt import Prompt, TokenSpan
+
+END = 0
+
+
+class Ledger:
+    """A pool in which every position holds what stands there, and the truth about what each request has.
+
+    The next id of a request is the sum of its positions so far: it is right only where every block is.
+    """
+
+    def __init__(self, scheduler: Scheduler[None]) -> None:
+        self.scheduler = scheduler
+        self.memory: dict[tuple[int, int], object] = {}
+        self.steps: list[dict[Request[None], int]] = []
+
+    def step(self) -> list[Run[None]]:
+        runs = self.scheduler.next()
+        size = self.scheduler.blocks.size
+        self.steps.append({run.request: run.count for run in runs})
+        tokens = []
+        for run in runs:
+            keys = run.request.keys
+            assert len(run.part) == run.count
+            for at in range(run.start, run.start + run.count):
+                self.memory[run.blocks[at // size], at % size] = keys[at]
+        for run in runs:
+            keys, last = run.request.keys, run.start + run.count
+            held = [self.memory[run.blocks[at // size], at % size] for at in range(last)]
+            assert held == keys[:last]
+            assert run.logits == (last == len(keys))
+            if run.logits:
+                tokens.append(Token(following(held)))
+        self.scheduler.took(tokens)
+        return runs
+
+    def finish(self) -> None:
+        for _ in range(10_000):
+            if not self.scheduler.busy:
+                return
+            self.step()
+        raise AssertionError("it never ends")
+
+
+def following(keys: Sequence[object]) -> int:
+    return 1 + sum(key for key in keys if isinstance(key, int)) % 97
+
+
+class Client:
+    """Somebody who asked: the request and what came of it."""
+
+    def __init__(self, ids: Sequence[int], limit: int = 5, ends: frozenset[int] = frozenset()) -> None:
+        self.got: list[int] = []
+        self.done = 0
+        self.error: Exception | None = None
+        self.request: Request[None] = Request(Prompt([TokenSpan(tuple(ids))]), limit, ends, self.give, None)
+
+    def give(self, said: Said) -> None:
+        assert not self.done
+        if isinstance(said, Token):
+            self.got.append(said.id)
+            return
+        self.done += 1
+        self.error = said
+
+    @property
+    def wanted(self) -> list[int]:
+        keys, said = list(self.request.prompt.token_ids), []
+        for _ in range(self.request.limit):
+            token = following(keys)
+            if token in self.request.end_ids:
+                break
+            said.append(token)
+            keys.append(token)
+        return said
+
+
+def ask(scheduler: Scheduler[None], *clients: Client) -> Ledger:
+    for client in clients:
+        scheduler.add(client.request)
+    return Ledger(scheduler)
+
+
+def test_requests_join_and_leave_between_steps() -> None:
+    scheduler: Scheduler[None] = Scheduler(Blocks(20, 4))
+    one, two = Client(range(1, 10), limit=6), Client(range(20, 30), limit=3)
+    ledger = ask(scheduler, one)
+    ledger.step()
+    ledger.step()
+    scheduler.add(two.request)
+    ledger.finish()
+    assert (one.got, two.got) == (one.wanted, two.wanted)
+    assert [len(step) for step in ledger.steps] == [1, 1, 2, 2, 2, 1]
+    assert scheduler.blocks.free == 20
+
+
+def test_an_end_ends_without_being_told() -> None:
+    first = following(range(1, 10))
+    client = Client(range(1, 10), ends=frozenset({first}))
+    ask(Scheduler(Blocks(20, 4)), client).finish()
+    assert client.got == []
+    assert client.done == 1
+
+
+def test_who_left_is_gone_before_the_next_step() -> None:
+    scheduler: Scheduler[None] = Scheduler(Blocks(20, 4), rows=1)
+    running, waiting, last = (Client(range(start, start + 9)) for start in (1, 20, 40))
+    ledger = ask(scheduler, running, waiting, last)
+    ledger.step()
+    running.request.left = waiting.request.left = True
+    [run] = ledger.step()
+    assert run.request is last.request
+    assert running.done == waiting.done == 1
+
+
+def test_a_long_prompt_is_cut_so_that_streams_go_on() -> None:
+    scheduler: Scheduler[None] = Scheduler(Blocks(100, 4), piece=8, whole=50)
+    stream, long = Client([1, 2, 3], limit=20), Client(range(1, 101), limit=2)
+    ledger = ask(scheduler, stream)
+    ledger.step()
+    scheduler.add(long.request)
+    while not long.got:
+        ledger.step()
+    beside = ledger.steps[1:]
+    assert all(step[stream.request] == 1 for step in beside)
+    assert [step[long.request] for step in beside] == [8] * 12 + [4]
+    alone = Client(range(200, 300), limit=2)
+    counts = ask(Scheduler(Blocks(100, 4), piece=8, whole=50), alone)
+    counts.finish()
+    assert [step[alone.request] for step in counts.steps] == [50, 50, 1]
+
+
+def test_a_second_turn_runs_only_over_what_is_new() -> None:
+    scheduler: Scheduler[None] = Scheduler(Blocks(100, 4))
+    first = Client(range(1, 31), limit=6)
+    ledger = ask(scheduler, first)
+    ledger.finish()
+    second = Client([*range(1, 31), *first.got, 70, 71])
+    scheduler.add(second.request)
+    ledger.finish()
+    assert second.got == second.wanted
+    ran = next(step[second.request] for step in ledger.steps if second.request in step)
+    assert ran == 38 - 4 * ((30 + 6 - 1) // 4)  # the last id of an answer is told, never computed
+
+
+def test_prompts_that_come_together_are_computed_once() -> None:
+    scheduler: Scheduler[None] = Scheduler(Blocks(100, 4), piece=8, whole=16)
+    clients = [Client(range(1, 41), limit=3) for _ in range(4)]
+    other = Client(range(50, 60), limit=3)
+    ledger = ask(scheduler, *clients, other)
+    ledger.finish()
+    assert all(client.got == client.wanted for client in (*clients, other))
+    prompts = [sum(step.get(client.request, 0) for step in ledger.steps) - 2 for client in clients]
+    assert prompts == [40, 4, 4, 4]  # one position is always computed, and blocks are shared whole
+    assert scheduler.blocks.free == 100
+
+
+def test_a_pool_that_is_full_takes_from_the_youngest_and_nobody_starves() -> None:
+    scheduler: Scheduler[None] = Scheduler(Blocks(10, 2))
+    clients = [Client(range(10 * at, 10 * at + 5), limit=12) for at in range(1, 6)]
+    ledger = ask(scheduler, *clients)
+    ledger.finish()
+    assert [client.got for client in clients] == [client.wanted for client in clients]
+    ends = [max(at for at, step in enumerate(ledger.steps) if client.request in step) for client in clients]
+    assert ends == sorted(ends)
+    assert scheduler.blocks.free == 10
+
+
+def test_no_more_than_the_rows_run() -> None:
+    ledger = ask(Scheduler(Blocks(100, 4), rows=3), *(Client(range(9 * at, 9 * at + 9)) for at in range(8)))
+    ledger.finish()
+    assert max(len(step) for step in ledger.steps) == 3
+
+
+def test_a_request_for_which_there_is_no_room_is_not_overtaken() -> None:
+    scheduler: Scheduler[None] = Scheduler(Blocks(8, 2))
+    small, large, late = Client(range(1, 7), limit=6), Client(range(20, 32), limit=2), Client(range(40, 42), limit=2)
+    ledger = ask(scheduler, small, large, late)
+    ledger.finish()
+    begins = [min(at for at, step in enumerate(ledger.steps) if one.request in step) for one in (small, large, late)]
+    assert begins == sorted(begins)
+    assert [one.got for one in (small, large, late)] == [one.wanted for one in (small, large, late)]
+
+
+def test_an_error_ends_one_or_all() -> None:
+    scheduler: Scheduler[None] = Scheduler(Blocks(20, 4))
+    one, two = Client(range(1, 9)), Client(range(20, 29))
+    ask(scheduler, one, two)
+    scheduler.next()
+    scheduler.took([EngineError("no number"), Token(5)])
+    assert isinstance(one.error, EngineError)
+    assert two.got == [5]
+    scheduler.fail(lambda: EngineError("all"))
+    assert isinstance(two.error, EngineError)
+    assert scheduler.blocks.free == 20
+    assert not scheduler.busy
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    asked=st.lists(
+        st.tuples(st.integers(0, 2), st.integers(1, 14), st.integers(1, 8), st.integers(0, 30), st.booleans()),
+        min_size=1,
+        max_size=8,
+    ),
+    count=st.integers(11, 24),
+    piece=st.integers(1, 9),
+    rows=st.integers(1, 5),
+)
+def test_whatever_comes_all_get_what_they_would_get_alone(
+    asked: list[tuple[int, int, int, int, bool]], count: int, piece: int, rows: int
+) -> None:
+    scheduler: Scheduler[None] = Scheduler(Blocks(count, 2), piece=piece, rows=rows)
+    ledger = Ledger(scheduler)
+    clients = [(Client([start] * size, limit), when, leaves) for start, size, limit, when, leaves in asked]
+    for step in range(2000):
+        for client, when, leaves in clients:
+            if when == step:
+                scheduler.add(client.request)
+            if leaves and when + 3 == step:
+                client.request.left = True
+        ledger.step()
+        if step > 31 and not scheduler.busy:
+            break
+    for client, _, leaves in clients:
+        assert client.done == 1
+        assert client.got == client.wanted[: len(client.got)]
+        assert leaves or client.got == client.wanted
+    assert scheduler.blocks.free == count
+
+
+@pytest.mark.parametrize("module", ["scheduler", "blocks"])
+def test_no_torch_is_imported(module: str) -> None:
+    program = f"import sys, trifocal.engines.{module}; print('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "False"
