@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gguf
 import gguf_maker as maker
 import mmproj_maker as eyes
 import numpy as np
 import torch
 
+import gguf
 from layouts import Family
 from trifocal.checkpoints.parts import CLIP_MEAN, CLIP_STD
 
