@@ -51,7 +51,7 @@ def from_hf(
     vision = config["vision_config"] if tower is None else read_json(tower / "config.json")
     part = tower_part(tower or folder, vision, layer, keep_first=strategy == "full")
     act = str(config.get("projector_hidden_act", "gelu"))
-    text = text_part(language, config["text_config"] if language == folder else own_config(language))
+    text = text_part(language, _inner(config) if language == folder else own_config(language))
     layout = hf_layout(file, config, part.image_size)
     return {
         "family": family.name if layout.tiles or part.kind == "clip" else "llava-interleave",
@@ -61,3 +61,9 @@ def from_hf(
         "language": text,
         "template": template_of(text, newer=layout.tiles is not None),
     }
+
+
+def _inner(config: dict[str, Any]) -> dict[str, Any]:
+    """The language model's configuration; its head is tied where it or the one around it says so."""
+    inner: dict[str, Any] = config["text_config"]
+    return {**inner, "tie_word_embeddings": True} if config.get("tie_word_embeddings") else inner

@@ -29,6 +29,7 @@ from trifocal.weights.packed import Located
 __all__ = ["Transformers", "load"]
 
 HELD = 256 << 20  # bytes of attention weights that are looked at together
+HEAD = "lm_head.weight"
 _TABLES = ("model.embed_tokens.weight", "transformer.wte.weight")
 _BLOCK = re.compile(r"(?:model\.layers|transformer\.blocks)\.(\d+)\.")
 # kinds of layers whose state is keys and values of the positions: what a prefix of a prompt can be cut out of
@@ -296,7 +297,7 @@ def _config(language: Language) -> Any:
         raise CheckpointError(
             f"{_said(language)}: transformers has no use for model_type {kind!r} as configured ({_first_line(error)})"
         ) from error
-    name = next((name for name in _TABLES if name in language.weights), None)
+    name = next((name for name in (*_TABLES, HEAD) if name in language.weights), None)
     if name is not None:
         table = language.weights[name]
         if table.ndim != 2 or not len(table):
@@ -358,12 +359,11 @@ def _filled(
     Raises:
         CheckpointError: a tensor that is missing, unknown or of another shape.
     """
-    tied = bool(getattr(config, "tie_word_embeddings", False))
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if tied:
-        wanted.pop("lm_head.weight", None)
+    tied = _tied(model, config, language)
+    wanted.pop(tied, None)
     missing = sorted(set(wanted) - set(language.weights))
-    unknown = sorted(set(language.weights) - set(wanted) - packed - {"lm_head.weight"})
+    unknown = sorted(set(language.weights) - set(wanted) - packed - {tied})
     if missing or unknown:
         named, what = (missing, "missing") if missing else (unknown, "unexpected")
         raise CheckpointError(
@@ -380,10 +380,27 @@ def _filled(
         state[name] = tensor.to(device=device, dtype=dtype, copy=True)
         _check_finite(state[name], tensor, f"{file}: {name}")
     model.load_state_dict(state, assign=True, strict=False)
-    if tied:
+    if tied == HEAD:
         model.lm_head.weight = model.get_input_embeddings().weight
+    elif tied:
+        model.get_input_embeddings().weight = model.lm_head.weight
     _fill_buffers(model, config)
     return model.to(device)
+
+
+def _tied(model: Any, config: Any, language: Language) -> str:
+    """Which of head and table is the other one again; nothing where both are the checkpoint's own.
+
+    As transformers has it: a configuration that ties them counts where one of the two is not stored, or both are
+    the same; a head of its own is used, whatever the configuration says.
+    """
+    table = next((name for name in _TABLES if name in model.state_dict()), "")
+    if not getattr(config, "tie_word_embeddings", False) or not table or HEAD not in model.state_dict():
+        return ""
+    stored = [name for name in (table, HEAD) if name in language.weights]
+    if len(stored) == 2:
+        return HEAD if torch.equal(language.weights[table], language.weights[HEAD]) else ""
+    return HEAD if stored == [table] else table
 
 
 def _check_finite(values: torch.Tensor, stored: torch.Tensor, what: str) -> None:
