@@ -9,7 +9,7 @@ from typing import Any
 
 from trifocal.errors import CheckpointError
 
-__all__ = ["instead", "read_object", "read_text", "size_of"]
+__all__ = ["instead", "read_bytes", "read_object", "read_text", "size_of"]
 
 TEXT_LIMIT = 256 << 20  # the largest tokenizers have 35 MB
 _ELSE = {
@@ -36,20 +36,30 @@ def size_of(file: Path) -> int:
     return found.st_size
 
 
+def read_bytes(file: Path) -> bytes:
+    """An ordinary file, whole.
+
+    Raises:
+        CheckpointError: it can't be read, or is larger than any such file.
+    """
+    size = size_of(file)
+    if size > TEXT_LIMIT:
+        raise CheckpointError(f"{file}: has {size} bytes; up to {TEXT_LIMIT} are read")
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{file}: {error.strerror or 'can not be read'}") from error
+
+
 def read_text(file: Path) -> str:
     """The text of an ordinary file.
 
     Raises:
         CheckpointError: it can't be read, is larger than any such file, or no UTF-8.
     """
-    size = size_of(file)
-    if size > TEXT_LIMIT:
-        raise CheckpointError(f"{file}: has {size} bytes; up to {TEXT_LIMIT} are read")
     try:
-        return file.read_text("utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{file}: {error.strerror or 'can not be read'}") from error
-    except ValueError as error:
+        return read_bytes(file).decode("utf-8")
+    except UnicodeDecodeError as error:
         raise CheckpointError(f"{file}: this is no JSON, not even text") from error
 
 

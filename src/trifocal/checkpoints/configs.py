@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trifocal.checkpoints.parts import Text, Tower
-from trifocal.checkpoints.reading import knows, real, whole
+from trifocal.checkpoints.reading import real, whole
 from trifocal.errors import CheckpointError
 
-__all__ = ["template_of", "text_part", "tower_part"]
+__all__ = ["text_part", "tower_part"]
 
 # what a sparse configuration leaves to its class: transformers' LlamaConfig, MistralConfig, Qwen2Config
 _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -152,20 +152,3 @@ def text_part(source: Path, config: Mapping[str, Any], adapter: Path | None = No
     if kind == "mpt":
         filled.pop("hidden_size", None)  # LLaVA's loader wrote it there beside d_model
     return Text(source, filled, adapter)
-
-
-def template_of(text: Text, *, newer: bool) -> str:
-    """The conversation family of a language model in LLaVA 1.5's design, or in that of 1.6 and later.
-
-    1.5's recipes (BakLLaVA's too) talk as Vicuna does; from 1.6 on each language model has its own way.
-    """
-    if text.config["model_type"] == "qwen2":
-        return "qwen_1_5"
-    if not newer:
-        return "llava_v1"
-    if text.config["model_type"] == "mistral":
-        return "mistral_instruct"
-    for token, template in (("<|eot_id|>", "llava_llama_3"), ("<|im_start|>", "chatml_direct")):
-        if knows(text.source, token):
-            return template
-    return "llava_v1"

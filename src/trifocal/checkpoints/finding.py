@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from trifocal.checkpoints.configs import template_of, text_part
+from trifocal.checkpoints.configs import text_part
 from trifocal.checkpoints.door import check_fits, door_language, from_door, opens_door
 from trifocal.checkpoints.gguf_pair import from_gguf, gguf_pair
 from trifocal.checkpoints.hf import from_hf
@@ -16,6 +16,7 @@ from trifocal.checkpoints.known import KNOWN, Source
 from trifocal.checkpoints.original import from_original, trained_with
 from trifocal.checkpoints.parts import FITS, Checkpoint, Fit, Preprocessing, Projector, Text, Tower
 from trifocal.checkpoints.reading import own_config, read_json
+from trifocal.checkpoints.turns import template_of
 from trifocal.engines.base import Language
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.hub.locate import EVERYTHING, PICKLES, locate

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from trifocal.checkpoints.configs import template_of, text_part, tower_part
+from trifocal.checkpoints.configs import text_part, tower_part
 from trifocal.checkpoints.parts import Checkpoint, Preprocessing, Projector
 from trifocal.checkpoints.reading import knows, own_config
 from trifocal.checkpoints.tilings import Layout, original_layout
+from trifocal.checkpoints.turns import template_of, turns_of
 from trifocal.errors import CheckpointError
 from trifocal.hub.locate import locate
 
@@ -64,6 +65,7 @@ def from_gguf(language: Path, mmproj: Path, *, name: str | None, template: str |
     mean, std = (tuple(map(float, seeing.preprocessing[f"image_{name}"])) for name in ("mean", "std"))
     if len(mean) != 3 or len(std) != 3:
         raise CheckpointError(f"{mmproj}: image_mean and image_std are {mean} and {std}, expected three numbers each")
+    recipe = turns_of(text, "llava_v0_webui") if first_family else template_of(text, newer=layout.tiles is not None)
     framed = first_family and knows(language, "<im_start>")
     return Checkpoint(
         name=name or language.stem,
@@ -74,7 +76,7 @@ def from_gguf(language: Path, mmproj: Path, *, name: str | None, template: str |
             tower.image_size, "crop" if first_family else "pad", mean, std, tiles=layout.tiles, newline=layout.newline
         ),
         language=text,
-        template=template or ("llava_v0_webui" if first_family else template_of(text, newer=layout.tiles is not None)),
+        template=template or recipe,
         image_start="<im_start>" if framed else "",
         image_end="<im_end>" if framed else "",
         strip_around_images=first_family,

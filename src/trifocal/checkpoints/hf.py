@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trifocal.checkpoints.configs import template_of, text_part, tower_part
+from trifocal.checkpoints.configs import text_part, tower_part
 from trifocal.checkpoints.parts import Projector
 from trifocal.checkpoints.processors import preprocessing_part
 from trifocal.checkpoints.reading import layer_number, own_config, read_json
 from trifocal.checkpoints.tilings import hf_layout
+from trifocal.checkpoints.turns import template_of
 from trifocal.errors import CheckpointError
 
 __all__ = ["FAMILIES", "from_hf"]

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trifocal.checkpoints.configs import template_of, text_part, tower_part
+from trifocal.checkpoints.configs import text_part, tower_part
 from trifocal.checkpoints.parts import CLIP_TOWER, Projector, Text, Tiling, Tower
 from trifocal.checkpoints.processors import preprocessing_part
 from trifocal.checkpoints.reading import knows, layer_number, own_config, read_json
 from trifocal.checkpoints.tilings import original_layout
 from trifocal.checkpoints.towers import TOWERS
+from trifocal.checkpoints.turns import template_of, turns_of
 from trifocal.errors import CheckpointError
 from trifocal.hub.locate import EVERYTHING, PICKLES, locate
 from trifocal.weights.lora import trained_file
@@ -46,7 +47,8 @@ def from_original(
     text = text_part(language, own, adapter)
     framed = bool(config.get("mm_use_im_start_end", knows(language, "<im_start>")))
     if kind == "linear":
-        family, template = _early(config, text, framed)
+        family, recipe = _early(config, text, framed)
+        template = turns_of(text, recipe)
     else:
         family = _family(part, layout.tiles)
         template = template_of(text, newer=family != "llava-1.5")

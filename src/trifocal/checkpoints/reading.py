@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trifocal.errors import CheckpointError
-from trifocal.files import read_object, read_text
+from trifocal.files import read_bytes, read_object, read_text
 
 __all__ = ["LARGEST", "image_processor", "knows", "layer_number", "number", "own_config", "read_json", "real", "whole"]
 
@@ -87,5 +87,8 @@ def knows(folder: Path, token: str) -> bool:
         from trifocal.gguf.container import GgufFile
 
         return token in GgufFile(folder).metadata.get("tokenizer.ggml.tokens", [])
-    files = ("added_tokens.json", "tokenizer.json", "tokenizer_config.json")
-    return any(f'"{token}"' in read_text(folder / file) for file in files if (folder / file).is_file())
+    files = ("added_tokens.json", "tokenizer.json", "tokenizer_config.json", "vocab.json")
+    if any(f'"{token}"' in read_text(folder / file) for file in files if (folder / file).is_file()):
+        return True
+    pieces = folder / "tokenizer.model"  # each of its pieces begins with a tag and the length of its text
+    return pieces.is_file() and bytes((0x0A, len(token))) + token.encode() in read_bytes(pieces)

@@ -23,7 +23,8 @@ from trifocal.checkpoints import (
     read_json,
 )
 from trifocal.cli.options import model_options
-from trifocal.conversation.jinja import find_template, has_template
+from trifocal.conversation.brought import own_template
+from trifocal.conversation.jinja import find_template
 from trifocal.errors import CheckpointError
 from trifocal.hub.locate import CONFIGS, EVERYTHING, is_whole
 from trifocal.model.settings import Settings
@@ -207,7 +208,7 @@ def _facts(checkpoint: Checkpoint, template: str | None) -> dict[str, Any]:
     tower, own = checkpoint.tower, checkpoint.sees == "llava"
     chosen = template or checkpoint.template
     speaks: dict[str, Any] = {"template": "none of its own; name one with --template"}
-    if chosen != "checkpoint" or has_template(checkpoint.language.source):
+    if chosen != "checkpoint" or own_template(checkpoint.language.source) is not None:
         found = find_template(chosen, checkpoint.language.source)
         speaks = {"template": found.name, **({"stops at": list(found.stop)} if found.stop else {})}
     return {

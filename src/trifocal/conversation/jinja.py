@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from trifocal.conversation.brought import LARGEST, TOKENS, own_marks, own_template, special_tokens
 from trifocal.conversation.templates import (
     IMAGE_MARK,
     ChatTemplate,
@@ -28,13 +29,10 @@ from trifocal.errors import BadMessages, CheckpointError, UsageError
 from trifocal.images import Image
 from trifocal.messages import Call, Message, Part, Role, Tool
 
-__all__ = ["JinjaTemplate", "find_template", "has_template", "own_template"]
+__all__ = ["JinjaTemplate", "find_template"]
 
 SECONDS = 1.0
-LARGEST = 1 << 20  # bytes of a template's file
 _STARTING = 60.0
-_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
-_IN_GGUF = ("bos", "eos", "unknown", "padding")
 # where templates of the field say that a picture stands
 _MARKS = (IMAGE_MARK, "<video>", "[IMG]", "<IMG_CONTEXT>", "<start_of_image>")
 _SIGNS = re.compile(r"[^\w\s]{2,}")
@@ -53,48 +51,17 @@ def find_template(name: str, language: Path) -> ChatTemplate:
         CheckpointError: the checkpoint has none, or a damaged one.
     """
     if name == "checkpoint":
-        source, file = own_template(language)
-        return JinjaTemplate(source, "checkpoint", str(file), _special_tokens(language), _own_marks(language))
+        brought = own_template(language)
+        if brought is None:
+            raise CheckpointError(
+                f"{language}: it has no chat template of its own; name one with template (--template)"
+            )
+        source, file = brought
+        return JinjaTemplate(source, "checkpoint", str(file), special_tokens(language), own_marks(language))
     if name.endswith((".jinja", ".jinja2", ".j2")) or "/" in name or os.sep in name:
-        source, tokens = _read(Path(name).expanduser()), _special_tokens(language)
-        return JinjaTemplate(source, Path(name).name, name, tokens, _own_marks(language))
+        source, tokens = _read(Path(name).expanduser()), special_tokens(language)
+        return JinjaTemplate(source, Path(name).name, name, tokens, own_marks(language))
     return get_template(name)
-
-
-def has_template(folder: Path) -> bool:
-    """Whether a checkpoint has a Jinja template of its own."""
-    try:
-        own_template(folder)
-    except CheckpointError:
-        return False
-    return True
-
-
-def own_template(folder: Path) -> tuple[str, Path]:
-    """A checkpoint's own Jinja template and the file that holds it.
-
-    It lies in ``chat_template.jinja`` or ``chat_template.json``, in ``tokenizer_config.json`` (where of several the
-    one called ``default`` is taken) or in a GGUF file.
-
-    Raises:
-        CheckpointError: there is none, or a file that is damaged.
-    """
-    if folder.suffix == ".gguf":
-        from trifocal.gguf.container import GgufFile
-
-        found = GgufFile(folder).metadata.get("tokenizer.chat_template")
-        if isinstance(found, str):
-            return found, folder
-        raise CheckpointError(f"{folder}: it has no chat template of its own; name one with template (--template)")
-    if (folder / "chat_template.jinja").is_file():
-        return _read(folder / "chat_template.jinja"), folder / "chat_template.jinja"
-    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        found = _json(folder / name).get("chat_template")
-        if isinstance(found, list):
-            found = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}.get("default")
-        if isinstance(found, str):
-            return found, folder / name
-    raise CheckpointError(f"{folder}: it has no chat template of its own; name one with template (--template)")
 
 
 class JinjaTemplate:
@@ -118,7 +85,7 @@ class JinjaTemplate:
     ) -> None:
         self._mark = re.compile("|".join(map(re.escape, dict.fromkeys((*_MARKS, *marks)))))
         self.name, self._source, self._file = name, source, file
-        self._tokens = dict.fromkeys(_NAMES, "") | dict(tokens or {})
+        self._tokens = dict.fromkeys(TOKENS, "") | dict(tokens or {})
         self._process = _Process()
         self._listed: dict[Role, bool] = {"tool": False}
         self._ask_shapes()
@@ -473,31 +440,6 @@ def _dot() -> Image:
     return from_pil(Pictures.new("L", (1, 1)))
 
 
-def _special_tokens(language: Path) -> dict[str, str]:
-    """The names of a tokenizer's beginning and end, as templates ask for them."""
-    if language.suffix == ".gguf":
-        from trifocal.gguf.container import GgufFile
-
-        metadata = GgufFile(language).metadata
-        names = metadata.get("tokenizer.ggml.tokens", [])
-        ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in zip(_NAMES, _IN_GGUF, strict=True)}
-        return {name: names[at] for name, at in ids.items() if isinstance(at, int) and at < len(names)}
-    found = _json(language / "special_tokens_map.json") | _json(language / "tokenizer_config.json")
-    named = {name: token["content"] if isinstance(token := found.get(name), dict) else token for name in _NAMES}
-    return {name: token for name, token in named.items() if isinstance(token, str)}
-
-
-def _own_marks(language: Path) -> list[str]:
-    """What stands for a picture in the texts of this folder's model, where its tokenizer or processor say so."""
-    if language.suffix == ".gguf":
-        return []
-    files = [_json(language / name) for name in ("tokenizer_config.json", "processor_config.json")]
-    inside = [file.get(key) for file in files for key in ("extra_special_tokens", "model_specific_special_tokens")]
-    found = [each.get("image_token") for each in (*files, *inside) if isinstance(each, dict)]
-    named = [each.get("content") if isinstance(each, dict) else each for each in found]
-    return [mark for mark in named if isinstance(mark, str) and mark]
-
-
 def _read(file: Path) -> str:
     try:
         if file.stat().st_size > LARGEST:
@@ -507,13 +449,3 @@ def _read(file: Path) -> str:
         raise UsageError(f"the template {file} is not there") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the template {file} can't be read: {error}") from error
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: this is no JSON") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{file}: a JSON object was expected, this is a {type(found).__name__}")
-    return found

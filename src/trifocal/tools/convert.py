@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trifocal.checkpoints import Checkpoint, Preprocessing, Tiling, Tower, language_weights, read_json
+from trifocal.conversation.brought import own_template
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.weights.tensors import Weights, canonical, part_weights, weight_files
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["SHARD", "Converted", "apply_delta", "join", "split"]
 
 SHARD = 5_000_000_000  # bytes of a shard, as transformers writes them
-_COPIED = ("*token*", "vocab.json", "merges.txt", "generation_config.json", "*.jinja", "quant*_config.json")
+_COPIED = ("*token*", "vocab.json", "merges.txt", "generation_config.json", "chat_template.*", "quant*_config.json")
 _TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1}
@@ -533,11 +534,14 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _copy_files(source: Path, target: Path, extra: Sequence[str] = ()) -> None:
-    """The tokenizer's and generation's small files; never weights or code."""
+    """The tokenizer's and generation's small files, and the chat template; never weights or code."""
     for pattern in (*_COPIED, *extra):
         for file in sorted(source.glob(pattern)):
             if file.is_file() and file.suffix in (".json", ".model", ".txt", ".jinja"):
                 shutil.copyfile(file, target / file.name)
+    brought = own_template(source) if source.is_dir() else None
+    if brought and brought[1].name == "processor_config.json":  # which says more than belongs to this part
+        (target / "chat_template.jinja").write_text(brought[0], "utf-8")
 
 
 def _there(folder: Path) -> Path:
