@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from waiting import PATIENCE
+
 COMMIT = "c" * 40
 
 
@@ -149,6 +151,6 @@ def trifocal(hub: LittleHub, home: Path, *words: str, code: int = 0) -> str:
         "COLUMNS": "200",
     }
     command = [sys.executable, "-m", "trifocal", *words]
-    ended = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=120)
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert ended.returncode == code, ended.stdout + ended.stderr
     return ended.stdout + ended.stderr

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import threading
-import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from trifocal.model.llava import Llava
 from trifocal.prompt import Prompt
 from trifocal.timing import Timings
 from trifocal.vision import PatchGrid, View
+from waiting import PATIENCE, until
 
 HIDDEN, POSITIONS = 8, 4
 
@@ -84,7 +84,7 @@ class Gated(Echo):
         try:
             with closing(tokens):
                 for token in tokens:
-                    assert self.gate.wait(60)
+                    assert self.gate.wait(PATIENCE)
                     self.made += 1
                     yield token
         finally:
@@ -130,16 +130,12 @@ class Live:
         return self.listener.app.state.server
 
     def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60, trust_env=False, **options)
+        return httpx.Client(base_url=self.url, timeout=PATIENCE, trust_env=False, **options)
 
-    def settled(self, seconds: float = 10.0) -> bool:
-        """Whether nothing runs or waits any more."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            if not self.server.busy and not self.server.admission.waiting:
-                return True
-            time.sleep(0.01)
-        return False
+    def settled(self) -> bool:
+        """True as soon as nothing runs or waits any more."""
+        until(lambda: not self.server.busy and not self.server.admission.waiting, "rest")
+        return True
 
 
 @contextlib.contextmanager
@@ -153,14 +149,12 @@ def running(llava: Llava | None = None, page: Sequence[BaseRoute] = (), **settin
     thread = threading.Thread(target=lambda: asyncio.run(listener.serve(sockets)), name="server")
     thread.start()
     try:
-        until = time.monotonic() + 20
-        while not listener.started and time.monotonic() < until:
-            time.sleep(0.005)
+        until(lambda: listener.started or not thread.is_alive(), "the server")
         port = sockets[0].getsockname()[1]
         yield Live(f"http://127.0.0.1:{port}", port, listener, llava)
     finally:
         listener.should_exit = True
-        thread.join(20)
+        thread.join(PATIENCE)
         app.state.server.close()
         for sock in sockets:
             sock.close()

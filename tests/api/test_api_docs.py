@@ -13,6 +13,7 @@ from live import Live, png, running
 
 import trifocal
 from trifocal.api.serving import Server
+from waiting import PATIENCE
 
 TEXT = PAGE.read_text("utf-8")
 EXAMPLES = re.findall(r"<!-- example: (\w+) -->\n```\w+\n(.*?)```", TEXT, re.DOTALL)
@@ -39,7 +40,7 @@ def test_the_examples_get_a_true_answer(thimble: Live, tmp_path: Path, at: int) 
     program = {"curl": "sh", "python": sys.executable, "javascript": "node"}[kind]
     environment = {**os.environ, "NO_PROXY": "*"}
     shown = subprocess.run(
-        [program, str(file)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        [program, str(file)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE
     )
     assert shown.returncode == 0, shown.stderr
     assert "red" in shown.stdout

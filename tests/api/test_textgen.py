@@ -11,6 +11,8 @@ import pytest
 from live import Gated, Live, data_uri, error_of, make_llava, running
 from websockets.sync.client import ClientConnection, connect
 
+from waiting import PATIENCE
+
 GENERATE = "/api/v1/generate"
 HELLO = "A chat between a curious human"
 
@@ -25,7 +27,7 @@ def talk(websocket: ClientConnection, content: Any) -> list[Any]:
     websocket.send(content if isinstance(content, str) else json.dumps(content))
     frames = []
     while not frames or frames[-1]["event"] != "stream_end":
-        frames.append(json.loads(websocket.recv(timeout=30)))
+        frames.append(json.loads(websocket.recv(timeout=PATIENCE)))
     return frames
 
 
@@ -198,6 +200,6 @@ def test_stop_stream_ends_only_answers_of_its_caller() -> None:
         assert live.server.stop("address 10.0.0.9") == 0
         assert client.post("/api/v1/stop-stream").json() == {"results": "success"}
         engine.gate.set()
-        thread.join(20)
+        thread.join()
         assert len(answers[0].json()["results"][0]["text"]) < 99
         assert live.settled()

@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ import trifocal
 from trifocal.api.server import listen
 from trifocal.api.settings import ServerSettings
 from trifocal.errors import UsageError
+from waiting import PATIENCE, until
 
 QUESTION = "What colour is the picture?"
 SEED = Path(__file__).with_name("seed_example.txt")  # the example of the README that this project began with
@@ -151,7 +151,7 @@ def test_curl(thimble: Live, parts: list[dict[str, object]], tmp_path: Path, str
     body.write_text(json.dumps({"messages": [{"role": "user", "content": parts}], "stream": stream}))
     command = ["curl", "-sS", "--noproxy", "*", f"{thimble.url}/v1/chat/completions"]
     command += ["-H", "Content-Type: application/json", "-d", f"@{body}"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
     assert "red" in shown
     assert shown.endswith("data: [DONE]\n\n") == stream
 
@@ -162,22 +162,23 @@ def test_the_old_websocket(thimble: Live) -> None:
     with connect(f"ws://127.0.0.1:{thimble.port}/api/v1/stream", proxy=None) as socket:
         socket.send(json.dumps({"prompt": prompt, "stopping_strings": ["\n###"], "do_sample": False}))
         text = ""
-        while (frame := json.loads(socket.recv(timeout=60)))["event"] == "text_stream":
+        while (frame := json.loads(socket.recv(timeout=PATIENCE)))["event"] == "text_stream":
             text += frame["text"]
     assert "red" in text
 
 
 def wait_for_port(port: int) -> None:
     """Until the port is free: somebody else on this machine may run the same test."""
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
+
+    def is_free() -> bool:
         try:
             for sock in listen(ServerSettings(port=port)):
                 sock.close()
-            return
         except UsageError:
-            time.sleep(0.5)
-    pytest.fail(f"port {port}, which the script names, is taken by another program")
+            return False
+        return True
+
+    until(is_free, f"port {port}, which the script names and another program has,")
 
 
 def test_the_seed_s_own_script_runs_word_for_word(tmp_path: Path) -> None:
@@ -190,7 +191,7 @@ def test_the_seed_s_own_script_runs_word_for_word(tmp_path: Path) -> None:
     with trifocal.load() as llava, running(llava, port=5000):
         command = [sys.executable, str(script)]
         shown = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=120
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=PATIENCE
         )
     ((answer,),) = ast.literal_eval(shown.stdout).values()
     assert "unusual" in answer["text"]

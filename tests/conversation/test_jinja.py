@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,10 +122,8 @@ HOSTILE = {
 
 @pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE)
 def test_a_template_that_does_harm_is_ended_and_told(source: str) -> None:
-    started = time.monotonic()
     with pytest.raises(UsageError, match=r"mine\.jinja"):
         mine(CHATML + source)
-    assert time.monotonic() - started < 60
     assert written(CHAT.render([Message("user", "still there")])).count("still there") == 1
 
 

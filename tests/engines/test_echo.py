@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -53,13 +52,15 @@ def test_it_ends_where_the_answer_or_the_context_does() -> None:
     assert spoken(Echo(context=9), prompt, Sampling(max_tokens=50)) == "abc"
 
 
-def test_the_delay_is_before_every_id_and_closing_ends_it() -> None:
+def test_the_delay_is_before_every_id_and_closing_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = Prompt([TokenSpan(tuple(Bytes().encode("a" * 1000, start=False)))])
-    begun = time.monotonic()
+    waited: list[float] = []
+    monkeypatch.setattr("trifocal.engines.echo.time.sleep", waited.append)
     stream = Echo(delay=0.02).stream(prompt, Sampling())
-    for _ in range(3):
+    for ids in range(3):
+        assert len(waited) == ids
         next(stream)
-    assert time.monotonic() - begun >= 0.06
+    assert waited == [0.02] * 3
     stream.close()
     assert list(stream) == []
 

@@ -21,6 +21,7 @@ from live import Gated, Live, make_llava, running
 import trifocal
 from trifocal.api.settings import hash_key
 from trifocal.web import routes
+from waiting import PATIENCE, until
 
 ROOT = Path(__file__).parent.parent.parent
 SHOTS = ROOT / "docs" / "page"
@@ -103,7 +104,7 @@ class Visit:
 
     def until(self, expression: str) -> None:
         """Waits for an expression to hold; Playwright's own waiting is an `eval`, which the page forbids."""
-        end = time.monotonic() + 20
+        end = time.monotonic() + PATIENCE
         while not self.page.evaluate(expression):
             assert time.monotonic() < end, f"this never held: {expression}"
             self.page.wait_for_timeout(30)
@@ -142,7 +143,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Visit]]:
         context = context or browser.new_context(**{"viewport": {"width": 1280, "height": 820}, **options})
         contexts.append(context)
         made = Visit(context.new_page())
-        made.page.set_default_timeout(20_000)
+        made.page.set_default_timeout(PATIENCE * 1000)
         made.page.on("request", lambda request: made.asked.append(request.url))
         made.page.on("pageerror", lambda error: made.faults.append(str(error)))
         made.page.on(
@@ -449,8 +450,7 @@ def test_a_full_context_and_a_busy_server_are_told(visit: Callable[..., Visit]) 
 
         other = threading.Thread(target=hold)
         other.start()
-        while not engine.open:
-            time.sleep(0.01)
+        until(lambda: engine.open, "the answer")
         seen.ask("hello")
         assert "1 requests run" in seen.page.locator(".turn .problem").inner_text()
         assert "Try again in a moment" in seen.page.locator(".turn .problem").inner_text()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPConnection
@@ -25,6 +24,7 @@ from trifocal.errors import UsageError
 from trifocal.images import from_bytes
 from trifocal.vision import shown
 from trifocal.web import pages, routes
+from waiting import PATIENCE, until
 
 KEY = "correct-horse-battery-staple"
 COUNT, PREVIEW = "/page/api/count", "/page/api/preview"
@@ -106,7 +106,7 @@ def test_files_need_no_key_and_are_asked_for_again_only_when_they_changed(locked
 )  # fmt: skip
 def test_nothing_else_is_public(locked: Live, method: str, path: str) -> None:
     def status(headers: dict[str, str]) -> int:
-        connection = HTTPConnection("127.0.0.1", locked.port, timeout=20)  # sends the path as it is spelt
+        connection = HTTPConnection("127.0.0.1", locked.port, timeout=PATIENCE)  # sends the path as it is spelt
         with closing(connection):
             connection.request(method, path, headers=headers)
             return connection.getresponse().status
@@ -209,15 +209,13 @@ def test_count_and_preview_do_not_wait_for_answers_but_explain_does() -> None:
             target=lambda: client.post("/v1/chat/completions", json={"messages": [user("Hi")], "max_tokens": 1})
         )
         chat.start()
-        until = time.monotonic() + 10
-        while not engine.open and time.monotonic() < until:
-            time.sleep(0.005)
+        until(lambda: engine.open, "the answer")
         assert client.post(COUNT, json={"messages": talk(turns=1)}).status_code == 200
         assert client.post(PREVIEW, json={"image": data_uri()}).status_code == 200
         answered = [*talk(turns=1), {"role": "assistant", "content": "Red."}]
         assert error_of(client.post("/page/api/explain", json={"messages": answered}), 503)["code"] == "server_busy"
         engine.gate.set()
-        chat.join(20)
+        chat.join()
         assert live.settled()
 
 
@@ -228,19 +226,19 @@ def test_counting_cannot_be_used_to_flood() -> None:
 
     def slowly(*given: Any) -> int:
         held.set()
-        assert free.wait(20)
+        assert free.wait(PATIENCE)
         return positions(*given)
 
     llava.composer.vision.positions = slowly  # type: ignore[method-assign]
     with running(llava, routes(), queue=0) as live, live.client() as client:
         first = threading.Thread(target=lambda: client.post(COUNT, json={"messages": talk(turns=1)}))
         first.start()
-        assert held.wait(20)
+        assert held.wait(PATIENCE)
         for path, body in ((COUNT, {"messages": talk(turns=1)}), (PREVIEW, {"image": data_uri()})):
             assert error_of(client.post(path, json=body), 503)["code"] == "server_busy"
         assert client.post("/v1/chat/completions", json={"messages": [user("Hi")], "max_tokens": 1}).status_code == 200
         free.set()
-        first.join(20)
+        first.join()
         assert live.settled()
 
 

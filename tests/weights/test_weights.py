@@ -7,7 +7,6 @@ import os
 import pickle
 import shutil
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -186,13 +185,11 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_header_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+def test_a_hostile_header_is_refused(tmp_path: Path, kind: str) -> None:
     file = written(tmp_path / "model.safetensors", HOSTILE[kind], bytes(32 if kind == "gap" else 16))
-    started = time.perf_counter()
     with no_side_effects() as effects, pytest.raises(CheckpointError, match=r"model\.safetensors"):
         opened(file)
     assert effects == []
-    assert time.perf_counter() - started < 2
 
 
 @pytest.mark.parametrize("length", [HEADER_LIMIT + 1, 100 << 20, 1 << 63, 2**64 - 1])

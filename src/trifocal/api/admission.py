@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 
-from trifocal.api.errors import Refusal, server_busy
+from trifocal.api.errors import Refusal, server_busy, shutting_down
 
 __all__ = ["Admission", "Slot"]
 
@@ -34,6 +34,7 @@ class Admission:
         self.running = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._callers: Counter[str] = Counter()
+        self._ended = False
 
     @property
     def waiting(self) -> int:
@@ -46,6 +47,8 @@ class Admission:
         Raises:
             Refusal: 429 where this caller has its share already, 503 where nobody gets in.
         """
+        if self._ended:
+            raise shutting_down()
         if self.per_caller is not None and self._callers[caller] >= self.per_caller:
             raise Refusal(429, "queue_full", f"this key has {self.per_caller} requests under way", retry_after=1)
         if self.running >= self.slots and len(self._waiting) >= self.queue:
@@ -69,6 +72,14 @@ class Admission:
             raise
         return Slot(self, caller)
 
+    def end(self) -> None:
+        """Lets nobody in any more: who waits is told now, who comes is told at once."""
+        self._ended = True
+        waiting, self._waiting = self._waiting, deque()
+        for turn in waiting:
+            if not turn.done():
+                turn.set_exception(shutting_down())
+
     async def _turn(self, wait: float) -> None:
         """Waits in line. When it returns, a running place is ours already."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -77,10 +88,10 @@ class Admission:
             async with asyncio.timeout(wait):
                 await turn
         except BaseException as error:
-            if turn.done() and not turn.cancelled():
-                self._next()  # our turn came in the very moment in which we left
-            elif turn in self._waiting:
+            if turn in self._waiting:
                 self._waiting.remove(turn)
+            elif turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._next()  # our turn came in the very moment in which we left
             if isinstance(error, TimeoutError):
                 raise server_busy(message=f"no slot came free within {wait:g} s") from error
             raise

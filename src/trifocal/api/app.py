@@ -57,7 +57,7 @@ class App(FastAPI):
         """The guards around the routes, the outermost last."""
         server: Server = self.state.server
         crowds = {**dict.fromkeys(ANSWERING, server.admission), **dict.fromkeys(ASIDE, server.aside)}
-        inner = Bodies(super().build_middleware_stack(), server.settings, crowds)
+        inner = Bodies(super().build_middleware_stack(), server, crowds)
         return Reporter(Doorkeeper(inner, server.settings), server, self.router.routes)
 
     def openapi(self) -> dict[str, Any]:

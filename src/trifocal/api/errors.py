@@ -19,7 +19,7 @@ from trifocal.errors import (
     UsageError,
 )
 
-__all__ = ["Refusal", "explain", "refuse", "server_busy"]
+__all__ = ["Refusal", "explain", "refuse", "server_busy", "shutting_down"]
 
 LONGEST_MESSAGE = 600
 _TYPES = {401: "invalid_request_error", 403: "permission_error", 429: "rate_limit_error", 409: "conflict_error"}
@@ -79,6 +79,11 @@ def refuse(code: str, message: str, param: str | None = None) -> Refusal:
 def server_busy(code: str = "server_busy", message: str = "all slots and waiting places are taken") -> Refusal:
     """The refusal of a request for which there is no room now: status 503."""
     return Refusal(503, code, message, retry_after=1)
+
+
+def shutting_down(message: str = "the server is shutting down") -> Refusal:
+    """The refusal of whatever the server's end meets: status 503, another server or a later one may do it."""
+    return server_busy("shutting_down", message)
 
 
 def explain(error: BaseException) -> Refusal:

@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trifocal.api.admission import Admission
-from trifocal.api.errors import Refusal, explain, server_busy
+from trifocal.api.errors import Refusal, explain, server_busy, shutting_down
 from trifocal.api.serving import ClientGone, Server
 from trifocal.api.settings import ServerSettings, hash_key
 from trifocal.api.wire import dump
@@ -209,8 +209,8 @@ class Bodies:
     will wait: in a crowd, reading bodies first would cost seconds.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings, crowds: Mapping[str, Admission]) -> None:
-        self._app, self._settings, self._crowds = app, settings, crowds
+    def __init__(self, app: ASGIApp, server: Server, crowds: Mapping[str, Admission]) -> None:
+        self._app, self._server, self._settings, self._crowds = app, server, server.settings, crowds
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -223,7 +223,7 @@ class Bodies:
                 self._check(scope)
                 await self._read(receive, body)
             except Refusal as refusal:
-                await respond(scope, receive, send, refusal, linger=True)
+                await respond(scope, receive, send, refusal, linger=not self._server.draining)
                 return
             await self._pass_on(scope, receive, send, bytes(body))
         finally:
@@ -257,11 +257,7 @@ class Bodies:
         until = loop.time() + settings.body_seconds
         goal, goal_until = settings.body_progress_bytes, loop.time() + settings.body_progress_seconds
         while True:
-            try:
-                async with asyncio.timeout_at(min(until, goal_until)):
-                    message = await receive()
-            except TimeoutError as error:
-                raise Refusal(408, "request_timeout", "the body came too slowly") from error
+            message = await self._piece(receive, min(until, goal_until))
             if message["type"] == "http.disconnect":
                 raise ClientGone
             piece = message.get("body", b"")
@@ -278,6 +274,21 @@ class Bodies:
                     len(body) + settings.body_progress_bytes,
                     loop.time() + settings.body_progress_seconds,
                 )
+
+    async def _piece(self, receive: Receive, until: float) -> Message:
+        """What comes next of a body, before the time ``until`` and the server's end."""
+        server = self._server
+        try:
+            async with asyncio.timeout_at(0 if server.cut else until) as wait:
+                server.reading.add(wait)
+                try:
+                    return await receive()
+                finally:
+                    server.reading.discard(wait)
+        except TimeoutError as error:
+            if server.cut:
+                raise shutting_down() from error
+            raise Refusal(408, "request_timeout", "the body came too slowly") from error
 
     def _too_large(self, got: str) -> Refusal:
         return Refusal(413, "request_too_large", f"a body may have {self._settings.body_bytes} bytes{got}")

@@ -8,14 +8,14 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
 from trifocal.api import tracing
 from trifocal.api.admission import Admission
-from trifocal.api.errors import Refusal, refuse, server_busy
+from trifocal.api.errors import Refusal, refuse, shutting_down
 from trifocal.api.fetch import Fetcher
 from trifocal.api.metrics import Metrics
 from trifocal.api.pump import Pump
@@ -90,7 +90,7 @@ class _Run:
     stoppable: bool
     pump: Pump[Step] | None = None
     stopped: bool = False
-    task: asyncio.Task[Any] | None = field(default=None)
+    wait: asyncio.Timeout | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,6 +122,7 @@ class Server:
         self._slots = _Desk(self.admission, ThreadPoolExecutor(settings.slots, thread_name_prefix="answer"))
         self._side = _Desk(self.aside, ThreadPoolExecutor(1, thread_name_prefix="answer-aside"))
         self._runs: set[_Run] = set()
+        self.reading: set[asyncio.Timeout] = set()  # of bodies that are on their way
 
     @property
     def name(self) -> str:
@@ -185,16 +186,15 @@ class Server:
         """
         self._check(drafts)
 
-        def done() -> Generator[Result, None, None]:
+        def done(fetched: Sequence[Draft]) -> Generator[Result, None, None]:
             yield do(self._decoded(fetched))
 
         async def working() -> Result:
             run = _Run(caller_of(request), stoppable=False)
-            async with aclosing(self._run(run, done, self._side if aside else self._slots)) as results:
+            async with aclosing(self._run(run, drafts, done, self._side if aside else self._slots)) as results:
                 result: Result = await anext(results)
                 return result
 
-        fetched = await self._fetched(drafts)
         return await while_connected(request, working())
 
     async def steps(self, job: Job, caller: str) -> AsyncGenerator[Step, None]:
@@ -203,9 +203,12 @@ class Server:
         if job.answers > self.settings.answers:
             raise refuse("invalid_value", f"{job.answers} answers; allowed are {self.settings.answers}", "n")
         run = _Run(caller, job.stoppable)
-        drafts = await self._fetched(job.drafts)
+
+        def work(drafts: Sequence[Draft]) -> Generator[Step, None, None]:
+            return self._work(replace(job, drafts=drafts))
+
         with tracing.span("trifocal.answer", answers=job.answers) as span:
-            async with aclosing(self._run(run, lambda: self._work(replace(job, drafts=drafts)), self._slots)) as steps:
+            async with aclosing(self._run(run, job.drafts, work, self._slots)) as steps:
                 async for step in steps:
                     if step.end:
                         self.metrics.answered(step.end)
@@ -228,14 +231,21 @@ class Server:
             async with asyncio.timeout(self.settings.drain):
                 while self.busy:
                     await asyncio.sleep(0.02)
-        self.cut = True
-        for run in self._runs:
-            if run.pump:
-                run.pump.stop()
+        self._cut_off()
         for _ in range(50):
             if not self.busy:
                 return
             await asyncio.sleep(0.02)
+
+    def _cut_off(self) -> None:
+        """Ends whatever waits for anything, so that everybody can be told."""
+        self.cut = True
+        for admission in (self.admission, self.aside):
+            admission.end()
+        now = asyncio.get_running_loop().time()
+        for wait in (*self.reading, *(run.wait for run in self._runs if run.wait)):
+            with suppress(RuntimeError):  # it ended by itself in this very moment
+                wait.reschedule(now)
 
     def close(self) -> None:
         """Frees the worker threads."""
@@ -252,31 +262,46 @@ class Server:
         return [("".join(text), step) for text, step in zip(texts, last, strict=True)]
 
     async def _run(
-        self, run: _Run, start: Callable[[], Generator[Any, None, None]], desk: _Desk
+        self,
+        run: _Run,
+        drafts: Sequence[Draft],
+        start: Callable[[Sequence[Draft]], Generator[Any, None, None]],
+        desk: _Desk,
     ) -> AsyncGenerator[Any, None]:
         """Waits for a slot, runs ``start`` in a thread and gives its items; the slot goes with the thread."""
         if self.draining:
-            raise server_busy("shutting_down", "the server is shutting down")
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.settings.deadline
+            raise shutting_down()
+        deadline = asyncio.get_running_loop().time() + self.settings.deadline
         self._runs.add(run)
         try:
-            slot = await desk.admission.enter(run.caller, min(self.settings.queue_wait, self.settings.deadline))
-            run.pump = Pump(start, desk.threads, slot.release, self.settings.write_seconds)
+            patience = min(self.settings.queue_wait, self.settings.deadline)
+            slot = await desk.admission.enter(run.caller, patience)
+            try:
+                fetched = await self._until(deadline, run, self._fetched(drafts))
+                run.pump = Pump(lambda: start(fetched), desk.threads, slot.release, self.settings.write_seconds)
+            except BaseException:
+                slot.release()
+                raise
             if run.stopped:
                 run.pump.stop()
-            while True:
-                async with asyncio.timeout_at(deadline):
-                    item = await run.pump.next()
-                if item is None:
-                    break
+            while (item := await self._until(deadline, run, run.pump.next())) is not None:
                 yield item
-            if self.cut:
-                raise server_busy("shutting_down", "the server shut down before the answer was whole")
         finally:
             self._runs.discard(run)
             if run.pump:
                 run.pump.stop()
+
+    async def _until(self, deadline: float, run: _Run, work: Coroutine[Any, Any, Result]) -> Result:
+        """The result of ``work``, unless the request's deadline or the server's end comes first."""
+        try:
+            async with asyncio.timeout_at(0 if self.cut else deadline) as run.wait:
+                return await work
+        except TimeoutError as error:
+            if self.cut:
+                raise shutting_down("the server shut down before the answer was whole") from error
+            raise
+        finally:
+            run.wait = None
 
     def _check(self, drafts: Sequence[Draft]) -> None:
         """Refuses what needs no look at the pictures."""
