@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from trifocal.engines.scheduler import Run
 from trifocal.errors import CheckpointError, EngineError, OutOfMemory, TrifocalError
 from trifocal.messages import Sampling
 from trifocal.prompt import Prompt, TokenSpan
+from waiting import until
 
 PROMPT = Prompt([TokenSpan((1, 2, 3))])
 TEN = Sampling(max_tokens=10)
@@ -204,12 +204,9 @@ def together(engine: Batching, runner: Counting, count: int) -> list[Exception]:
     for reader in readers:
         reader.start()
     for reader in readers:
-        reader.join(20)
+        reader.join()
     return ended
 
 
 def settled(done: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
-    while not done():
-        assert time.monotonic() < until
-        time.sleep(0.005)
+    until(done, "rest")
