@@ -18,6 +18,7 @@ from trifocal.errors import CheckpointError
 from trifocal.tools.convert import split
 from trifocal.weights.tensors import part_weights
 
+WRAPPED = "base_model.model.model."
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 
 
@@ -103,7 +104,9 @@ def change(folder: Path, **values: Any) -> None:
     [
         ({"use_dora": True}, "use_dora"),
         ({"peft_type": "IA3"}, "IA3"),
-        ({"bias": "all"}, "'all'"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"use_qalora": True}, "use_qalora"),
+        ({"target_parameters": ["experts"]}, "target_parameters"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"lora_alpha": "two"}, "'two'"),
         ({"alpha_pattern": [1]}, "alpha_pattern"),
@@ -122,8 +125,11 @@ def test_what_is_no_plain_lora_is_refused(lora: Path, values: dict[str, Any], to
         (lambda t: {k: v[:, :3] if "q_proj.lora_A" in k else v for k, v in t.items()}, r"make no change of \[64, 64\]"),
         (lambda t: {k: v[:0] if "q_proj.lora_A" in k else v for k, v in t.items()}, "make no change"),
         (lambda t: {k.replace("layers.1", "layers.7"): v for k, v in t.items()}, "layers.7.*belongs to another model"),
-        (lambda t: {**t, "base_model.model.model.norm.weight": torch.ones(64)}, "no plain LoRA"),
-        (lambda t: {**t, "base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(4, 9)}, "no plain LoRA"),
+        (lambda t: {**t, "base_model.model.model.layers.0.mlp.up_proj.bias": torch.ones(96)}, "no plain LoRA"),
+        (lambda t: {**t, "base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(4, 9)}, "lora_A alone"),
+        (lambda t: {**t, f"{WRAPPED}layers.0.self_attn.q_proj.lora_magnitude_vector": torch.ones(64)}, "use_dora"),
+        (lambda t: {**t, f"{WRAPPED}layers.0.self_attn.q_proj.lora_A.other.weight": torch.ones(4, 64)}, "are both for"),
+        (lambda t: {**t, f"{WRAPPED}embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(2, 64)}, "0 ids"),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_told(lora: Path, spoil: Callable[[Any], Any], told: str) -> None:
@@ -143,3 +149,140 @@ def test_an_adapter_without_its_file_or_its_base_is_told(lora: Path) -> None:
     (lora / "adapter_config.json").write_text("[1")
     with pytest.raises(CheckpointError, match="no JSON"):
         find_checkpoint(str(lora))
+
+
+# what peft writes, and under which names
+
+
+def add(folder: Path, **settings: Any) -> Callable[[dict[str, torch.Tensor]], None]:
+    """Adds tensors to an adapter whose settings say these."""
+
+    def write(tensors: dict[str, torch.Tensor]) -> None:
+        change(folder, **settings)
+        file = folder / "adapter_model.safetensors"
+        save_file({**load_file(file), **tensors}, file)
+
+    return write
+
+
+def sums(folder: Path) -> Any:
+    return language_weights(find_checkpoint(str(folder)).language)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lm_head.weight", "model.embed_tokens.weight", "model.norm.weight", "model.layers.1.input_layernorm.weight"],
+)
+@pytest.mark.parametrize("words", ["", ".modules_to_save", ".modules_to_save.default", ".base_layer"])
+def test_a_module_trained_whole_is_used_whatever_peft_calls_it(
+    lora: Path, tmp_path: Path, name: str, words: str
+) -> None:
+    trained = torch.randn(part_weights(tmp_path / "base", "language").spec(name)[1])
+    layer = name.removesuffix(".weight")
+    add(lora)({f"base_model.model.{layer}{words}.weight": trained})
+    assert torch.equal(load_language(find_checkpoint(str(lora))).weights[name], trained)
+
+
+def test_a_resized_table_and_its_head_answer(lora: Path, drawn: Any) -> None:
+    rows = torch.randn(410, 64)
+    add(lora)({f"{WRAPPED}embed_tokens.weight": rows, "base_model.model.lm_head.weight": rows + 1})
+    with trifocal.load(checkpoint=str(lora)) as llava:
+        assert torch.equal(llava.engine.model.lm_head.weight.float(), rows + 1)
+        assert llava.complete(
+            [llava.question("What?", [drawn(1)])], trifocal.Sampling(max_tokens=3)
+        ).end.completion_tokens
+
+
+@pytest.mark.parametrize("ending", ["", ".default"])
+def test_an_embedding_is_changed_the_other_way_round(lora: Path, tmp_path: Path, ending: str) -> None:
+    table = part_weights(tmp_path / "base", "language")["model.embed_tokens.weight"]
+    down, up = torch.randn(4, len(table)), torch.randn(64, 4)
+    stem = f"{WRAPPED}embed_tokens.lora_embedding_"
+    add(lora)({f"{stem}A{ending}": down, f"{stem}B{ending}": up})
+    torch.testing.assert_close(sums(lora)["model.embed_tokens.weight"], table + 2 * (up @ down).T)
+
+
+@pytest.mark.parametrize("ending", ["", ".default", ".default.weight", ".weight"])
+def test_doras_rows_have_their_trained_lengths(lora: Path, tmp_path: Path, ending: str) -> None:
+    plain = {name: sums(lora)[name] for name in sums(lora)}
+    layers = [name for name in load_file(lora / "adapter_model.safetensors") if name.endswith("lora_A.weight")]
+    lengths = {name: 1 + torch.rand(len(plain[spelt(name)])) for name in layers}
+    add(lora, use_dora=True)(
+        {name.replace("lora_A.weight", f"lora_magnitude_vector{ending}"): each for name, each in lengths.items()}
+    )
+    for name, each in lengths.items():
+        changed = sums(lora)[spelt(name)]
+        torch.testing.assert_close(changed.norm(dim=1), each)
+        torch.testing.assert_close(
+            changed / each[:, None], plain[spelt(name)] / plain[spelt(name)].norm(dim=1)[:, None]
+        )
+
+
+def spelt(name: str) -> str:
+    return name.removeprefix("base_model.model.").replace("lora_A.weight", "weight")
+
+
+@pytest.mark.parametrize("told", [[3, 5, 9], {"embed_tokens": [3, 5, 9]}])
+def test_rows_that_were_trained_alone(lora: Path, tmp_path: Path, told: Any) -> None:
+    table = part_weights(tmp_path / "base", "language")["model.embed_tokens.weight"].clone()
+    rows = torch.randn(3, 64)
+    add(lora, trainable_token_indices=told)({f"{WRAPPED}embed_tokens.token_adapter.trainable_tokens_delta": rows})
+    table[[3, 5, 9]] = rows
+    assert torch.equal(sums(lora)["model.embed_tokens.weight"], table)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_replace_the_bases(tmp_path: Path, bias: str) -> None:
+    lora = save_lora(family("onevision"), tmp_path / "lora", tmp_path / "base")
+    settings = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**settings, "architectures": ["Qwen2ForCausalLM"]}))
+    trained = torch.randn(64)
+    add(lora, bias=bias)({f"{WRAPPED}layers.0.self_attn.q_proj.base_layer.bias": trained})
+    assert torch.equal(sums(lora)["model.layers.0.self_attn.q_proj.bias"], trained)
+
+
+@pytest.fixture
+def tied(tmp_path: Path) -> Path:
+    """A LoRA over a base whose head is its table."""
+    lora = save_lora(family("onevision-tied"), tmp_path / "lora", tmp_path / "base")
+    assert "lm_head.weight" not in part_weights(tmp_path / "base", "language")
+    return lora
+
+
+def test_a_head_over_a_tied_base_is_trained_alone(tied: Path, tmp_path: Path) -> None:
+    table = part_weights(tmp_path / "base", "language")["model.embed_tokens.weight"]
+    down, up = torch.randn(4, 64), torch.randn(len(table), 4)
+    add(tied)({"base_model.model.lm_head.lora_A.weight": down, "base_model.model.lm_head.lora_B.weight": up})
+    torch.testing.assert_close(sums(tied)["lm_head.weight"], table + 2 * up @ down)
+    assert torch.equal(sums(tied)["model.embed_tokens.weight"], table)
+    trained = torch.randn(table.shape)
+    add(tied)({"base_model.model.lm_head.weight": trained})
+    torch.testing.assert_close(sums(tied)["lm_head.weight"], trained + 2 * up @ down)
+
+
+@pytest.mark.parametrize(
+    ("settings", "apart"),
+    [
+        ({"modules_to_save": ["embed_tokens"]}, True),
+        ({"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, False),
+        ({}, False),  # resized: loaded into the one tensor that both are
+    ],
+)
+def test_a_table_over_a_tied_base(tied: Path, tmp_path: Path, settings: dict[str, Any], apart: bool) -> None:
+    table = part_weights(tmp_path / "base", "language")["model.embed_tokens.weight"]
+    trained = torch.randn(table.shape)
+    add(tied, **settings)({f"{WRAPPED}embed_tokens.weight": trained})
+    assert torch.equal(sums(tied)["model.embed_tokens.weight"], trained)
+    assert ("lm_head.weight" in sums(tied)) == apart
+    assert not apart or torch.equal(sums(tied)["lm_head.weight"], table)
+
+
+def test_a_projector_in_the_adapters_own_file(lora: Path) -> None:
+    held = load_file(lora / "non_lora_trainables.safetensors")
+    (lora / "non_lora_trainables.safetensors").unlink()
+    add(lora, modules_to_save=["mm_projector"])({name: tensor + 1 for name, tensor in held.items()})
+    checkpoint = find_checkpoint(str(lora))
+    projector = part_weights(checkpoint.projector.source, "projector")
+    assert {name.rpartition("mm_projector.")[2] for name in held} == set(projector)
+    assert torch.equal(projector["0.bias"], held["base_model.model.model.mm_projector.0.bias"] + 1)
+    assert QUERY in sums(lora)

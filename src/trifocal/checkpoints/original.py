@@ -15,7 +15,7 @@ from trifocal.checkpoints.towers import TOWERS
 from trifocal.checkpoints.turns import template_of, turns_of
 from trifocal.errors import CheckpointError
 from trifocal.hub.locate import EVERYTHING, PICKLES, locate
-from trifocal.weights.lora import trained_file
+from trifocal.weights.lora import adapter_file, is_change, trained_file
 from trifocal.weights.tensors import canonical, stored_names
 
 __all__ = ["from_original", "trained_with"]
@@ -33,10 +33,9 @@ def from_original(
     patterns: Sequence[str] = EVERYTHING,
 ) -> dict[str, Any]:
     """Original LLaVA, a LoRA of it, or a bare language model with tower and projector from elsewhere."""
-    trained = folder if adapter is None else trained_file(folder) or folder
-    inside = {found[0] for name in stored_names(trained) if (found := canonical(name))}
-    part, home = _own_tower(folder, config, tower, trained if "tower" in inside else None, patterns)
-    where = projector or (trained if "projector" in inside else _own_projector(folder, patterns))
+    inside = _parts_inside(folder, adapter)
+    part, home = _own_tower(folder, config, tower, inside.get("tower"), patterns)
+    where = projector or inside.get("projector") or _own_projector(folder, patterns)
     kind, _, act = str(config.get("mm_projector_type") or "linear").partition("_")
     file = folder / "config.json"
     layout = original_layout(file, config, part.image_size, siglip=part.kind == "siglip")
@@ -62,6 +61,17 @@ def from_original(
         "framed": framed and kind == "linear",
         "strip_around_images": family == "llava-v0",
     }
+
+
+def _parts_inside(folder: Path, adapter: Path | None) -> dict[str, Path]:
+    """Where the parts lie that a checkpoint brings along: itself, or what a LoRA has beside its changes."""
+    files = [file for file in (adapter_file(folder), trained_file(folder)) if file] if adapter else []
+    inside: dict[str, Path] = {}
+    for source in files or [folder]:
+        for name in stored_names(source):
+            if (found := canonical(name)) and not is_change(name):
+                inside.setdefault(found[0], source)
+    return inside
 
 
 def _early(config: Mapping[str, Any], text: Text, framed: bool) -> tuple[str, str]:

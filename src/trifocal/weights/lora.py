@@ -2,7 +2,9 @@
 
 Layout: peft's ``adapter_config.json`` and ``adapter_model``, and original LLaVA's ``non_lora_trainables`` with the
 projector and whatever else was trained whole. A changed weight is ``W + (alpha / r) * B @ A`` (arXiv 2106.09685),
-``alpha / sqrt(r)`` with rslora, summed in float32 and given in the base's own type when it is read.
+``alpha / sqrt(r)`` with rslora, with DoRA (arXiv 2402.09353) each of its rows brought to a trained length; summed in
+float32 and given in the base's own type when it is read. What is stored under its own name was trained whole and
+replaces the base's: ``modules_to_save``, resized embeddings, biases.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +22,30 @@ from trifocal.weights.tensors import Weights, canonical
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ADAPTER", "LoraWeights", "base_of", "trained_file"]
+__all__ = ["ADAPTER", "LoraWeights", "adapter_file", "base_of", "is_change", "trained_file"]
 
 ADAPTER = "adapter_config.json"
-_PAIR = re.compile(r"^(?P<layer>.+)\.lora_(?P<half>[AB])(?:\.default)?\.weight$")
-_SAVED = re.compile(r"\.modules_to_save(?:\.default)?(?=\.)")
+ALPHA = 8  # peft's own, where nothing is said
+HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
+MAGNITUDE, ROWS = "lora_magnitude_vector", "trainable_tokens_delta"
+# pieces of a change of a layer's weight; the adapter's own name may stand behind any of them
+_PIECE = re.compile(
+    r"^(?P<layer>.+?)\.(?:lora_(?:embedding_)?(?P<half>[AB])|(?P<magnitude>lora_magnitude_vector)"
+    r"|token_adapter\.trainable_tokens_delta)(?:\.(?!weight$|bias$)[^.]+)?(?:\.weight)?$"
+)
+# other computations that go by the name of LoRA
+_OTHER = (
+    "fan_in_fan_out",
+    "lora_bias",
+    "layer_replication",
+    "megatron_config",
+    "target_parameters",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+)
+_KNOWN_USES = ("use_dora", "use_rslora")
 
 
 def base_of(folder: Path) -> str:
@@ -46,84 +68,163 @@ def trained_file(folder: Path) -> Path | None:
     return _first(folder, "non_lora_trainables")
 
 
+def is_change(stored: str) -> bool:
+    """Whether a stored tensor is a piece of a change, and no module that was trained whole."""
+    return bool(_PIECE.match(stored))
+
+
+def adapter_file(folder: Path) -> Path | None:
+    """The file of the adapter itself, which may hold modules that were trained whole, too."""
+    return _first(folder, "adapter_model")
+
+
 class LoraWeights(Weights):
     """A language model's tensors with an adapter's changes; each sum is made when it is asked for.
 
     Raises:
-        CheckpointError: an adapter of a kind that is not plain LoRA, tensors that have no place in the base, half a
-            pair, or shapes that don't fit.
+        CheckpointError: an adapter of a kind that is not LoRA, tensors that have no place in the base, half a
+            change, or shapes that don't fit.
     """
 
     def __init__(self, base: Weights, folder: Path, *, allow_pickle: bool = False) -> None:
         super().__init__((), lambda name: None)
-        settings = _settings(folder)
-        _check_plain(folder, settings)
-        file = _first(folder, "adapter_model")
+        self._settings = _settings(folder)
+        _check_plain(folder, self._settings)
+        file = adapter_file(folder)
         if file is None:
             raise CheckpointError(f"{folder}: there is no adapter_model.safetensors or adapter_model.bin in it")
-        self._base, self._settings = base, settings
+        self._base = base
         self._adapter = Weights([file], lambda name: name, allow_pickle=allow_pickle)
         whole = trained_file(folder)
         self._whole = Weights([whole] if whole else (), _language, allow_pickle=allow_pickle)
         self._saved: dict[str, str] = {}
-        self._pairs: dict[str, dict[str, str]] = {}
+        self._changes: dict[str, dict[str, str]] = {}
         for stored in self._adapter:
             self._place(stored)
-        self._places = {**base._places, **self._whole._places}
-        for name, pair in self._pairs.items():
-            self._check_pair(name, pair)
+        saved = {name: (file, stored) for name, stored in self._saved.items()}
+        self._places = {**base._places, **self._whole._places, **saved}
+        if HEAD not in self._places and (HEAD in self._changes or self._table_left_its_head()):
+            self._places[HEAD] = self._places[TABLE]
+        for name, change in self._changes.items():
+            self._check(name, change)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        if name in self._saved:
-            return self._adapter[self._saved[name]]
-        tensor = self._whole[name] if name in self._whole else self._base[name]
-        pair = self._pairs.get(name)
-        if pair is None:
+        import torch
+
+        tensor, change = self._unchanged(name), self._changes.get(name)
+        if change is None:
             return tensor
-        down, up = (self._adapter[pair[half]].float() for half in ("A", "B"))  # [r, in], [out, r]
-        return (tensor.float() + self._scale(name, len(down)) * (up @ down)).to(tensor.dtype)
+        values, pieces = tensor.float(), {piece: self._adapter[stored].float() for piece, stored in change.items()}
+        if "A" in pieces:
+            values = self._summed(name, values, pieces)
+        if ROWS in pieces:
+            values = values.index_copy(0, torch.tensor(self._trained_rows(name)), pieces[ROWS])
+        return values.to(tensor.dtype)
 
     def spec(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Type and shape of a tensor as it will be read."""
         if name in self._saved:
             return self._adapter.spec(self._saved[name])
-        return self._whole.spec(name) if name in self._whole else self._base.spec(name)
+        if name in self._whole or name in self._base:
+            return self._whole.spec(name) if name in self._whole else self._base.spec(name)
+        return self._base.spec(TABLE) if self._copied else self.spec(TABLE)
 
     def release(self) -> None:
         """Lets go of the pages of all ``.bin`` files."""
         for weights in (self._base, self._adapter, self._whole):
             weights.release()
 
+    def _unchanged(self, name: str) -> torch.Tensor:
+        """The tensor that a change is added to: trained whole, or the base's."""
+        if name in self._saved:
+            return self._adapter[self._saved[name]]
+        if name in self._whole or name in self._base:
+            return self._whole[name] if name in self._whole else self._base[name]
+        return self._base[TABLE] if self._copied else self._unchanged(TABLE)  # a tied head is its table
+
+    @property
+    def _copied(self) -> bool:
+        """Whether the table was trained whole in a copy, beside the one that the base has."""
+        return TABLE in self._saved and any(
+            "embed_tokens" in name for name in self._settings.get("modules_to_save") or ()
+        )
+
+    def _table_left_its_head(self) -> bool:
+        """Whether a tied table was changed and its head not: peft trains them apart unless it is told otherwise."""
+        changed = self._copied or "A" in self._changes.get(TABLE, {})
+        return changed and not self._settings.get("ensure_weight_tying")
+
     def _place(self, stored: str) -> None:
-        pair = _PAIR.match(stored)
-        name = _language(f"{pair['layer']}.weight" if pair else _SAVED.sub("", stored))
-        if name is None or name not in self._base or not (pair or _SAVED.search(stored)):
+        piece = _PIECE.match(stored)
+        part, name = canonical(f"{piece['layer']}.weight" if piece else stored) or ("", "")
+        if (part in ("tower", "projector") and not piece) or ".original_module." in stored:
+            return  # trained whole: read with that part; the other is what the base has
+        known = name in self._base or name in self._whole or (name == HEAD and TABLE in self._base)
+        if part != "language" or not known:
             raise CheckpointError(
                 f"{self._adapter.where(stored)}: {stored} changes nothing that the base has: "
                 "the adapter belongs to another model, or is no plain LoRA"
             )
-        if pair:
-            self._pairs.setdefault(name, {})[pair["half"]] = stored
-        else:
-            self._saved[name] = stored
+        pieces = self._changes.setdefault(name, {}) if piece else self._saved
+        key = (piece["half"] or (MAGNITUDE if piece["magnitude"] else ROWS)) if piece else name
+        if key in pieces:
+            raise CheckpointError(f"{self._adapter.where(stored)}: {stored} and {pieces[key]} are both for {name}")
+        pieces[key] = stored
 
-    def _check_pair(self, name: str, pair: dict[str, str]) -> None:
-        file = self._adapter.where(next(iter(pair.values())))
-        if set(pair) != {"A", "B"}:
-            raise CheckpointError(f"{file}: of {name} there is lora_{''.join(pair)} alone; A and B were expected")
-        down, up = (self._adapter.spec(pair[half])[1] for half in ("A", "B"))
-        shape = self.spec(name)[1]
-        if len(down) != 2 or len(up) != 2 or not down[0] or down[0] != up[1] or (up[0], down[1]) != shape:
+    def _check(self, name: str, change: Mapping[str, str]) -> None:
+        file = self._adapter.where(next(iter(change.values())))
+        halves = [half for half in ("A", "B") if half in change]
+        words = [f"lora_{piece}" if piece in halves else piece for piece in change]
+        if len(halves) == 1 or (MAGNITUDE in change and not halves):
             raise CheckpointError(
-                f"{file}: lora_A {list(down)} and lora_B {list(up)} of {name} make no change of {list(shape)}"
+                f"{file}: of {name} there is {', '.join(words)} alone; lora_A and lora_B were expected"
             )
+        if bool(self._settings.get("use_dora")) != (MAGNITUDE in change) and halves:
+            raise CheckpointError(f"{file}: {name} has {', '.join(words)}, use_dora says something else")
+        shapes = {piece: self._adapter.spec(stored)[1] for piece, stored in change.items()}
+        rows, columns = (*self.spec(name)[1], 0, 0)[:2]
+        wide, high = (rows, columns) if self._turned(change) else (columns, rows)
+        if halves:
+            down, up = shapes["A"], shapes["B"]
+            magnitude = math.prod(shapes.get(MAGNITUDE, (high,)))
+            if len(down) != 2 or not down[0] or (down[1], *up, magnitude) != (wide, high, down[0], high):
+                raise CheckpointError(
+                    f"{file}: lora_A {list(down)} and lora_B {list(up)} of {name} make no change of {[rows, columns]}"
+                )
+        if ROWS in change:
+            trained = self._trained_rows(name)
+            if shapes[ROWS] != (len(trained), columns) or not all(0 <= row < rows for row in trained):
+                raise CheckpointError(
+                    f"{file}: {list(shapes[ROWS])} rows of {name} for {len(trained)} ids in trainable_token_indices"
+                )
+
+    def _summed(self, name: str, values: torch.Tensor, pieces: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """``W + s * B @ A`` [rows, columns], an embedding's transposed; with DoRA each direction gets its length."""
+        turned = self._turned(self._changes[name])
+        delta = pieces["B"] @ pieces["A"]
+        values = values + self._scale(name, len(pieces["A"])) * (delta.T if turned else delta)
+        if MAGNITUDE not in pieces:
+            return values
+        along = 0 if turned else 1
+        lengths: torch.Tensor = pieces[MAGNITUDE].flatten() / values.norm(dim=along)
+        return values * lengths.unsqueeze(along)
+
+    def _turned(self, change: Mapping[str, str]) -> bool:
+        return "lora_embedding_A" in change.get("A", "")
+
+    def _trained_rows(self, name: str) -> list[int]:
+        """The ids whose rows were trained alone."""
+        told = self._settings.get("trainable_token_indices")
+        layer = name.removesuffix(".weight").rpartition(".")[2]
+        ids = told.get(layer) if isinstance(told, dict) else told
+        return ids if isinstance(ids, list) and all(type(each) is int for each in ids) else []
 
     def _scale(self, name: str, rank: int) -> float:
         layer = name.removesuffix(".weight")
         patterns = self._settings.get("alpha_pattern") or {}
         alpha = next(
-            (value for key, value in patterns.items() if re.fullmatch(rf"(?:.*\.)?{key}", layer)),
-            self._settings.get("lora_alpha", rank),
+            (value for key, value in patterns.items() if re.fullmatch(rf"(?:.*\.)?(?:{key})", layer)),
+            self._settings.get("lora_alpha", ALPHA),
         )
         return float(alpha) / (math.sqrt(rank) if self._settings.get("use_rslora") else rank)
 
@@ -153,11 +254,10 @@ def _check_plain(folder: Path, settings: dict[str, Any]) -> None:
     kind = settings.get("peft_type", "LORA")
     if kind != "LORA":
         raise CheckpointError(f"{where}: peft_type is {kind!r}; LORA can be read")
-    for key in ("use_dora", "fan_in_fan_out", "lora_bias", "layer_replication", "megatron_config"):
+    uses = [key for key in settings if key.startswith("use_") and key not in _KNOWN_USES]
+    for key in (*_OTHER, *uses):
         if settings.get(key):
             raise CheckpointError(f"{where}: {key} is {settings[key]!r}, which is not supported; merge it with peft")
-    if settings.get("bias", "none") != "none":
-        raise CheckpointError(f"{where}: bias is {settings['bias']!r}; 'none' is supported; merge it with peft")
     alpha, patterns = settings.get("lora_alpha", 1), settings.get("alpha_pattern") or {}
     values = [alpha, *(patterns.values() if isinstance(patterns, dict) else [None])]
     if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):

@@ -24,6 +24,8 @@ MOST_SIDES = 8
 MOST_OPCODES = 1 << 18  # a tensor takes about 50
 _OLD_PICKLES = 5  # before torch 1.6: a magic number, a version, the system, the table, the storages' names
 _BUFFERS = re.compile(r"(?:rotary_emb\.inv_freq|\.position_ids|logit_scale)$")
+# peft's words around a module that was trained whole, or that a change is added to
+_TRAINED = re.compile(r"\.(?:modules_to_save(?:\.default)?|base_layer)(?=\.)")
 _WRAPPED = re.compile(r"^base_model\.(?:model\.(?=model\.|lm_head\b|transformer\.))?")
 _LEFT_OUT = re.compile(rf"{_BUFFERS.pattern}|^(?:text_model|text_projection|visual_projection)\.|^logit_bias$")
 _NESTED = re.compile(r"^model\.(?=(?:language_model|vision_tower|multi_modal_projector|image_newline)\b)")
@@ -54,7 +56,7 @@ def canonical(name: str) -> tuple[str, str] | None:
     """
     if _BUFFERS.search(name) or name.startswith(("text_model.", "text_projection.", "visual_projection.")):
         return None
-    name = _NESTED.sub("", _WRAPPED.sub("", name))
+    name = _NESTED.sub("", _WRAPPED.sub("", _TRAINED.sub("", name)))
     for pattern, part, prefix in _RULES:
         match = pattern.match(name)
         if match:
