@@ -12,15 +12,15 @@ import torch
 
 import original
 from layouts import NEXT_PINPOINTS, ONEVISION_PINPOINTS, TILE, Family, family, save_original
+from seeing import count, rows_of
 from trifocal.checkpoints import Preprocessing, Tower, find_checkpoint
 from trifocal.checkpoints.tilings import original_layout
 from trifocal.errors import BadImage, CheckpointError
 from trifocal.images import Image, from_frames
 from trifocal.placement import Placement
-from trifocal.vision import pixels
+from trifocal.vision import way_of
 from trifocal.vision.llava import LlavaVision
 from trifocal.vision.loading import load_vision
-from trifocal.vision.preprocessing import count
 
 Drawn = Callable[..., Image]
 EXACT = Placement("cpu", "float32")
@@ -54,9 +54,9 @@ def released(config: Mapping[str, Any]) -> Preprocessing:
 def test_interleaves_real_configuration_is_one_square_and_a_newline(drawn: Drawn) -> None:
     picture, how = drawn(1, 640, 480), released(INTERLEAVE)
     assert how.tiles is None
-    assert count(picture, SIGLIP, how) == 730
-    assert sum(count(picture, SIGLIP, how, 2) for _ in range(2)) == 1460
-    assert count(picture, SIGLIP, released({**INTERLEAVE, "mm_patch_merge_type": "flat"})) == 729
+    assert way_of(picture, how, SIGLIP).rows == 730
+    assert way_of(picture, how, SIGLIP, alone=False).rows == 730
+    assert way_of(picture, released({**INTERLEAVE, "mm_patch_merge_type": "flat"}), SIGLIP).rows == 729
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_interleaves_real_configuration_is_one_square_and_a_newline(drawn: Drawn
 def test_the_rows_of_three_frames(drawn: Drawn, position: str, mode: str, stride: int, rows: int) -> None:
     video = from_frames([drawn(seed, 64, 48) for seed in range(3)])
     keys = {"mm_newline_position": position, "mm_spatial_pool_mode": mode, "mm_spatial_pool_stride": stride}
-    assert count(video, SIGLIP, released({**LLAVA_VIDEO, **keys})) == rows
+    assert way_of(video, released({**LLAVA_VIDEO, **keys}), SIGLIP).rows == rows
 
 
 @pytest.mark.parametrize(
@@ -160,10 +160,10 @@ def test_pixels_and_rows_of_pictures(
     for size in SIZES:
         picture = drawn(3, *size)
         views = original.views(picture.pixels, config, processor(folder), TILE)
-        assert torch.equal(pixels(picture, vision.preprocessing), views)
+        assert torch.equal(vision.pixels(*vision.looks([picture])), views)
         wanted = original.rows(seen(made, views), newline, config, size, TILE)
-        (ours,) = vision.encode([picture])
-        assert len(ours) == vision.positions(picture) == len(wanted)
+        (ours,) = rows_of(vision, [picture])
+        assert len(ours) == count(vision, picture) == len(wanted)
         torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=0)
 
 
@@ -188,10 +188,10 @@ def test_rows_of_videos(families: dict[str, tuple[Family, Path]], drawn: Drawn, 
     each = seen(made, views)
     for keys in VIDEOS:
         vision, config = opened(folder, keys)
-        assert torch.equal(pixels(video, vision.preprocessing), views)
+        assert torch.equal(vision.pixels(*vision.looks([video])), views)
         wanted = original.video_rows(each, newline, config)
-        (ours,) = vision.encode([video])
-        assert len(ours) == vision.positions(video) == len(wanted), keys
+        (ours,) = rows_of(vision, [video])
+        assert len(ours) == count(vision, video) == len(wanted), keys
         torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=0)
 
 
@@ -200,4 +200,4 @@ def test_a_checkpoint_that_says_nothing_of_videos_takes_none(
 ) -> None:
     vision, _ = opened(families["clip"][1], {})
     with pytest.raises(BadImage, match="not videos"):
-        vision.encode([from_frames([drawn(1), drawn(2)])])
+        rows_of(vision, [from_frames([drawn(1), drawn(2)])])

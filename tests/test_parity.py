@@ -17,13 +17,14 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 import trifocal
 from checkpoint_maker import V0, Spelling, make_hf15, make_v0, tensors_of
+from seeing import count, prompt_of, rows_of
 from trifocal.checkpoints import from_folder
 from trifocal.images import Image
 from trifocal.messages import Sampling
 from trifocal.model.llava import Llava
 from trifocal.placement import Placement
 from trifocal.prompt import Prompt
-from trifocal.vision import pixels
+from trifocal.vision import pixels, shown
 from trifocal.weights.tensors import part_weights
 
 Drawn = Callable[..., Image]
@@ -103,15 +104,14 @@ def test_pixel_values_are_those_of_clip(hf15: Path, drawn: Drawn, size: tuple[in
 
     preprocessing = replace(from_folder(hf15).preprocessing, fit=fit)
     image = drawn(1, *size)
-    torch.testing.assert_close(
-        pixels(image, preprocessing)[0], reference_pixels(image, 56, pad=fit == "pad")[0], atol=1e-6, rtol=0
-    )
+    ours = pixels([shown(image, preprocessing)], preprocessing)
+    torch.testing.assert_close(ours, reference_pixels(image, 56, pad=fit == "pad"), atol=1e-6, rtol=0)
 
 
 def test_features_are_those_of_transformers(hf_pair: tuple[Llava, LlavaForConditionalGeneration], drawn: Drawn) -> None:
     llava, reference = hf_pair
     images = [drawn(seed) for seed in range(3)]
-    seen = llava.composer.vision.encode(images)
+    seen = rows_of(llava.gallery.vision, images)
     with torch.no_grad():
         wanted = reference.get_image_features(torch.cat([reference_pixels(image, 56) for image in images]))
     wanted = getattr(wanted, "pooler_output", wanted)
@@ -124,8 +124,8 @@ def test_every_layer_and_strategy(tmp_path: Path, drawn: Drawn, layer: int, stra
     folder = make_hf15(tmp_path, layer=layer, strategy=strategy)
     reference = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     with trifocal.load(checkpoint=str(folder), tower=EXACT, projector=EXACT, language=EXACT) as llava:
-        (ours,) = llava.composer.vision.encode([drawn(1)])
-        assert len(ours) == llava.composer.vision.positions(drawn(1)) == PATCHES + (strategy == "full")
+        (ours,) = rows_of(llava.gallery.vision, [drawn(1)])
+        assert len(ours) == count(llava.gallery.vision, drawn(1)) == PATCHES + (strategy == "full")
     with torch.no_grad():
         theirs = reference.get_image_features(reference_pixels(drawn(1), 56))
     torch.testing.assert_close(ours, getattr(theirs, "pooler_output", theirs)[0], atol=1e-5, rtol=0)
@@ -137,7 +137,7 @@ def test_logits_and_64_tokens_are_those_of_transformers(
 ) -> None:
     llava, reference = hf_pair
     parts = parts_of(order, drawn)
-    prompt = llava.composer.prompt(parts)
+    prompt = prompt_of(llava.composer, parts)
     image_id = reference.config.image_token_index
     ids = torch.tensor([prompt.ids(image_id)])
     values = torch.cat([reference_pixels(part, 56) for part in parts if isinstance(part, Image)])
@@ -173,7 +173,7 @@ def test_v0_is_tower_linear_and_llama_put_together(
 ) -> None:
     llava, see, language = v0_pair
     parts = parts_of(order, drawn)
-    prompt = llava.composer.prompt(parts)
+    prompt = prompt_of(llava.composer, parts)
     patch, start, end = (llava.engine.tokenizer.token(name) for name in ("<im_patch>", "<im_start>", "<im_end>"))
     ids = prompt.ids(patch)
     table = language.get_input_embeddings().weight
@@ -213,19 +213,19 @@ def test_mixed_placements_stay_close_and_each_part_has_its_own(hf15: Path, drawn
     ]:
         mixed = trifocal.load(checkpoint=str(hf15), tower=tower, projector=projector, language=language)
         dtypes = [
-            next(part.parameters()).dtype for part in (mixed.composer.vision.tower, mixed.composer.vision.projector)
+            next(part.parameters()).dtype for part in (mixed.gallery.vision.tower, mixed.gallery.vision.projector)
         ]
         assert dtypes == [getattr(torch, place.dtype) for place in (tower, projector)]
         assert mixed.engine.model.dtype == getattr(torch, language.dtype)
-        prompts.append(mixed.composer.prompt(["Q", drawn(1)]))
-        (seen,), (wanted,) = (one.composer.vision.encode([drawn(1)]) for one in (mixed, exact))
+        prompts.append(prompt_of(mixed.composer, ["Q", drawn(1)]))
+        (seen,), (wanted,) = (rows_of(one.gallery.vision, [drawn(1)]) for one in (mixed, exact))
         error = (seen.float() - wanted).norm() / wanted.norm()
         assert error < 0.03
         assert (error == 0) == (tower == projector == EXACT)
         with torch.inference_mode():
             ours = mixed.engine.model(inputs_embeds=prompts[-1].splice(mixed.engine.embed)[None]).logits[0, -1].float()
             true = exact.engine.model(
-                inputs_embeds=exact.composer.prompt(["Q", drawn(1)]).splice(exact.engine.embed)[None]
+                inputs_embeds=prompt_of(exact.composer, ["Q", drawn(1)]).splice(exact.engine.embed)[None]
             )
         assert (ours - true.logits[0, -1]).norm() / true.logits[0, -1].norm() < 0.1
 
@@ -233,7 +233,7 @@ def test_mixed_placements_stay_close_and_each_part_has_its_own(hf15: Path, drawn
 def test_bfloat16_gives_the_tokens_of_transformers_in_bfloat16(hf15: Path, drawn: Drawn) -> None:
     llava = trifocal.load(checkpoint=str(hf15), tower=EXACT, projector=EXACT, language=HALF)
     language = LlavaForConditionalGeneration.from_pretrained(hf15, dtype=torch.bfloat16).eval()
-    prompt = llava.composer.prompt([drawn(1), "What is shown here?"])
+    prompt = prompt_of(llava.composer, [drawn(1), "What is shown here?"])
     spliced = prompt.splice(language.get_input_embeddings())
     wanted = language.model.language_model
     with torch.no_grad():
@@ -272,7 +272,9 @@ def test_two_pictures_give_two_logits(
     llava = hf_pair[0] if family == "hf15" else v0_pair[0]
     with torch.inference_mode():
         one, two = (
-            llava.engine.model(inputs_embeds=llava.composer.prompt([drawn(n), "Q"]).splice(llava.engine.embed)[None])
+            llava.engine.model(
+                inputs_embeds=prompt_of(llava.composer, [drawn(n), "Q"]).splice(llava.engine.embed)[None]
+            )
             for n in (1, 2)
         )
     assert (one.logits[0, -1] - two.logits[0, -1]).abs().max() > 1e-3
@@ -288,4 +290,4 @@ def test_pickled_projectors_need_the_flag(tmp_path: Path) -> None:
     with pytest.raises(trifocal.CheckpointError, match="allow-pickle"):
         trifocal.load(**values)
     with trifocal.load(**values, allow_pickle=True) as llava:
-        assert llava.composer.vision.hidden == 64
+        assert llava.gallery.vision.hidden == 64

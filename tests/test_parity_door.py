@@ -13,6 +13,7 @@ import torch
 import trifocal
 from door_models import DOORS, NEWCOMERS, make_door
 from doors import EXACT, Door, load_door
+from seeing import count, prompt_of
 from trifocal.checkpoints import from_folder
 from trifocal.checkpoints.door import MISFITS
 from trifocal.errors import CheckpointError, UsageError
@@ -40,10 +41,10 @@ def parts_of(order: str, drawn: Drawn) -> list[str | Image]:
 def test_ids_rows_logits_and_tokens_are_those_of_transformers(door: Door, drawn: Drawn, order: str) -> None:
     parts = parts_of(order, drawn)
     inputs = door.theirs(parts)
-    prompt = door.llava.composer.prompt(door.ours(parts))
+    prompt = prompt_of(door.llava.composer, door.ours(parts))
     token = door.model.config.image_token_id
     assert prompt.ids(token) == inputs["input_ids"][0].tolist()
-    assert len(prompt) == door.llava.composer.count(door.ours(parts))
+    assert len(prompt) == len(door.llava.composer.outline(door.ours(parts)))
 
     wanted = door.model(**inputs).logits[0]
     torch.testing.assert_close(door.logits(prompt), wanted, atol=1e-4, rtol=0)
@@ -54,7 +55,7 @@ def test_ids_rows_logits_and_tokens_are_those_of_transformers(door: Door, drawn:
 
 
 def test_its_parts_are_told_and_are_one(door: Door) -> None:
-    (part,) = door.llava.composer.vision.parts
+    (part,) = door.llava.gallery.vision.parts
     assert "tower and projector" in part.what
     speaking = sum(tensor.nbytes for name, tensor in door.model.named_parameters() if "language_model" in name)
     whole = sum(tensor.nbytes for tensor in door.model.parameters())
@@ -68,7 +69,7 @@ def test_a_conversation_is_answered_and_a_video_refused(door: Door, drawn: Drawn
     source = str(door.llava.checkpoint.tower.source)
     with trifocal.load(checkpoint=source, template="plain") as llava:
         reply = llava.complete([llava.question("What?", [drawn(1, 70, 40)])], Sampling(max_tokens=3, ignore_end=True))
-        assert reply.end.image_tokens == llava.composer.vision.positions(drawn(1, 70, 40))
+        assert reply.end.image_tokens == count(llava.gallery.vision, drawn(1, 70, 40))
         with pytest.raises(trifocal.BadImage, match="not videos"):
             llava.complete([llava.question("What?", [from_frames([drawn(1), drawn(2)])])])
 
@@ -86,7 +87,7 @@ def test_its_own_chat_template_is_the_one_it_speaks(door: Door, drawn: Drawn) ->
     with trifocal.load(checkpoint=str(source)) as llava:
         assert llava.template.name == "checkpoint"
         parts = llava.template.render([llava.question("What?", [drawn(1, 70, 40)])])
-        ours = llava.composer.prompt(parts).ids(door.model.config.image_token_id)
+        ours = prompt_of(llava.composer, parts).ids(door.model.config.image_token_id)
     theirs = door.processor(text=f"user: {mark}What?;assistant:", images=[drawn(1, 70, 40).pixels], return_tensors="pt")
     assert ours == theirs["input_ids"][0].tolist()
 

@@ -12,10 +12,10 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 import trifocal
 from families import EXACT, SQUARE, Pair, inputs_of, load_pair
 from layouts import family, save_hf, save_original
+from seeing import count, prompt_of, rows_of
 from trifocal.errors import BadImage
 from trifocal.images import Image, from_frames
 from trifocal.messages import Sampling
-from trifocal.vision import pixels
 from trifocal.weights.tensors import part_weights
 
 Drawn = Callable[..., Image]
@@ -39,18 +39,19 @@ def test_pixels_and_rows_are_those_of_transformers(pair: Pair, drawn: Drawn, siz
     image = drawn(1, *size)
     theirs = inputs_of(pair, [image])["pixel_values"]
     theirs = theirs[0] if theirs.dim() == 5 else theirs
-    torch.testing.assert_close(pixels(image, pair.llava.checkpoint.preprocessing), theirs, atol=1e-6, rtol=0)
-    (ours,), (wanted,) = pair.llava.composer.vision.encode([image]), pair.reference_rows([image])
-    assert len(ours) == pair.llava.composer.vision.positions(image)
+    gallery = pair.llava.gallery
+    torch.testing.assert_close(gallery.vision.pixels(*gallery.looks([image])), theirs, atol=1e-6, rtol=0)
+    (ours,), (wanted,) = rows_of(pair.llava.gallery.vision, [image]), pair.reference_rows([image])
+    assert len(ours) == count(pair.llava.gallery.vision, image)
     torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=0)
 
 
 def test_several_pictures_are_seen_as_several(pair: Pair, drawn: Drawn) -> None:
     images = [drawn(1, 80, 60), drawn(2, 300, 91), drawn(3, 57, 170)]
-    vision = pair.llava.composer.vision
-    for ours, wanted in zip(vision.encode(images), pair.reference_rows(images), strict=True):
+    vision = pair.llava.gallery.vision
+    for ours, wanted in zip(rows_of(vision, images), pair.reference_rows(images), strict=True):
         torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=0)
-    alone = vision.encode(images[:1])[0]  # the cache holds the two ways of seeing apart
+    alone = rows_of(vision, images[:1])[0]  # the cache holds the two ways of seeing apart
     torch.testing.assert_close(alone, pair.reference_rows(images[:1])[0], atol=1e-5, rtol=0)
 
 
@@ -59,7 +60,7 @@ def test_logits_and_64_tokens_are_those_of_transformers(pair: Pair, drawn: Drawn
     seeds = iter(range(10))
     parts = [drawn(next(seeds), 70, 130) if word == "i" else "What is shown here?" for word in order.split()]
     llava, model = pair.llava, pair.made.model
-    prompt = llava.composer.prompt(parts)
+    prompt = prompt_of(llava.composer, parts)
     ids = torch.tensor([prompt.ids(model.config.image_token_id)])
     inputs = inputs_of(pair, [part for part in parts if isinstance(part, Image)])
     with torch.no_grad():
@@ -75,15 +76,15 @@ def test_a_video_is_its_frames(tmp_path: Path, drawn: Drawn) -> None:
     video = from_frames([drawn(seed, 90, 70) for seed in range(5)])
     frames = SiglipImageProcessorPil(size=SQUARE)(list(video.frames), return_tensors="pt")["pixel_values"]
     with trifocal.load(checkpoint=str(save_hf(made, tmp_path)), tower=EXACT, projector=EXACT, language=EXACT) as llava:
-        (ours,) = llava.composer.vision.encode([video])
+        (ours,) = rows_of(llava.gallery.vision, [video])
         with torch.no_grad():
             seen = made.model.get_video_features(
                 frames[None], vision_feature_layer=-1, vision_feature_select_strategy="full"
             )
         wanted = getattr(seen, "pooler_output", seen).flatten(0, -2)  # with the one newline at its end
-        assert len(ours) == llava.composer.vision.positions(video) == 5 * 4 + 1
+        assert len(ours) == count(llava.gallery.vision, video) == 5 * 4 + 1
         torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=0)
-        prompt = llava.composer.prompt([video, "What happens?"])
+        prompt = prompt_of(llava.composer, [video, "What happens?"])
         ids = torch.tensor([prompt.ids(made.model.config.video_token_id)])
         with torch.no_grad():
             theirs = made.model(input_ids=ids, pixel_values_videos=frames[None]).logits[0]

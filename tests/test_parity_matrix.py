@@ -18,6 +18,7 @@ from doors import Door, load_door
 from families import Pair, inputs_of, load_pair
 from gguf_layout import KINDS
 from layouts import LINEAR, QUANTISATIONS, ByHand
+from seeing import prompt_of, rows_of
 from trifocal.images import Image
 from trifocal.messages import Sampling
 
@@ -115,8 +116,8 @@ def _named(model: object) -> str:
 def measure(pair: Pair, image: Image) -> Measured:
     """One picture between two texts: rows, the greatest differences, and 64 greedy tokens."""
     llava, model = pair.llava, pair.made.model
-    ours, theirs = llava.composer.vision.encode([image])[0].cpu(), pair.reference_rows([image])[0]
-    prompt = llava.composer.prompt(["Look. ", image, "What is shown here?"])
+    ours, theirs = rows_of(llava.gallery.vision, [image])[0].cpu(), pair.reference_rows([image])[0]
+    prompt = prompt_of(llava.composer, ["Look. ", image, "What is shown here?"])
     ids = torch.tensor([prompt.ids(model.config.image_token_id)])
     inputs = inputs_of(pair, [image])
     wanted = model(input_ids=ids, **inputs).logits[0]
@@ -135,9 +136,9 @@ def measure(pair: Pair, image: Image) -> Measured:
 def measure_door(door: Door, image: Image) -> Measured:
     """The same of a family whose pictures transformers' own classes see."""
     parts = ["Look. ", image, "What is shown here?"]
-    inputs, prompt = door.theirs(parts), door.llava.composer.prompt(door.ours(parts))
+    inputs, prompt = door.theirs(parts), prompt_of(door.llava.composer, door.ours(parts))
     assert prompt.ids(door.model.config.image_token_id) == inputs["input_ids"][0].tolist()
-    ours = door.llava.composer.vision.encode([image])[0].cpu()
+    ours = rows_of(door.llava.gallery.vision, [image])[0].cpu()
     wanted = door.model(**inputs).logits[0]
     said = [token.id for token in door.llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True))]
     return Measured(

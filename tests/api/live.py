@@ -31,8 +31,8 @@ from trifocal.messages import Sampling
 from trifocal.model.composer import Composer
 from trifocal.model.llava import Llava
 from trifocal.prompt import Prompt
-from trifocal.timing import Timings
-from trifocal.vision import PatchGrid, View
+from trifocal.timing import step
+from trifocal.vision import Gallery, Look, PatchGrid, View
 from waiting import PATIENCE, until
 
 HIDDEN, POSITIONS = 8, 4
@@ -43,24 +43,17 @@ class MeanColour:
 
     hidden, identity = HIDDEN, "mean"
 
-    def __init__(self) -> None:
-        self._seen: set[str] = set()
+    def looks(self, images: Sequence[Image]) -> list[Look]:
+        return [Look(image, (POSITIONS,)) for image in images]
 
-    def encode(self, images: Sequence[Image], timings: Timings | None = None) -> list[torch.Tensor]:
-        with (timings or Timings()).step("tower"):
-            self._seen |= {image.digest for image in images}
-            return [torch.full((POSITIONS, HIDDEN), _mean(image)) for image in images]
+    def see(self, looks: Sequence[Look]) -> list[torch.Tensor]:
+        with step("tower"):
+            return [torch.full((POSITIONS, HIDDEN), _mean(look.image)) for look in looks]
 
-    def positions(self, image: Image, among: int = 1) -> int:
-        return POSITIONS
+    def views(self, look: Look) -> list[View]:
+        return [View(look.image.on((0, 0, 0)).resize((2, 2)), "whole", (0.0, 0.0, 1.0, 1.0))]
 
-    def cached(self, image: Image, among: int = 1) -> bool:
-        return image.digest in self._seen
-
-    def views(self, image: Image, among: int = 1) -> list[View]:
-        return [View(image.on((0, 0, 0)).resize((2, 2)), "whole", (0.0, 0.0, 1.0, 1.0))]
-
-    def grids(self, image: Image, among: int = 1) -> list[PatchGrid]:
+    def grids(self, look: Look) -> list[PatchGrid]:
         return [PatchGrid(0, 2, 2, 2, (0.0, 0.0, 1.0, 1.0))]
 
 
@@ -105,7 +98,7 @@ class Watching(Echo):
 
 def make_llava(engine: Echo | None = None) -> Llava:
     engine = engine or Echo(hidden=HIDDEN)
-    composer = Composer(engine.tokenizer, MeanColour())
+    composer = Composer(engine.tokenizer, Gallery(MeanColour()))
     checkpoint = replace(find_checkpoint("thimble"), name="echo")
     return Llava(checkpoint, composer, engine, get_template("llava_v1"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.errors import CheckpointError
 from trifocal.images import Image
 from trifocal.model.composer import Composer
+from trifocal.vision import Gallery, Look
 
 OPENAI_CLIP = {  # openai/clip-vit-large-patch14
     "model_type": "clip",
@@ -182,13 +183,11 @@ class Counted:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.rows = checkpoint.tower.patches
 
-    def positions(self, image: Image, among: int = 1) -> int:
-        return self.rows
+    def looks(self, images: Sequence[Image]) -> list[Look]:
+        return [Look(image, (self.rows,)) for image in images]
 
-    def encode(self, images: object, timings: object = None) -> list[torch.Tensor]:
+    def see(self, looks: object) -> list[torch.Tensor]:
         raise AssertionError("counting looks at no picture")
-
-    cached = encode
 
 
 @pytest.mark.parametrize("pads", [False, True])
@@ -207,8 +206,10 @@ def test_v0_pictures_take_258_positions_whatever_the_ids(
     ours = FileTokenizer(tmp_path / "llama")
     first = tokenizer.get_vocab_size() - 3
     assert [ours.token(name) for name in added[-3:]] == [first, first + 1, first + 2]
-    composer = Composer(ours, Counted(checkpoint), image_start=checkpoint.image_start, image_end=checkpoint.image_end)
-    assert composer.count([drawn(1)]) - composer.count([""]) == 258
+    composer = Composer(
+        ours, Gallery(Counted(checkpoint)), image_start=checkpoint.image_start, image_end=checkpoint.image_end
+    )
+    assert len(composer.outline([drawn(1)])) - len(composer.outline([""])) == 258
 
 
 def test_an_original_folder_says_where_its_tower_is(tmp_path: Path) -> None:

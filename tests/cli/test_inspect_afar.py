@@ -12,6 +12,7 @@ from click.testing import CliRunner
 import trifocal as package
 from layouts import LINEAR, family, quantised, save_hf, save_original
 from little_hub import LittleHub, running_hub, trifocal
+from seeing import count
 from trifocal.checkpoints import find_checkpoint
 from trifocal.cli.inspect import expected_facts, inspect, part_facts
 from trifocal.errors import UsageError
@@ -74,8 +75,8 @@ def test_every_family_is_told(tmp_path: Path, name: str) -> None:
 def test_a_fit_of_ones_own(tmp_path: Path, drawn: Callable[..., Image], fit: str) -> None:
     folder = save_hf(family("1.6-vicuna"), tmp_path)
     with package.load(checkpoint=str(folder), fit=fit) as llava:
-        assert llava.composer.vision.positions(drawn(1, 300, 100)) == 16
-        (view,) = llava.composer.vision.views(drawn(1, 300, 100))
+        assert count(llava.gallery.vision, drawn(1, 300, 100)) == 16
+        (view,) = llava.gallery.vision.views(*llava.gallery.looks([drawn(1, 300, 100)]))
         assert view.picture.size == (56, 56)
     with pytest.raises(UsageError, match="known: crop, pad, stretch"):
         package.load(checkpoint=str(folder), fit="squeeze")

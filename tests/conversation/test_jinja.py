@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from test_templates import BLUE, GOLDEN, RED, written
 
 from checkpoint_maker import V0
+from seeing import prompt_of
 from trifocal import load
 from trifocal.conversation.jinja import JinjaTemplate, find_template
 from trifocal.conversation.sandbox import rendered
@@ -331,7 +332,7 @@ def test_a_model_speaks_through_a_users_template(v0: V0, tmp_path: Path) -> None
     file.write_text("{{ bos_token }}<|not_a_token|>" + CHATML)
     parts = {"tower_from": str(v0.tower), "projector_from": str(v0.projector)}
     with load(checkpoint=str(v0.language), engine="echo", template=str(file), **parts) as llava:
-        prompt = llava.composer.prompt(llava.template.render([Message("user", (RED, "Q"))]))
+        prompt = prompt_of(llava.composer, llava.template.render([Message("user", (RED, "Q"))]))
         begin = llava.engine.tokenizer.token("<s>")
         assert [token for token in prompt.token_ids if token == begin] == [begin]
         said = llava.complete([Message("user", (RED, "say </s>"))]).text

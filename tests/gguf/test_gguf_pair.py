@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from seeing import count, rows_of
 from trifocal.checkpoints import find_checkpoint, load_language
 from trifocal.engines.transformers import load
 from trifocal.errors import CheckpointError
@@ -84,7 +85,7 @@ def test_it_answers_as_the_model_it_was_made_of(pair: Any) -> None:
 def test_it_sees_as_the_tower_it_was_made_of(pair: Any, drawn: Any) -> None:
     checkpoint = find_checkpoint(str(pair[0]))
     vision = load_vision(checkpoint, CPU, CPU)
-    rows = vision.encode([drawn(0)])[0]
+    rows = rows_of(vision, [drawn(0)])[0]
     assert rows.shape == (4, maker.HIDDEN)
     assert bool(rows.isfinite().all())
     tower = part_weights(checkpoint.tower.source, "tower")
@@ -112,8 +113,8 @@ def test_a_pair_of_1_6_sees_in_tiles(pair: Any, tmp_path: Path, drawn: Any) -> N
     assert (checkpoint.family, checkpoint.template) == ("llava-1.6", "llava_v1")
     vision = load_vision(checkpoint, CPU, CPU)
     picture = drawn(1, 84, 28)
-    (rows,) = vision.encode([picture])
-    assert len(rows) == vision.positions(picture) == 4 + 2 * 7
+    (rows,) = rows_of(vision, [picture])
+    assert len(rows) == count(vision, picture) == 4 + 2 * 7
     ends = rows[4:].view(2, 7, -1)[:, -1]
     torch.testing.assert_close(ends, torch.from_numpy(newline).float().expand(2, -1), atol=1e-6, rtol=0)
     tower = eyes.model()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import trifocal
+from seeing import prompt_of
 from trifocal.checkpoints import from_folder
 from trifocal.messages import Message, Sampling
 from trifocal.model.llava import Llava
@@ -73,11 +74,9 @@ def test_it_opens_in_stock_transformers_and_says_the_same(llava: Llava) -> None:
     stock = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     picture = trifocal.open_image(ROOT / "docs" / "example.png")
     parts = llava.template.render([llava.question("What is in this picture?", [picture])])
-    prompt = llava.composer.prompt(parts)
-    from trifocal.vision import pixels
-
+    prompt = prompt_of(llava.composer, parts)
     ids = torch.tensor([prompt.ids(stock.config.image_token_index)])
-    values = pixels(picture, llava.checkpoint.preprocessing)
+    values = llava.gallery.vision.pixels(*llava.gallery.looks([picture]))
     with torch.no_grad():
         theirs = stock(input_ids=ids, pixel_values=values).logits[0]
         ours = llava.engine.model(inputs_embeds=prompt.splice(llava.engine.embed)[None]).logits[0]

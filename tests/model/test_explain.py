@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import trifocal
+from seeing import prompt_of
 from trifocal.engines import transformers as engine_module
 from trifocal.engines.echo import Bytes, Echo
 from trifocal.engines.transformers import Transformers
@@ -40,7 +41,7 @@ def talk(llava: Llava) -> list[Message]:
 
 
 def spans(llava: Llava, talk: Sequence[Message]) -> tuple[Prompt, list[int]]:
-    prompt = llava.composer.prompt(llava.template.render(talk[:-1]))
+    prompt = prompt_of(llava.composer, llava.template.render(talk[:-1]))
     return prompt, llava.engine.tokenizer.encode(talk[-1].text, start=False)
 
 

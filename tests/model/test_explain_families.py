@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from families import Pair, load_pair
+from seeing import prompt_of, rows_of
 from trifocal.engines.transformers import Transformers
 from trifocal.images import Image
 from trifocal.messages import Message
@@ -27,11 +28,11 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("sizes", [[(80, 60)], [(57, 170)], [(300, 91), (60, 80)]])
 def test_every_row_but_newlines_looks_somewhere(pair: Pair, drawn: Drawn, sizes: list[tuple[int, int]]) -> None:
     images = [drawn(at, *size) for at, size in enumerate(sizes)]
-    vision = pair.llava.composer.vision
+    vision = pair.llava.gallery.vision
     assert isinstance(vision, Showing)
     newline = getattr(vision, "newline", None)
-    for image, rows in zip(images, vision.encode(images), strict=True):
-        grids = vision.grids(image, len(images))
+    for look, rows in zip(vision.looks(images), rows_of(vision, images), strict=True):
+        grids = vision.grids(look)
         told = [
             grid.start + row * grid.step + column
             for grid in grids
@@ -70,7 +71,7 @@ def test_the_attention_is_the_models_own(pair: Pair, drawn: Drawn) -> None:
     engine = llava.engine
     assert isinstance(engine, Transformers)
     talk = [llava.question("What is here?", [drawn(1, 300, 91)])]
-    prompt = llava.composer.prompt(llava.template.render(talk))
+    prompt = prompt_of(llava.composer, llava.template.render(talk))
     ids = engine.tokenizer.encode(ANSWER, start=False)
     before = engine.model.config._attn_implementation
     told = engine.attention(prompt, ids)

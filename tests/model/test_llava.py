@@ -9,6 +9,7 @@ import pytest
 
 import trifocal
 from checkpoint_maker import V0
+from seeing import prompt_of
 from trifocal.conversation.templates import Control
 from trifocal.engines.echo import Bytes
 from trifocal.errors import BadMessages, CheckpointError, PromptTooLong, UnknownName, UsageError
@@ -92,7 +93,7 @@ def test_whole_oldest_exchanges_go_when_the_context_is_full_and_it_is_told(v0: V
     assert 1 <= end.images < 13
     assert "oldest messages" in end.left_out[0]
     kept = llava.template.render([turns[0], *turns[-2 * (end.images - 1) - 1 :]])
-    assert llava.composer.count(kept) == end.prompt_tokens
+    assert len(llava.composer.outline(kept)) == end.prompt_tokens
     assert end.prompt_tokens + 50 + PICTURE > 700 - 60
 
 
@@ -100,7 +101,7 @@ def test_a_last_question_that_can_not_fit_is_refused_before_a_picture_is_seen(v0
     llava = echoing(v0, context=200)
     with pytest.raises(PromptTooLong, match="context is 200"):
         llava.stream([llava.question("x" * 300, [drawn(5)])])
-    assert not llava.composer.vision.cached(drawn(5))
+    assert not llava.gallery.knows(*llava.gallery.looks([drawn(5)]))
 
 
 def test_refusals_come_before_the_stream(llava: Llava, drawn: Drawn) -> None:
@@ -135,25 +136,25 @@ def test_parts_are_continued_without_a_template(llava: Llava, drawn: Drawn) -> N
 
 def test_the_frame_and_the_order_of_a_prompt(llava: Llava, drawn: Drawn) -> None:
     tokens = Bytes()
-    prompt = llava.composer.prompt(["a \n", drawn(1), "\n b", Control("</s>"), drawn(2)])
+    prompt = prompt_of(llava.composer, ["a \n", drawn(1), "\n b", Control("</s>"), drawn(2)])
     patch, start, end = (tokens.token(name) for name in ("<im_patch>", "<im_start>", "<im_end>"))
     bos, eos = tokens.token("<s>"), tokens.token("</s>")
     picture = [start, *[patch] * 16, end]
     text = [tokens.encode(word, start=False) for word in ("a", "b")]  # v0 strips beside pictures
     assert prompt.ids(patch) == [bos, *text[0], *picture, *text[1], eos, *picture]
-    assert llava.composer.count(["a \n", drawn(1), "\n b", Control("</s>"), drawn(2)]) == len(prompt)
+    assert len(llava.composer.outline(["a \n", drawn(1), "\n b", Control("</s>"), drawn(2)])) == len(prompt)
 
 
 def test_a_prompt_that_begins_with_a_picture_begins_with_the_start_token(llava: Llava, drawn: Drawn) -> None:
-    assert llava.composer.prompt([drawn(1)]).ids(0)[0] == Bytes().token("<s>")
-    assert llava.composer.prompt([]).ids(0) == [Bytes().token("<s>")]
+    assert prompt_of(llava.composer, [drawn(1)]).ids(0)[0] == Bytes().token("<s>")
+    assert prompt_of(llava.composer, []).ids(0) == [Bytes().token("<s>")]
 
 
 def test_a_control_token_that_is_not_there_is_refused(llava: Llava) -> None:
     with pytest.raises(UsageError, match="no token <nonsense>"):
-        llava.composer.prompt([Control("<nonsense>")])
+        prompt_of(llava.composer, [Control("<nonsense>")])
     with pytest.raises(UsageError, match="no token <start>"):
-        Composer(Bytes(), llava.composer.vision, image_start="<start>")
+        Composer(Bytes(), llava.gallery, image_start="<start>")
 
 
 def test_what_can_not_be_loaded_is_refused_by_name(v0: V0, hf15: Path) -> None:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, CLIPVisionModel, LlavaForConditio
 import trifocal
 from checkpoint_maker import TEXT, V0, llama_tokenizer, make_hf15, make_v0, save_tokenizer, tensors_of
 from layouts import family, save_hf, save_original
+from seeing import rows_of
 from trifocal.checkpoints import find_checkpoint, load_language
 from trifocal.cli import cli
 from trifocal.errors import CheckpointError, UsageError
@@ -355,7 +356,7 @@ def test_newer_families_are_split_and_see_the_same(tmp_path: Path, drawn: Any, n
         assert (other.template, other.checkpoint.preprocessing) == (one.template, one.checkpoint.preprocessing)
         assert other.checkpoint.family == one.checkpoint.family
         for images in ([drawn(1, 300, 91)], [drawn(2, 70, 80), drawn(3, 60, 60)]):
-            seen = zip(one.composer.vision.encode(images), other.composer.vision.encode(images), strict=True)
+            seen = zip(rows_of(one.gallery.vision, images), rows_of(other.gallery.vision, images), strict=True)
             assert all(torch.equal(first, second) for first, second in seen)
 
 

@@ -14,6 +14,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen3VL
 import trifocal
 from checkpoint_maker import TEXT
 from door_models import NEWCOMERS, make_door
+from seeing import rows_of
 from trifocal.checkpoints import door as known
 from trifocal.errors import CheckpointError
 from trifocal.images import Image
@@ -29,21 +30,21 @@ def test_no_line_of_ours_names_the_newcomers() -> None:
     assert [name for name in NEWCOMERS if name in text] == []
 
 
-def seen(kind: str, folder: Path) -> DoorVision:
+def door_of(kind: str, folder: Path) -> DoorVision:
     make_door(kind, folder)
     places = dict.fromkeys(("tower", "projector", "language"), EXACT)
     with trifocal.load(checkpoint=str(folder), template="plain", **places) as llava:
-        assert isinstance(llava.composer.vision, DoorVision)
-        return llava.composer.vision
+        assert isinstance(llava.gallery.vision, DoorVision)
+        return llava.gallery.vision
 
 
 def test_tokens_whose_rows_are_replaced_are_found_out(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="ovis2 can't be read: tokens beside a picture don't come"):
-        seen("ovis2", tmp_path)
+        door_of("ovis2", tmp_path)
 
 
 def test_another_mask_is_found_out(tmp_path: Path) -> None:
-    vision = seen("gemma3", tmp_path)
+    vision = door_of("gemma3", tmp_path)
     vision.check("images")
     for attention in ("causal", "prompt"):
         with pytest.raises(CheckpointError, match="gemma3 can't be read: its positions see each other in another way"):
@@ -51,16 +52,16 @@ def test_another_mask_is_found_out(tmp_path: Path) -> None:
 
 
 def test_a_family_said_to_attend_otherwise_is_found_out(tmp_path: Path) -> None:
-    vision = seen("idefics3", tmp_path)
+    vision = door_of("idefics3", tmp_path)
     vision.check("causal")
     with pytest.raises(CheckpointError, match="its positions see each other in another way"):
         vision.check("images")
 
 
 def test_rows_that_are_not_the_projectors_are_found_out(tmp_path: Path, drawn: Callable[..., Image]) -> None:
-    vision = seen("deepseek_vl", tmp_path)
+    vision = door_of("deepseek_vl", tmp_path)
     inputs = vision.processor.inputs(drawn(1).pixels)
-    rows = vision.encode([drawn(1)])[0]
+    rows = rows_of(vision, [drawn(1)])[0]
     assert probe.misfit(vision.model, inputs, rows, "causal") is None
     assert "as its projector makes them" in str(probe.misfit(vision.model, inputs, rows * 1.1, "causal"))
     assert "15 rows of a picture that has 16 tokens" in str(probe.misfit(vision.model, inputs, rows[1:], "causal"))

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import trifocal
+from seeing import rows_of
 from trifocal.checkpoints import find_checkpoint
 from trifocal.cli import cli
 from trifocal.errors import MissingExtra, UnknownName, UsageError
@@ -68,8 +69,8 @@ def test_the_vision_of_the_page_is_ten_lines_and_works(install: Install, vicuna:
         one, other = drawn(1), drawn(2)
         reply = llava.complete([llava.question("Which colour?", [one, other])], trifocal.Sampling(max_tokens=3))
         assert reply.end.positions == (1, 1)
-        assert llava.composer.vision.cached(one)
-        first, second = llava.composer.vision.encode([one, other])
+        assert llava.gallery.knows(*llava.gallery.looks([one]))
+        first, second = rows_of(llava.gallery.vision, [one, other])
         assert first.shape == (1, llava.engine.hidden)
         assert not first.equal(second)
 
@@ -100,7 +101,7 @@ def test_what_a_package_lacks_or_gets_wrong_is_told(install: Install, vicuna: Pa
     install("wrong", wrong, "trifocal.visions", "wrong")
     with (
         trifocal.load(checkpoint=str(vicuna), vision="wrong") as llava,
-        pytest.raises(UsageError, match=r"made rows of \[1, 64\], \[2, 64\] were reckoned with"),
+        pytest.raises(UsageError, match=r"made rows of \[1, 64\], \[2, 64\] were promised"),
     ):
         llava.complete([llava.question("What?", [drawn(1)])])
 

@@ -12,8 +12,9 @@ from PIL import Image as Pictures
 
 from trifocal.checkpoints import Frames, Preprocessing, Tiling, Tower
 from trifocal.images import Image, from_frames, from_pil
-from trifocal.vision import Box, PatchGrid, View, patch_grids, shown_views
-from trifocal.vision.tiles import grid_of, pack, pack_frames
+from trifocal.vision import Box, PatchGrid, View, way_of
+from trifocal.vision.frames import pack_frames
+from trifocal.vision.tiles import grid_of, pack
 
 SIDE, PATCH = 56, 14
 TOWER = Tower(Path(), 8, 2, 2, 16, SIDE, PATCH)
@@ -51,6 +52,15 @@ def preprocessing(fit: str, tiles: Tiling | None = None) -> Preprocessing:
 
 
 TILED = preprocessing("pad", Tiling(PINPOINTS))
+
+
+def shown_views(image: Image, how: Preprocessing, alone: bool = True) -> list[View]:
+    way = way_of(image, how, TOWER, alone=alone)
+    return [View(square, *box) for square, box in zip(way.squares(image), way.boxes(), strict=True)]
+
+
+def patch_grids(image: Image, tower: Tower, how: Preprocessing, alone: bool = True) -> list[PatchGrid]:
+    return way_of(image, how, tower, alone=alone).grids()
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -126,11 +136,11 @@ def test_what_is_narrower_than_a_patch_is_not_looked_at() -> None:
 
 
 def test_several_pictures_are_not_cut_where_only_a_lone_one_is() -> None:
-    alone = preprocessing("pad", Tiling(PINPOINTS, alone=True))
+    lone = preprocessing("pad", Tiling(PINPOINTS, alone=True))
     image = compass(300, 200)
-    assert len(patch_grids(image, TOWER, alone, among=1)) == 2
-    assert [grid.rows for grid in patch_grids(image, TOWER, alone, among=2)] == [4]
-    assert [view.title for view in shown_views(image, alone, among=2)] == ["whole"]
+    assert len(patch_grids(image, TOWER, lone)) == 2
+    assert [grid.rows for grid in patch_grids(image, TOWER, lone, alone=False)] == [4]
+    assert [view.title for view in shown_views(image, lone, alone=False)] == ["whole"]
 
 
 def test_a_video_is_its_frames() -> None:

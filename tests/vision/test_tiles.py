@@ -13,7 +13,8 @@ from PIL import Image as Pictures
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 from trifocal.checkpoints import Frames, Tiling
-from trifocal.vision.tiles import canvas_of, frame_side, grid_of, pack, pack_frames, positions, tiles_of
+from trifocal.vision.frames import frame_side, pack_frames
+from trifocal.vision.tiles import canvas_of, grid_of, pack, positions, tiles_of
 
 ORIGINAL = Tiling(((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)))
 HF = replace(ORIGINAL, pinpoints=tuple((high, wide) for wide, high in ORIGINAL.pinpoints), digits=7)

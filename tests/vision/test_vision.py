@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +15,13 @@ from PIL import Image as Pictures
 from safetensors.torch import save_file
 
 from checkpoint_maker import V0, make_hf15, make_v0, tensors_of
+from seeing import count, rows_of
 from trifocal.checkpoints import Checkpoint, Preprocessing, from_folder
 from trifocal.errors import CheckpointError, OutOfMemory
 from trifocal.images import Image, from_pil
 from trifocal.placement import Placement
 from trifocal.timing import Timings
-from trifocal.vision import BATCH, FeatureCache, LlavaVision, VisionTransformer, load_vision, pixels, placing, shown
+from trifocal.vision import BATCH, LlavaVision, VisionTransformer, load_vision, pixels, placing, shown
 
 CPU = Placement("cpu", "float32")
 Drawn = Callable[..., Image]
@@ -52,7 +52,8 @@ def own(hf15: Path, tmp_path: Path) -> Path:
     ],
 )
 def test_pixel_values_of_plain_colours(colour: tuple[int, int, int], values: tuple[float, float, float]) -> None:
-    made = pixels(plain(colour, 70, 90), Preprocessing(56, "crop"))[0]
+    how = Preprocessing(56, "crop")
+    made = pixels([shown(plain(colour, 70, 90), how)], how)[0]
     assert made.shape == (3, 56, 56)
     assert made.dtype == torch.float32
     wanted = torch.tensor(values)[:, None, None].expand(3, 56, 56)
@@ -85,107 +86,43 @@ def test_only_the_blocks_that_are_needed_are_built(hf15: Path) -> None:
 
 def test_every_step_is_timed_and_counted(hf15: Path, drawn: Drawn) -> None:
     vision, timings = loaded(hf15), Timings()
-    (rows,) = vision.encode([drawn(1)], timings)
+    with timings.collected():
+        (rows,) = rows_of(vision, [drawn(1)])
     assert set(timings) == {"preprocess", "tower", "projector"}
-    assert rows.shape == (vision.positions(drawn(1)), vision.hidden) == (16, 64)
-    again = Timings()
-    vision.encode([drawn(1)], again)
-    assert again == {}
+    assert rows.shape == (count(vision, drawn(1)), vision.hidden) == (16, 64)
+    before = dict(timings)
+    rows_of(vision, [drawn(1)])
+    assert timings == before
 
 
 def test_a_picture_seen_alone_and_among_others_is_the_same(hf15: Path, drawn: Drawn) -> None:
     images = [drawn(seed) for seed in range(2 * BATCH + 3)]
-    together, vision = loaded(hf15).encode(images), loaded(hf15)
+    together, vision = rows_of(loaded(hf15), images), loaded(hf15)
     for image, rows in zip(images, together, strict=True):
-        torch.testing.assert_close(vision.encode([image])[0], rows, atol=1e-5, rtol=0)
+        torch.testing.assert_close(rows_of(vision, [image])[0], rows, atol=1e-5, rtol=0)
     assert not torch.allclose(together[0], together[1], atol=1e-2)
 
 
 def test_nothing_seen_is_nothing(hf15: Path) -> None:
-    assert loaded(hf15).encode([]) == []
+    assert rows_of(loaded(hf15), []) == []
 
 
-def test_only_pictures_that_are_not_known_are_looked_at(
+def test_the_tower_sees_pictures_of_several_prompts_together(
     hf15: Path, drawn: Drawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vision = loaded(hf15)
     batches: list[int] = []
     tower = vision.tower.forward
     monkeypatch.setattr(vision.tower, "forward", lambda values: batches.append(len(values)) or tower(values))
-    one, two, three = drawn(1), drawn(2), drawn(3)
-    first = vision.encode([one, two, one])
-    assert batches == [2]
-    assert first[0] is first[2]
-    assert (vision.cached(one), vision.cached(three)) == (True, False)
-    second = vision.encode([three, two, one])
-    assert batches == [2, 1]
-    assert torch.equal(second[2], first[0])
-    assert torch.equal(second[1], first[1])
-    assert len(vision.encode([drawn(seed) for seed in range(10, 10 + BATCH + 1)])) == BATCH + 1
-    assert batches[2:] == [BATCH, 1]
+    prompts = [[drawn(1)], [drawn(2), drawn(3)], [drawn(seed) for seed in range(4, 10)]]
+    assert len(vision.see([look for images in prompts for look in vision.looks(images)])) == 9
+    assert batches == [BATCH, 1]
 
 
 def test_rows_do_not_carry_gradients(hf15: Path, drawn: Drawn) -> None:
-    (rows,) = loaded(hf15).encode([drawn(1)])
+    (rows,) = rows_of(loaded(hf15), [drawn(1)])
     assert not rows.requires_grad
     assert torch.is_grad_enabled()
-
-
-def test_threads_see_a_picture_once(hf15: Path, drawn: Drawn) -> None:
-    vision = loaded(hf15)
-    batches: list[int] = []
-    tower = vision.tower.forward
-    vision.tower.forward = lambda values: batches.append(len(values)) or tower(values)
-    found: list[list[torch.Tensor]] = []
-    images = [drawn(1), drawn(2)]
-    threads = [threading.Thread(target=lambda: found.append(vision.encode(images))) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 8
-    assert batches == [2]
-    assert all(torch.equal(rows[0], found[0][0]) and torch.equal(rows[1], found[0][1]) for rows in found)
-
-
-ROW = torch.ones(2, 8)  # 64 bytes
-
-
-def test_the_cache_forgets_what_was_seen_longest_ago(drawn: Drawn) -> None:
-    cache = FeatureCache(2 * ROW.nbytes)
-    looked: list[str] = []
-
-    def see(images: list[Image]) -> list[torch.Tensor]:
-        looked.extend(image.name for image in images)
-        return [ROW.clone() for _ in images]
-
-    one, two, three = drawn(1), drawn(2), drawn(3)
-    cache.fill([one, two], see)
-    cache.fill([one], see)
-    cache.fill([three], see)
-    assert [cache.has(image) for image in (one, two, three)] == [True, False, True]
-    assert (len(cache), cache.nbytes) == (2, 2 * ROW.nbytes)
-    assert looked == [one.name, two.name, three.name]
-
-
-@pytest.mark.parametrize("limit", [0, 1, ROW.nbytes - 1])
-def test_a_cache_with_no_room_still_answers(drawn: Drawn, limit: int) -> None:
-    cache = FeatureCache(limit)
-    rows = cache.fill([drawn(1), drawn(2), drawn(1)], lambda images: [ROW * at for at in range(len(images))])
-    assert [float(one[0, 0]) for one in rows] == [0, 1, 0]
-    assert (len(cache), cache.nbytes) == (0, 0)
-
-
-def test_a_look_that_fails_leaves_nothing_behind(drawn: Drawn) -> None:
-    cache = FeatureCache(1 << 20)
-
-    def fail(images: list[Image]) -> list[torch.Tensor]:
-        raise OutOfMemory("no room")
-
-    with pytest.raises(OutOfMemory):
-        cache.fill([drawn(1)], fail)
-    assert len(cache) == 0
-    assert len(cache.fill([drawn(1)], lambda images: [ROW])) == 1
 
 
 def changed_weight(folder: Path, name: str) -> Path:
@@ -231,7 +168,7 @@ def test_each_part_has_its_own_precision(v0: V0, drawn: Drawn) -> None:
     mixed = load_vision(checkpoint, Placement("cpu", "bfloat16"), CPU)
     dtypes = [{value.dtype for value in part.parameters()} for part in (mixed.tower, mixed.projector)]
     assert dtypes == [{torch.bfloat16}, {torch.float32}]
-    (ours,), (wanted,) = mixed.encode([drawn(1)]), exact.encode([drawn(1)])
+    (ours,), (wanted,) = rows_of(mixed, [drawn(1)]), rows_of(exact, [drawn(1)])
     assert ours.dtype == torch.float32
     assert 0 < (ours - wanted).norm() / wanted.norm() < 0.03
 
@@ -258,8 +195,7 @@ def test_no_room_is_told_with_the_part(
 
     monkeypatch.setattr(vision.tower if part == "vision tower" else vision.projector, "forward", full)
     with pytest.raises(OutOfMemory, match=f"{part}: its device has no room"):
-        vision.encode([drawn(1)])
-    assert not vision.cached(drawn(1))
+        rows_of(vision, [drawn(1)])
 
 
 def test_no_room_while_loading_is_told_with_the_part(hf15: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +215,7 @@ def test_other_errors_of_torch_stay_what_they_are(hf15: Path, drawn: Drawn, monk
 
     monkeypatch.setattr(vision.tower, "forward", broken)
     with pytest.raises(RuntimeError, match="shapes"):
-        vision.encode([drawn(1)])
+        rows_of(vision, [drawn(1)])
 
 
 TOWER = "vision_tower.vision_model.encoder.layers.1.mlp.fc1.weight"
@@ -314,11 +250,11 @@ def test_tensors_that_do_not_fit_are_named(
 
 
 def test_the_layers_that_are_not_needed_may_be_missing(own: Path, drawn: Drawn) -> None:
-    (wanted,) = loaded(own).encode([drawn(1)])
+    (wanted,) = rows_of(loaded(own), [drawn(1)])
     unused = ("vision_tower.vision_model.encoder.layers.3.", "vision_tower.vision_model.post_layernorm.")
     tensors = {name: value for name, value in tensors_of(own).items() if not name.startswith(unused)}
     save_file(tensors, own / "model.safetensors")
-    (rows,) = loaded(own).encode([drawn(1)])
+    (rows,) = rows_of(loaded(own), [drawn(1)])
     assert torch.equal(rows, wanted)
 
 
@@ -369,10 +305,10 @@ def test_a_projector_s_activation_is_the_one_that_is_named(
         [stored[f"multi_modal_projector.linear_{at}.{kind}"] for kind in ("weight", "bias")] for at in (1, 2)
     )
     with torch.inference_mode():
-        patches = vision.tower(pixels(drawn(1), checkpoint.preprocessing))[0]
+        patches = vision.tower(vision.pixels(*vision.looks([drawn(1)])))[0]
         inner = function(torch.nn.functional.linear(patches, *first))
         wanted = torch.nn.functional.linear(inner, *second)
-    torch.testing.assert_close(vision.encode([drawn(1)])[0], wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(rows_of(vision, [drawn(1)])[0], wanted, atol=1e-5, rtol=0)
 
 
 def test_parts_from_pickles_need_the_flag(tmp_path: Path, drawn: Drawn) -> None:
@@ -380,13 +316,13 @@ def test_parts_from_pickles_need_the_flag(tmp_path: Path, drawn: Drawn) -> None:
     checkpoint = from_folder(places.language, tower=str(places.tower), projector=str(places.projector))
     with pytest.raises(CheckpointError, match="allow-pickle"):
         load_vision(checkpoint, CPU, CPU)
-    (rows,) = load_vision(checkpoint, CPU, CPU, allow_pickle=True).encode([drawn(1)])
+    (rows,) = rows_of(load_vision(checkpoint, CPU, CPU, allow_pickle=True), [drawn(1)])
     other = from_folder(twin.language, tower=str(twin.tower), projector=str(twin.projector))
-    assert torch.equal(rows, load_vision(other, CPU, CPU).encode([drawn(1)])[0])
+    assert torch.equal(rows, rows_of(load_vision(other, CPU, CPU), [drawn(1)])[0])
 
 
 def test_sixteen_bit_files_are_read_into_any_precision(tmp_path: Path, drawn: Drawn) -> None:
     folder = make_hf15(tmp_path, dtype=torch.float16)
     vision = loaded(folder)
     assert {value.dtype for value in vision.tower.parameters()} == {torch.float32}
-    assert torch.isfinite(vision.encode([drawn(1)])[0]).all()
+    assert torch.isfinite(rows_of(vision, [drawn(1)])[0]).all()

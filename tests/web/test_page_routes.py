@@ -22,7 +22,7 @@ from trifocal.api.settings import hash_key
 from trifocal.conversation.templates import TEMPLATES, get_template
 from trifocal.errors import UsageError
 from trifocal.images import from_bytes
-from trifocal.vision import shown
+from trifocal.vision import Look, shown
 from trifocal.web import pages, routes
 from waiting import PATIENCE, until
 
@@ -222,14 +222,14 @@ def test_count_and_preview_do_not_wait_for_answers_but_explain_does() -> None:
 def test_counting_cannot_be_used_to_flood() -> None:
     llava = make_llava()
     held, free = threading.Event(), threading.Event()
-    positions = llava.composer.vision.positions
+    looks = llava.gallery.vision.looks
 
-    def slowly(*given: Any) -> int:
+    def slowly(*given: Any) -> list[Look]:
         held.set()
         assert free.wait(PATIENCE)
-        return positions(*given)
+        return looks(*given)
 
-    llava.composer.vision.positions = slowly  # type: ignore[method-assign]
+    llava.gallery.vision.looks = slowly  # type: ignore[method-assign]
     with running(llava, routes(), queue=0) as live, live.client() as client:
         first = threading.Thread(target=lambda: client.post(COUNT, json={"messages": talk(turns=1)}))
         first.start()

@@ -24,8 +24,8 @@ from trifocal.api.wire import Draft, Picture, Tagged, decode
 from trifocal.conversation.history import Keep
 from trifocal.conversation.templates import ChatTemplate
 from trifocal.images import Limits
-from trifocal.messages import Chunk, End, Message, Sampling, TokenLogprob, Tool
-from trifocal.model.llava import Llava
+from trifocal.messages import End, Message, Sampling, TokenLogprob, Tool
+from trifocal.model.llava import Llava, Written
 
 __all__ = ["Answers", "ClientGone", "Job", "Server", "Serving", "Step", "caller_of"]
 
@@ -172,7 +172,7 @@ class Server:
     async def count(self, request: Request, draft: Draft) -> int:
         """How many positions a raw prompt takes; no picture is looked at."""
 
-        return await self.work(request, [draft], lambda messages: self.llava.composer.count(messages[0].parts))
+        return await self.work(request, [draft], lambda messages: len(self.llava.composer.outline(messages[0].parts)))
 
     async def work(
         self, request: Request, drafts: Sequence[Draft], do: Callable[[list[Message]], Result], *, aside: bool = False
@@ -329,23 +329,29 @@ class Server:
 
     def _work(self, job: Job) -> Generator[Step, None, None]:
         """What the worker thread does: decode, look, generate."""
-        messages = self._decoded(job.drafts)
+        written = self._written(job, self._decoded(job.drafts))
         for index in range(job.answers):
             seed = job.sampling.seed
             sampling = replace(job.sampling, seed=None if seed is None else seed + index)
-            with closing(self._chunks(job, messages, sampling)) as chunks:
+            with closing(self.llava.answer(written, sampling)) as chunks:
                 for chunk in chunks:
                     yield Step(index, chunk.text, chunk.end, chunk.logprobs)
 
     def _decoded(self, drafts: Sequence[Draft]) -> list[Message]:
         return decode(drafts, self.image_limits, self.settings.images, self.settings.decoded_bytes)
 
-    def _chunks(self, job: Job, messages: list[Message], sampling: Sampling) -> Generator[Chunk, None, None]:
-        if not job.raw:
-            return self.llava.stream(
-                messages, sampling, images=job.images, template=job.template, tools=job.tools, room=job.room
-            )
-        return self.llava.generate(messages[0].parts, sampling, room=job.room)
+    def _written(self, job: Job, messages: list[Message]) -> Written:
+        """What will be asked: outlined once, whatever the number of answers."""
+        if job.raw:
+            return Written(self.llava.composer.outline(messages[0].parts), room=job.room)
+        return self.llava.write(
+            messages,
+            job.sampling.max_tokens,
+            images=job.images,
+            template=job.template,
+            tools=job.tools,
+            room=job.room,
+        )
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

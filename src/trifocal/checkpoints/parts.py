@@ -70,6 +70,11 @@ class Tower:
         return self.side**2 + (self.kind == "clip") - (not self.keep_first)
 
     @property
+    def looked_at(self) -> float:
+        """Which share of a tile's sides is looked at: a rest narrower than a patch is not."""
+        return self.side * self.patch_size / self.image_size
+
+    @property
     def blocks(self) -> int:
         """How many blocks have to run."""
         return self.feature_layer if self.feature_layer >= 0 else self.layers + 1 + self.feature_layer

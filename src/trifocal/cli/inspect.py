@@ -251,10 +251,10 @@ def _positions(checkpoint: Checkpoint) -> int | str:
     tiles = checkpoint.preprocessing.tiles
     if tiles is None:
         return checkpoint.tower.patches + checkpoint.preprocessing.newline + frame
-    from trifocal.vision.tiles import grid_of, positions
+    from trifocal.vision.tiles import InTiles
 
-    grids = [(size, grid_of(size, tower.image_size, tower.side, tiles)) for size in sizes]
-    return ", ".join(f"{positions(grid, tower.side, tiles) + frame} ({w} x {h})" for (w, h), grid in grids)
+    counts = [InTiles(size, checkpoint.preprocessing, tower).rows + frame for size in sizes]
+    return ", ".join(f"{number} ({w} x {h})" for number, (w, h) in zip(counts, sizes, strict=True))
 
 
 def _quantised(checkpoint: Checkpoint) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from trifocal.conversation.history import Kept
-from trifocal.conversation.templates import IMAGE_MARK, ChatTemplate
+from trifocal.conversation.templates import IMAGE_MARK
+from trifocal.images import Image
 from trifocal.messages import Message
-from trifocal.model.composer import Composer
+from trifocal.model.composer import Outlines
+from trifocal.model.outline import Outline
 
 __all__ = ["Budget", "TurnCost", "budget_of"]
 
@@ -54,47 +56,50 @@ class Budget:
         return self.total + self.answer <= self.context
 
 
-def budget_of(
-    messages: Sequence[Message], stay: Kept, composer: Composer, template: ChatTemplate, context: int, answer: int
-) -> Budget:
+def budget_of(messages: Sequence[Message], stay: Kept, outlines: Outlines, context: int, answer: int) -> Budget:
     """The budget of a conversation of which ``stay`` stays, in a context of so many positions."""
-    images = [image for message in stay.messages for image in message.images]
-    pictures = sum(composer.vision.positions(image, len(images)) for image in images)
-    total = composer.count(template.render(stay.messages))
+    outline = outlines.of(stay.messages)
+    total = len(outline)
     return Budget(
         context=context,
         answer=answer,
-        text=total - pictures,
-        pictures=pictures,
-        turns=tuple(_turns(messages, stay, composer, max(len(images), 1))),
+        text=outline.text_positions,
+        pictures=outline.image_positions,
+        turns=tuple(_turns(messages, stay, outline, outlines)),
         left_out=stay.notes,
-        next=_next(stay.messages, composer, template, total, context - answer - total),
+        next=_next(stay.messages, outlines, total, context - answer - total),
     )
 
 
-def _turns(messages: Sequence[Message], stay: Kept, composer: Composer, among: int) -> list[TurnCost]:
-    """What each message takes; ``among`` is how many pictures the prompt has."""
-    nothing = composer.count(("",))
+def _turns(messages: Sequence[Message], stay: Kept, outline: Outline, outlines: Outlines) -> list[TurnCost]:
+    """What each message takes."""
     start = _start(messages)
+    rows = _rows([image for message in messages for image in message.images], outline, outlines)
     costs, chosen = [], stay.pictures
     for at, message in enumerate(messages):
         gone = start <= at < start + stay.turns
-        sizes = tuple(composer.vision.positions(image, among) for image in message.images)
+        sizes = tuple(next(rows) for _ in message.images)
         out = tuple(gone or number < chosen for number in range(len(sizes)))
         chosen = max(0, chosen - len(sizes))
         text = message.text.replace(IMAGE_MARK, "") if sizes else message.text
-        costs.append(TurnCost(composer.count((text,)) - nothing, sizes, gone, out))
+        costs.append(TurnCost(outlines.text(text), sizes, gone, out))
     return costs
 
 
-def _next(messages: Sequence[Message], composer: Composer, template: ChatTemplate, total: int, free: int) -> str | None:
+def _rows(images: Sequence[Image], outline: Outline, outlines: Outlines) -> Iterator[int]:
+    """What each picture takes; the oldest, which don't stay, what they would if all of the conversation's stayed."""
+    gone = len(images) - len(outline.looks)
+    yield from (look.rows for look in (outlines.looks(images)[:gone] if gone else ()))
+    yield from (look.rows for look in outline.looks)
+
+
+def _next(messages: Sequence[Message], outlines: Outlines, total: int, free: int) -> str | None:
     """What goes next when the context fills, and how far that is."""
     start = _start(messages)
     later = [at for at in range(start + 1, len(messages)) if messages[at].role == "user"]
     if not later:
         return None
-    rest = [*messages[:start], *messages[later[0] :]]
-    freed = total - composer.count(template.render(rest))
+    freed = total - len(outlines.of([*messages[:start], *messages[later[0] :]]))
     count, pictures = later[0] - start, sum(len(message.images) for message in messages[start : later[0]])
     what = f"the {count} oldest messages" if count > 1 else "the oldest message"
     if pictures:

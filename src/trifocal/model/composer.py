@@ -1,27 +1,29 @@
-"""From parts in prompt order to a `Prompt`: tokenise the text, see the pictures, keep the order."""
+"""From parts in prompt order to an `Outline`, and from an outline and its rows to a `Prompt`."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trifocal.conversation.templates import Control, Piece
+from trifocal.conversation.templates import ChatTemplate, Control, Piece
 from trifocal.engines.base import Tokenizer
 from trifocal.errors import UsageError
 from trifocal.images import Image
-from trifocal.prompt import ImageSpan, Prompt, Span, TokenSpan
+from trifocal.messages import Message, Tool
+from trifocal.model.outline import Outline, Rows
+from trifocal.prompt import ImageSpan, Prompt, TokenSpan
 from trifocal.timing import Timings
-from trifocal.vision import Framing, Vision
+from trifocal.vision import Gallery, Look, check_rows
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Composer"]
+__all__ = ["Composer", "Outlines"]
 
 
 class Composer:
-    """Makes prompts out of parts; needs a tokenizer and a vision, but no engine.
+    """Makes prompts out of parts; needs a tokenizer and a gallery, but no engine.
 
     ``image_start`` and ``image_end`` name the control tokens around every picture, where the
     checkpoint was trained with them. ``strip_around_images`` takes white space beside pictures away,
@@ -31,50 +33,61 @@ class Composer:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        vision: Vision,
+        gallery: Gallery,
         *,
         image_start: str = "",
         image_end: str = "",
         strip_around_images: bool = False,
     ) -> None:
-        self._tokenizer, self.vision = tokenizer, vision
+        self._tokenizer: Tokenizer = tokenizer
+        self.gallery = gallery
         self._frame = (image_start, image_end)
         for name in self._frame:
             self._control(name)
         self._strip = strip_around_images
 
-    def prompt(self, parts: Sequence[Piece], timings: Timings | None = None) -> Prompt:
-        """The prompt of these parts; pictures that are not in the cache are looked at.
+    def once(self) -> Composer:
+        """The same composer, which remembers what it tokenised: for the outlines of one request."""
+        mine = copy.copy(self)
+        mine._tokenizer = _Remembering(self._tokenizer)
+        return mine
+
+    def outline(self, parts: Sequence[Piece]) -> Outline:
+        """The text of these parts as ids, and how each picture will be seen; no picture is looked at.
 
         Raises:
             UsageError: a control token that this tokenizer does not have.
+            BadImage: a picture that this vision can't see at all.
         """
-        layout = list(self._layout(parts))
-        images = [item.image for item in layout if isinstance(item, _Rows) and item.start == 0]
-        seen = iter(self.vision.encode(images, timings) if images else [])
-        spans: list[Span] = []
-        rows: torch.Tensor | None = None
-        for item in layout:
-            if isinstance(item, TokenSpan):
-                spans.append(item)
-                continue
-            rows = next(seen) if item.start == 0 else rows
-            assert rows is not None
-            spans.append(self._span(item, rows))
-        return Prompt(spans)
+        looks = self.gallery.looks([part for part in parts if isinstance(part, Image)])
+        return Outline(self._spans(parts, looks), looks)
 
-    def count(self, parts: Sequence[Piece]) -> int:
-        """How many positions the prompt of these parts will take; no picture is looked at."""
-        return sum(item.count if isinstance(item, _Rows) else len(item) for item in self._layout(parts))
+    def prompt(self, outline: Outline, rows: Sequence[torch.Tensor]) -> Prompt:
+        """The prompt of an outline and the rows of each of its looks, ``[look.rows, hidden]``.
 
-    def _span(self, item: _Rows, rows: torch.Tensor) -> ImageSpan:
-        """A picture's span, or one of them; how many rows it has tells apart the ways in which a vision may see it."""
-        part = rows[item.start : item.start + item.count]
-        return ImageSpan(part, f"{item.image.digest}:{self.vision.identity}:{len(rows)}:{item.start}")
+        Raises:
+            UsageError: they are not the rows that the looks promised.
+        """
+        vision = self.gallery.vision
+        if len(rows) != len(outline.looks):
+            raise UsageError(f"{len(rows)} pictures have rows, the outline has {len(outline.looks)}")
+        for look, each in zip(outline.looks, rows, strict=True):
+            check_rows(look, each, vision.hidden)
+        digests = [f"{look.digest}:{vision.identity}" for look in outline.looks]
+        return Prompt(
+            span
+            if isinstance(span, TokenSpan)
+            else ImageSpan(rows[span.look][span.start : span.start + span.count], f"{digests[span.look]}:{span.start}")
+            for span in outline.spans
+        )
 
-    def _layout(self, parts: Sequence[Piece]) -> Iterator[TokenSpan | _Rows]:
-        """Token spans and pictures in prompt order. A run of text between others is tokenised whole."""
-        runs = list(_runs(self._placed(list(self._known(parts)))))
+    def seen(self, outline: Outline, timings: Timings | None = None, *, scope: str = "") -> Prompt:
+        """The prompt of an outline; pictures that are not known are looked at, see `Gallery.rows`."""
+        return self.prompt(outline, self.gallery.rows(outline.looks, timings, scope=scope))
+
+    def _spans(self, parts: Sequence[Piece], looks: Sequence[Look]) -> Iterator[TokenSpan | Rows]:
+        """Token spans and rows in prompt order. A run of text between others is tokenised whole."""
+        runs = list(_runs(self._placed(self._known(parts), looks)))
         for at, part in enumerate(runs):
             before, after = runs[at - 1] if at else None, runs[at + 1] if at + 1 < len(runs) else None
             if at == 0 and not isinstance(part, str):
@@ -90,31 +103,27 @@ class Composer:
         if not runs:
             yield TokenSpan(tuple(self._tokenizer.encode("", start=True)))
 
-    def _placed(self, parts: Sequence[Piece]) -> Iterator[str | Control | _Rows]:
+    def _placed(self, parts: Iterable[Piece], looks: Sequence[Look]) -> Iterator[str | Control | Rows]:
         """The parts with every picture as its rows, and with the tokens that stand around and between them."""
-        among = sum(isinstance(part, Image) for part in parts)
+        numbered = iter(enumerate(looks))
         for part in parts:
             if not isinstance(part, Image):
                 yield part
                 continue
+            number, look = next(numbered)
             start = 0
             yield from (Control(name) for name in self._frame[:1] if name)
-            for item in self._laid_out(part, among):
+            for item in look.layout:
                 if isinstance(item, int):
-                    yield _Rows(part, start, item)
+                    yield Rows(number, start, item)
                     start += item
                 else:
                     yield item
             yield from (Control(name) for name in self._frame[1:] if name)
 
-    def _laid_out(self, image: Image, among: int) -> Sequence[str | Control | int]:
-        if isinstance(self.vision, Framing):
-            return self.vision.layout(image, among)
-        return (self.vision.positions(image, among),)
-
     def _is_mark(self, part: object) -> bool:
         """Whether this is where a picture begins or ends: its rows, or the mark beside them."""
-        return isinstance(part, _Rows) or (isinstance(part, Control) and part.name in self._frame)
+        return isinstance(part, Rows) or (isinstance(part, Control) and part.name in self._frame)
 
     def _known(self, parts: Sequence[Piece]) -> Iterator[Piece]:
         """The parts, with tokens that may be text as text, and without a beginning that the tokenizer puts itself."""
@@ -143,16 +152,48 @@ class Composer:
         return (token,)
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """``count`` rows of a picture, from ``start`` on."""
+class Outlines:
+    """The outlines of one conversation and of parts of it, under one template; each text is tokenised once."""
 
-    image: Image
-    start: int
-    count: int
+    def __init__(self, composer: Composer, template: ChatTemplate, tools: Sequence[Tool] = ()) -> None:
+        self._composer, self._template, self._tools = composer.once(), template, tools
+        self._made: dict[tuple[Message, ...], Outline] = {}
+
+    def of(self, turns: Sequence[Message]) -> Outline:
+        """The outline of these turns.
+
+        Raises:
+            BadMessages: they can't be rendered.
+        """
+        key = tuple(turns)
+        if key not in self._made:
+            self._made[key] = self._composer.outline(self._template.render(turns, self._tools))
+        return self._made[key]
+
+    def looks(self, images: Sequence[Image]) -> list[Look]:
+        """How these pictures are seen together."""
+        return self._composer.gallery.looks(images)
+
+    def text(self, text: str) -> int:
+        """How many positions a text takes by itself."""
+        return len(self._composer.outline((text,))) - len(self._composer.outline(("",)))
 
 
-def _runs(parts: Iterable[str | Control | _Rows]) -> Iterator[str | Control | _Rows]:
+class _Remembering:
+    """A tokenizer that encodes each text once."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[tuple[str, bool], list[int]] = {}
+        self.decode, self.token = tokenizer.decode, tokenizer.token
+
+    def encode(self, text: str, *, start: bool) -> list[int]:
+        if (text, start) not in self._known:
+            self._known[text, start] = self._tokenizer.encode(text, start=start)
+        return self._known[text, start]
+
+
+def _runs(parts: Iterable[str | Control | Rows]) -> Iterator[str | Control | Rows]:
     """The parts with neighbouring texts joined and empty ones gone."""
     run = ""
     for part in parts:

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -24,28 +24,45 @@ from trifocal.errors import BadMessages, BadSampling, CheckpointError, PromptToo
 from trifocal.images import Image
 from trifocal.messages import DEFAULT_MAX_TOKENS, Chunk, End, Message, Reply, Sampling, TokenLogprob, Tool
 from trifocal.model.budget import Budget, budget_of
-from trifocal.model.composer import Composer
+from trifocal.model.composer import Composer, Outlines
 from trifocal.model.decoding import collect, stream_text
 from trifocal.model.explaining import Explanation, explanation_of
+from trifocal.model.outline import Outline
 from trifocal.model.settings import Settings
 from trifocal.placement import Part, Placed
 from trifocal.prompt import Prompt
 from trifocal.timing import Timings
-from trifocal.vision import Showing, open_vision
+from trifocal.vision import Gallery, Showing, open_vision
 
-__all__ = ["Llava", "load"]
+__all__ = ["Llava", "Written", "load"]
 
 log = logging.getLogger("trifocal")
 NARROW = 512
 LONGEST_EXPLAINED = 1024  # tokens of an answer
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What will be asked, outlined once for however many answers.
+
+    ``ends`` are the template's strings that end an answer; ``left_out`` and ``notes`` tell what is missing and what was
+    put otherwise; ``room`` bounds prompt and answer below the engine's context.
+    """
+
+    outline: Outline
+    ends: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    room: int | None = None
+
+
 class Llava:
     """A checkpoint that sees: template, composer and engine put together.
 
     Three doors, each using the next: `stream` (or `complete`) takes a conversation, `generate`
-    takes parts in prompt order, and `composer` and `engine` can be called by themselves. All may be
-    called from many threads at once.
+    takes parts in prompt order, and `composer`, `gallery` and `engine` can be called by themselves. Who
+    wants several answers to one conversation asks `write` once and `answer` as often. All may be called
+    from many threads at once.
     """
 
     def __init__(
@@ -53,6 +70,11 @@ class Llava:
     ) -> None:
         self.checkpoint, self.composer, self.engine = checkpoint, composer, engine
         self.template, self.images = template, images
+
+    @property
+    def gallery(self) -> Gallery:
+        """The vision, and what of its pictures is known."""
+        return self.composer.gallery
 
     def question(self, text: str, images: Sequence[Image] = ()) -> Message:
         """A user's turn from a text and pictures beside it; see `Template.question`."""
@@ -81,13 +103,8 @@ class Llava:
             BadMessages: the conversation can't be rendered.
             PromptTooLong: even the last question alone does not fit.
         """
-        timings = Timings()
-        template = template or self.template
-        plain = writable(messages, template, tools)
-        stay = self._kept(plain, sampling.max_tokens, images, template, room)
-        parts = template.render(stay.messages, plain.tools)
-        told = {"left_out": stay.notes, "notes": plain.notes}
-        return self.generate(parts, sampling, ends=template.stop, room=room, timings=timings, **told)
+        written = self.write(messages, sampling.max_tokens, images=images, template=template, tools=tools, room=room)
+        return self.answer(written, sampling)
 
     def complete(
         self,
@@ -102,45 +119,65 @@ class Llava:
         return collect(self.stream(messages, sampling, images=images, template=template, tools=tools))
 
     def generate(
-        self,
-        parts: Sequence[Piece],
-        sampling: Sampling = Sampling(),
-        *,
-        ends: Sequence[str] = (),
-        room: int | None = None,
-        left_out: tuple[str, ...] = (),
-        notes: tuple[str, ...] = (),
-        timings: Timings | None = None,
+        self, parts: Sequence[Piece], sampling: Sampling = Sampling(), *, room: int | None = None
     ) -> Generator[Chunk, None, None]:
-        """The continuation of parts in prompt order: no template, no stop strings but the caller's and ``ends``.
+        """The continuation of parts in prompt order: no template, no stop strings but the caller's.
 
         Prompt and answer are held within ``room`` positions, where it is less than the engine's context.
 
         Raises:
             PromptTooLong: the prompt and one token don't fit.
         """
-        timings = Timings() if timings is None else timings
+        return self.answer(Written(self.composer.outline(parts), room=room), sampling)
+
+    def write(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int | None = None,
+        *,
+        images: Keep | None = None,
+        template: ChatTemplate | None = None,
+        tools: Sequence[Tool] = (),
+        room: int | None = None,
+    ) -> Written:
+        """A conversation as `stream` asks it: outlined, and without what does not fit; no picture is looked at.
+
+        Raises:
+            BadMessages: the conversation can't be rendered.
+        """
+        template = template or self.template
+        plain = writable(messages, template, tools)
+        outlines = Outlines(self.composer, template, plain.tools)
+        stay = self._kept(plain, max_tokens, images, outlines, room)
+        return Written(outlines.of(stay.messages), template.stop, stay.notes, plain.notes, room)
+
+    def answer(self, written: Written, sampling: Sampling = Sampling()) -> Generator[Chunk, None, None]:
+        """The answer to what was written, which may be asked again for another one; see `stream`.
+
+        Raises:
+            PromptTooLong: the prompt and one token don't fit.
+            BadSampling: log-probabilities of an engine that can't tell them.
+        """
+        timings, outline = Timings(), written.outline
         if sampling.top_logprobs is not None and not self.engine.able.logprobs:
             raise BadSampling("top_logprobs", "this engine can't tell log-probabilities")
-        images = [part for part in parts if isinstance(part, Image)]
-        timings.add("decode", sum(image.seconds for image in images))
-        context = self._context(room)
-        self._check_room(self.composer.count(parts), parts, 1, context)
-        vision, among = self.composer.vision, len(images)
-        cached = tuple(vision.cached(image, among) for image in images)
-        prompt = self.composer.prompt(parts, timings)
+        timings.add("decode", sum(look.image.seconds for look in outline.looks))
+        context = self._context(written.room)
+        _check_room(outline, 1, context)
+        cached = tuple(self.gallery.knows(look) for look in outline.looks)
+        prompt = self.composer.seen(outline, timings)
         limit, cut = _bounded(sampling.max_tokens, context - len(prompt))
         facts = End(
             finish="stop",
             prompt_tokens=len(prompt),
             image_tokens=prompt.image_positions,
             completion_tokens=0,
-            positions=tuple(vision.positions(image, among) for image in images),
+            positions=tuple(look.rows for look in outline.looks),
             cached=cached,
-            left_out=left_out,
-            notes=(*notes, *cut),
+            left_out=written.left_out,
+            notes=(*written.notes, *cut),
         )
-        return self._answer(prompt, replace(sampling, max_tokens=limit), tuple(ends), facts, timings)
+        return self._answer(prompt, replace(sampling, max_tokens=limit), written.ends, facts, timings)
 
     def count(
         self,
@@ -154,7 +191,7 @@ class Llava:
         template = template or self.template
         plain = writable(messages, template, tools)
         chosen, _ = keep_images(plain.messages, self.images if images is None else images)
-        return self.composer.count(template.render(chosen, plain.tools))
+        return len(self.composer.outline(template.render(chosen, plain.tools)))
 
     def budget(
         self,
@@ -171,8 +208,9 @@ class Llava:
         """
         template = template or self.template
         plain = writable(messages, template)
-        stay = self._kept(plain, max_tokens, images, template)
-        return budget_of(plain.messages, stay, self.composer, template, self.engine.context, self._wanted(max_tokens))
+        outlines = Outlines(self.composer, template, plain.tools)
+        stay = self._kept(plain, max_tokens, images, outlines)
+        return budget_of(plain.messages, stay, outlines, self.engine.context, self._wanted(max_tokens))
 
     def explain(
         self,
@@ -195,18 +233,16 @@ class Llava:
             raise UsageError(self.explains_not)
         if not messages or messages[-1].role != "assistant" or not messages[-1].text.strip():
             raise BadMessages("the last message must be the assistant's answer: its words are what is explained")
-        answer, template = messages[-1].text, template or self.template
+        answer = messages[-1].text
         ids = self.engine.tokenizer.encode(answer, start=False)
         if len(ids) > LONGEST_EXPLAINED:
             raise UsageError(f"the answer has {len(ids)} tokens; up to {LONGEST_EXPLAINED} can be explained")
-        plain = writable(messages[:-1], template)
-        parts = template.render(self._kept(plain, max_tokens, images, template).messages)
-        self._check_room(self.composer.count(parts), parts, len(ids), self.engine.context)
-        shown = [part for part in parts if isinstance(part, Image)]
-        engine, vision = self.engine, self.composer.vision
+        outline = self.write(messages[:-1], max_tokens, images=images, template=template).outline
+        _check_room(outline, len(ids), self.engine.context)
+        engine, vision = self.engine, self.gallery.vision
         assert isinstance(vision, Showing)
-        prompt = self.composer.prompt(parts)
-        grids = [vision.grids(image, len(shown)) for image in shown]
+        prompt = self.composer.seen(outline)
+        grids = [vision.grids(look) for look in outline.looks]
         return explanation_of(answer, ids, engine.attention(prompt, ids), prompt, grids, engine.tokenizer)
 
     @property
@@ -215,7 +251,7 @@ class Llava:
         if not self.engine.able.explains:
             name = type(self.engine).__name__.lower()
             return f"The engine {name} can't tell where it looks; the engine transformers can."
-        if not isinstance(self.composer.vision, Showing):
+        if not isinstance(self.gallery.vision, Showing):
             return "This model's vision can't tell which of its rows looks where."
         return None
 
@@ -223,7 +259,7 @@ class Llava:
     def parts(self) -> tuple[Part, ...]:
         """The parts that are loaded, as far as they can tell where they are."""
         return tuple(
-            part for half in (self.composer.vision, self.engine) if isinstance(half, Placed) for part in half.parts
+            part for half in (self.gallery.vision, self.engine) if isinstance(half, Placed) for part in half.parts
         )
 
     def close(self) -> None:
@@ -275,15 +311,13 @@ class Llava:
         plain: Writable,
         max_tokens: int | None,
         images: Keep | None,
-        template: ChatTemplate,
+        outlines: Outlines,
         room: int | None = None,
     ) -> Kept:
         """What stays of a conversation, so that it and its answer fit."""
         free = self._context(room) - self._wanted(max_tokens, room)
         keep = self.images if images is None else images
-        return kept(
-            plain.messages, keep, lambda turns: self.composer.count(template.render(turns, plain.tools)) <= free
-        )
+        return kept(plain.messages, keep, lambda turns: len(outlines.of(turns)) <= free)
 
     def _context(self, room: int | None) -> int:
         """How many positions prompt and answer may take together."""
@@ -299,12 +333,11 @@ class Llava:
             return max_tokens
         return min(DEFAULT_MAX_TOKENS, max(context // 4, 1))
 
-    def _check_room(self, positions: int, parts: Sequence[Piece], wanted: int, context: int) -> None:
-        """Refuses what can't fit before any picture is looked at."""
-        if positions + wanted > context:
-            images = [part for part in parts if isinstance(part, Image)]
-            pictures = sum(self.composer.vision.positions(image, len(images)) for image in images)
-            raise PromptTooLong(positions, pictures, wanted, context)
+
+def _check_room(outline: Outline, wanted: int, context: int) -> None:
+    """Refuses what can't fit before any picture is looked at."""
+    if len(outline) + wanted > context:
+        raise PromptTooLong(len(outline), outline.image_positions, wanted, context)
 
 
 def _bounded(asked: int | None, free: int) -> tuple[int, tuple[str, ...]]:
@@ -365,7 +398,6 @@ def load(settings: Settings | None = None, **values: Any) -> Llava:
         settings.tower,
         settings.projector,
         allow_pickle=settings.allow_pickle,
-        cache_bytes=settings.cache_bytes,
     )
     if vision.hidden != engine.hidden:
         raise CheckpointError(
@@ -380,7 +412,7 @@ def load(settings: Settings | None = None, **values: Any) -> Llava:
             )
     composer = Composer(
         engine.tokenizer,
-        vision,
+        Gallery(vision, settings.cache_bytes),
         image_start=checkpoint.image_start,
         image_end=checkpoint.image_end,
         strip_around_images=checkpoint.strip_around_images,

@@ -1,34 +1,35 @@
-"""Seeing: preprocessing, tower and projector, each where it was placed, and a cache of what was seen."""
+"""Seeing: preprocessing, tower and projector, each where it was placed, and a gallery of what was seen."""
 
-from trifocal.vision.base import Framing, Vision
-from trifocal.vision.cache import FeatureCache
+from trifocal.vision.base import Layout, Look, Vision, check_rows
+from trifocal.vision.gallery import Gallery
 from trifocal.vision.llava import BATCH, LlavaVision
 from trifocal.vision.loading import load_vision, open_vision
 from trifocal.vision.plugged import PluggedVision
-from trifocal.vision.preprocessing import count, pixels, shown, views
+from trifocal.vision.preprocessing import pixels, shown
 from trifocal.vision.projectors import PROJECTORS
-from trifocal.vision.showing import Box, PatchGrid, Showing, View, patch_grids, shown_views
+from trifocal.vision.showing import Box, PatchGrid, Showing, View
 from trifocal.vision.towers import VisionTransformer
+from trifocal.vision.ways import Way, way_of
 
 __all__ = [
     "BATCH",
     "PROJECTORS",
     "Box",
-    "FeatureCache",
-    "Framing",
+    "Gallery",
+    "Layout",
     "LlavaVision",
+    "Look",
     "PatchGrid",
     "PluggedVision",
     "Showing",
     "View",
     "Vision",
     "VisionTransformer",
-    "count",
+    "Way",
+    "check_rows",
     "load_vision",
     "open_vision",
-    "patch_grids",
     "pixels",
     "shown",
-    "shown_views",
-    "views",
+    "way_of",
 ]

@@ -1,22 +1,49 @@
-"""What seeing is: from pictures to rows of the language model's embedding space."""
+"""What seeing is: how each picture of a prompt will be seen, and then its rows of the embedding space."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from trifocal.conversation.templates import Control
+from trifocal.errors import UsageError
 from trifocal.images import Image
-from trifocal.timing import Timings
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Framing", "Vision"]
+__all__ = ["Layout", "Look", "Vision", "check_rows"]
+
+Layout = tuple[str | Control | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How one picture of a prompt will be seen, decided by its size before anybody looks at it.
+
+    ``layout`` is what it takes in the prompt, in order: numbers of rows, and the text and the control tokens that
+    stand around and between them. ``way`` is the vision's own: whatever it needs to know to see it so, in plain values
+    (its ``repr`` goes into the name of the rows). Two looks that are equal have the same rows.
+    """
+
+    image: Image
+    layout: Layout
+    way: Hashable = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows it will have."""
+        return sum(item for item in self.layout if isinstance(item, int))
+
+    @property
+    def digest(self) -> str:
+        """A name of the picture and of the way in which it is seen."""
+        return f"{self.image.digest}:{self.layout!r}:{self.way!r}"
 
 
 class Vision(Protocol):
-    """Sees pictures: from `Image` to rows of the language model's embedding space."""
+    """Sees pictures. It keeps nothing and locks nothing: a `trifocal.vision.Gallery` stands in front of it."""
 
     @property
     def hidden(self) -> int:
@@ -25,26 +52,30 @@ class Vision(Protocol):
 
     @property
     def identity(self) -> str:
-        """A digest of everything but the picture that the rows depend on."""
+        """A digest of everything but the picture and the look that the rows depend on."""
         ...
 
-    def encode(self, images: Sequence[Image], timings: Timings | None = None) -> list[torch.Tensor]:
-        """Rows of each of a prompt's pictures, ``[positions, hidden]``, in order. All of them are given."""
+    def looks(self, images: Sequence[Image]) -> list[Look]:
+        """How each of these pictures will be seen in a prompt that has all of them and no others; by size alone.
+
+        Raises:
+            BadImage: one that can't be seen at all, such as a video where only pictures are.
+        """
         ...
 
-    def positions(self, image: Image, among: int = 1) -> int:
-        """How many rows a picture will have in a prompt with ``among`` of them; it is not looked at."""
-        ...
-
-    def cached(self, image: Image, among: int = 1) -> bool:
-        """Whether a picture's rows are known already."""
+    def see(self, looks: Sequence[Look]) -> list[torch.Tensor]:
+        """The rows of each look, ``[look.rows, hidden]``, in order. The looks may be of several prompts."""
         ...
 
 
-@runtime_checkable
-class Framing(Protocol):
-    """What a vision has besides when tokens of its own stand around a picture's rows or between them."""
+def check_rows(look: Look, rows: torch.Tensor, hidden: int) -> None:
+    """Holds the rows that came against those that the look promised: a prompt's length is told before it is made.
 
-    def layout(self, image: Image, among: int = 1) -> Sequence[str | Control | int]:
-        """Text, control tokens and numbers of rows, in prompt order; the numbers add up to `Vision.positions`."""
-        ...
+    Raises:
+        UsageError: other rows came.
+    """
+    promised = [look.rows, hidden]
+    if list(rows.shape) != promised:
+        raise UsageError(
+            f"{look.image.name}: the vision made rows of {list(rows.shape)}, {promised} were promised by its looks"
+        )

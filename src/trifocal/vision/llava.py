@@ -11,23 +11,23 @@ from torch import nn
 from trifocal.checkpoints import Preprocessing
 from trifocal.images import Image
 from trifocal.placement import Part
-from trifocal.timing import Timings
-from trifocal.vision.cache import FeatureCache
+from trifocal.timing import step
+from trifocal.vision.base import Look
 from trifocal.vision.placing import on_part, room
-from trifocal.vision.preprocessing import count, is_tiled, pixels
-from trifocal.vision.showing import PatchGrid, View, patch_grids, shown_views
-from trifocal.vision.tiles import grid_of, pack, pack_frames
+from trifocal.vision.preprocessing import pixels
+from trifocal.vision.showing import PatchGrid, View
 from trifocal.vision.towers import VisionTransformer
+from trifocal.vision.ways import Way, way_of
 
 __all__ = ["BATCH", "LlavaVision"]
 
-BATCH = 8
+BATCH = 8  # squares that the tower sees at once
 
 
 class LlavaVision:
-    """A vision tower and a projector, each on its own placement, with a cache behind them.
+    """A vision tower and a projector, each on its own placement.
 
-    ``newline`` is the learned row ``[hidden]`` that ends rows of patches, pictures or frames, as `Preprocessing` says.
+    ``newline`` is the learned row ``[hidden]`` that ends the rows of a tiled picture's grid.
     """
 
     def __init__(
@@ -38,38 +38,55 @@ class LlavaVision:
         *,
         hidden: int,
         identity: str,
-        cache: FeatureCache,
         newline: torch.Tensor | None = None,
     ) -> None:
         self.tower, self.projector, self.preprocessing = tower, projector, preprocessing
-        self.hidden, self.identity, self.cache, self.newline = hidden, identity, cache, newline
+        self.hidden, self.identity, self.newline = hidden, identity, newline
 
-    def encode(self, images: Sequence[Image], timings: Timings | None = None) -> list[torch.Tensor]:
-        """Rows of each of a prompt's pictures, ``[positions, hidden]``, in order.
+    def looks(self, images: Sequence[Image]) -> list[Look]:
+        """How each picture of a prompt will be seen: as one square, in tiles or in frames.
 
         Raises:
             BadImage: a video for a model that was not made for them.
+        """
+        alone = len(images) == 1
+        ways = [way_of(image, self.preprocessing, self.tower.config, alone=alone) for image in images]
+        return [Look(image, (way.rows,), way) for image, way in zip(images, ways, strict=True)]
+
+    @torch.inference_mode()
+    def see(self, looks: Sequence[Look]) -> list[torch.Tensor]:
+        """The rows of each look; the tower sees `BATCH` squares at once, whichever pictures they belong to.
+
+        Raises:
             OutOfMemory: the tower's or the projector's device has no room.
         """
-        timings = Timings() if timings is None else timings
-        among = len(images)
-        return self.cache.fill(images, lambda new: self._see(new, among, timings), self._mode(among))
+        counts: list[int] = []
+        seen: list[torch.Tensor] = []
+        squares = self._squares(looks, counts)
+        while batch := list(islice(squares, BATCH)):
+            with step("tower"), room("vision tower"):
+                features = self.tower(on_part(torch.stack(batch), self.tower))  # [squares, patches, width]
+            with step("projector"), room("projector"):
+                seen.append(self.projector(on_part(features, self.projector)))  # [squares, patches, hidden]
+        if not seen:
+            return []
+        with step("projector"), room("projector"):
+            each = torch.cat(seen).split_with_sizes(counts)
+            return [_way(look).block(rows, self.newline) for look, rows in zip(looks, each, strict=True)]
 
-    def positions(self, image: Image, among: int = 1) -> int:
-        """How many rows a picture will have in a prompt with ``among`` of them; it is not looked at."""
-        return count(image, self.tower.config, self.preprocessing, among)
+    def pixels(self, look: Look) -> torch.Tensor:
+        """What the tower is given of a picture: ``[squares, 3, side, side]`` in float32."""
+        return pixels(_way(look).squares(look.image), self.preprocessing)
 
-    def cached(self, image: Image, among: int = 1) -> bool:
-        """Whether a picture's rows are known already."""
-        return self.cache.has(image, self._mode(among))
+    def views(self, look: Look) -> list[View]:
+        """All squares that the tower sees of a picture."""
+        way = _way(look)
+        named = zip(way.squares(look.image), way.boxes(), strict=True)
+        return [View(square, title, box) for square, (title, box) in named]
 
-    def views(self, image: Image, among: int = 1) -> list[View]:
-        """All squares that the tower sees of a picture in a prompt with ``among`` of them."""
-        return shown_views(image, self.preprocessing, among)
-
-    def grids(self, image: Image, among: int = 1) -> list[PatchGrid]:
+    def grids(self, look: Look) -> list[PatchGrid]:
         """Which row of a picture looks where."""
-        return patch_grids(image, self.tower.config, self.preprocessing, among)
+        return _way(look).grids()
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -80,43 +97,19 @@ class LlavaVision:
         reads = f"{linears} linear layer{'s' * (linears != 1)} to width {self.hidden}"
         return (_part("tower", what, self.tower), _part("projector", reads, self.projector))
 
-    def _mode(self, among: int) -> str:
-        return "tiles" if is_tiled(self.preprocessing, among) else ""
-
-    @torch.inference_mode()
-    def _see(self, images: list[Image], among: int, timings: Timings) -> list[torch.Tensor]:
-        """Rows of pictures; the tower sees `BATCH` views at once, whichever pictures they belong to."""
-        counts: list[int] = []
-        seen: list[torch.Tensor] = []
-        views = self._views(images, among, counts, timings)
-        while batch := list(islice(views, BATCH)):
-            with timings.step("tower"), room("vision tower"):
-                features = self.tower(on_part(torch.stack(batch), self.tower))  # [views, patches, width]
-            with timings.step("projector"), room("projector"):
-                seen.append(self.projector(on_part(features, self.projector)))  # [views, patches, hidden]
-        with timings.step("projector"), room("projector"):
-            each = torch.cat(seen).split_with_sizes(counts)
-            return [self._packed(image, rows, among) for image, rows in zip(images, each, strict=True)]
-
-    def _views(self, images: list[Image], among: int, counts: list[int], timings: Timings) -> Iterator[torch.Tensor]:
-        """The pixel values of all views of all pictures, one after the other; how many each has goes to ``counts``."""
-        for image in images:
-            with timings.step("preprocess"):
-                values = pixels(image, self.preprocessing, among)
+    def _squares(self, looks: Sequence[Look], counts: list[int]) -> Iterator[torch.Tensor]:
+        """The pixel values of all squares, one after the other; how many each picture has goes to ``counts``."""
+        for look in looks:
+            with step("preprocess"):
+                values = self.pixels(look)
             counts.append(len(values))
             yield from values
 
-    def _packed(self, image: Image, rows: torch.Tensor, among: int) -> torch.Tensor:
-        """The rows of a picture's views ``[views, patches, hidden]`` as its block ``[positions, hidden]``."""
-        shown, newline = self.preprocessing, self.newline
-        if image.frames and shown.video is not None:
-            return pack_frames(rows, shown.video, None if shown.video.newline == "no_token" else newline)
-        if shown.tiles is None or not is_tiled(shown, among):
-            ends = [newline.to(rows)[None]] if shown.newline and newline is not None else []
-            return torch.cat([rows[0], *ends])
-        config = self.tower.config
-        grid = grid_of((image.width, image.height), config.image_size, config.side, shown.tiles)
-        return pack(rows, grid, shown.tiles, newline if shown.tiles.newline else None)
+
+def _way(look: Look) -> Way:
+    """A look of this vision has one of the three ways in it."""
+    assert isinstance(look.way, Way)
+    return look.way
 
 
 def _part(name: str, what: str, module: nn.Module) -> Part:

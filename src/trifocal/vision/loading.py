@@ -14,7 +14,6 @@ from trifocal.checkpoints import Checkpoint, Tower
 from trifocal.errors import CheckpointError
 from trifocal.placement import Placement
 from trifocal.vision.base import Vision
-from trifocal.vision.cache import FeatureCache
 from trifocal.vision.llava import LlavaVision
 from trifocal.vision.placing import placed, stored
 from trifocal.vision.plugged import open_plugged
@@ -34,7 +33,6 @@ def open_vision(
     projector: Placement,
     *,
     allow_pickle: bool = False,
-    cache_bytes: int = 256 << 20,
 ) -> Vision:
     """What sees this checkpoint's pictures: our own tower and projectors, transformers' classes, or another package.
 
@@ -47,17 +45,10 @@ def open_vision(
     if checkpoint.sees == "transformers":
         from trifocal.vision.door import load_door
 
-        return load_door(checkpoint, tower, projector, cache_bytes=cache_bytes)
+        return load_door(checkpoint, tower, projector)
     if checkpoint.sees != "llava":
         return open_plugged(checkpoint, tower)
-    return load_vision(
-        checkpoint,
-        tower,
-        projector,
-        hidden=checkpoint.language.hidden,
-        allow_pickle=allow_pickle,
-        cache_bytes=cache_bytes,
-    )
+    return load_vision(checkpoint, tower, projector, hidden=checkpoint.language.hidden, allow_pickle=allow_pickle)
 
 
 def load_vision(
@@ -67,7 +58,6 @@ def load_vision(
     *,
     hidden: int | None = None,
     allow_pickle: bool = False,
-    cache_bytes: int = 256 << 20,
 ) -> LlavaVision:
     """Loads tower and projector, each onto its placement; time and memory of each go to the log.
 
@@ -124,7 +114,6 @@ def load_vision(
         checkpoint.preprocessing,
         hidden=made,
         identity=_identity(checkpoint, seeing.state_dict(), reading.state_dict(), newline),
-        cache=FeatureCache(cache_bytes),
         newline=newline.get(NEWLINE),
     )
 

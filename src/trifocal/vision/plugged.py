@@ -1,4 +1,4 @@
-"""Visions of other packages, by entry point: what they are given, and a base that does the common part."""
+"""Visions of other packages, by entry point: what they are given, and a base for the simple ones."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from trifocal.checkpoints import Checkpoint
 from trifocal.errors import MissingExtra, UnknownName, UsageError
 from trifocal.images import Image
 from trifocal.placement import Placement
-from trifocal.timing import Timings
-from trifocal.vision.base import Vision
-from trifocal.vision.cache import FeatureCache
+from trifocal.timing import step
+from trifocal.vision.base import Look, Vision
 
 if TYPE_CHECKING:
     import torch
@@ -24,47 +23,32 @@ Loader = Callable[[Checkpoint, Placement], Vision]
 
 
 class PluggedVision:
-    """A base for visions of other packages: say `rows` and `positions`, the cache is done here.
+    """A base for visions of other packages that see pictures one by one: say `positions` and `rows`.
 
     ``hidden`` is the width of the language model's rows; ``identity`` names all that the rows depend on beside the
-    picture (weights, precision, preprocessing), for the caches. A vision with tokens of its own around or between its
-    rows has a method ``layout``, see `trifocal.vision.Framing`.
+    picture (weights, precision, preprocessing): what was seen is known again by it. A vision whose rows stand between
+    tokens of its own, or depend on the prompt's other pictures, is a `trifocal.vision.Vision` without this base.
     """
 
-    def __init__(self, *, hidden: int, identity: str, cache_bytes: int = 256 << 20) -> None:
+    def __init__(self, *, hidden: int, identity: str) -> None:
         self.hidden, self.identity = hidden, identity
-        self.cache = FeatureCache(cache_bytes)
+
+    def positions(self, image: Image) -> int:
+        """How many rows a picture will have; it must not be looked at, its size may."""
+        raise NotImplementedError
 
     def rows(self, image: Image) -> torch.Tensor:
         """The rows of a picture, ``[positions, hidden]``, in any dtype and on any device."""
         raise NotImplementedError
 
-    def positions(self, image: Image, among: int = 1) -> int:
-        """How many rows a picture will have; it must not be looked at, its size may."""
-        raise NotImplementedError
+    def looks(self, images: Sequence[Image]) -> list[Look]:
+        """Each picture as so many rows."""
+        return [Look(image, (self.positions(image),)) for image in images]
 
-    def encode(self, images: Sequence[Image], timings: Timings | None = None) -> list[torch.Tensor]:
-        """Rows of each picture, in order; those not seen before are asked for one by one.
-
-        Raises:
-            UsageError: rows of another shape than was told.
-        """
-        timings = Timings() if timings is None else timings
-        return self.cache.fill(images, lambda new: [self._checked(image, len(images), timings) for image in new])
-
-    def cached(self, image: Image, among: int = 1) -> bool:
-        """Whether a picture's rows are known already."""
-        return self.cache.has(image)
-
-    def _checked(self, image: Image, among: int, timings: Timings) -> torch.Tensor:
-        with timings.step("tower"):
-            rows = self.rows(image)
-        wanted = (self.positions(image, among), self.hidden)
-        if tuple(rows.shape) != wanted:
-            raise UsageError(
-                f"{type(self).__name__} made rows of {list(rows.shape)}, {list(wanted)} were reckoned with"
-            )
-        return rows
+    def see(self, looks: Sequence[Look]) -> list[torch.Tensor]:
+        """Rows of each picture, in order, asked for one by one."""
+        with step("tower"):
+            return [self.rows(look.image) for look in looks]
 
 
 def plugged_names() -> list[str]:
@@ -88,7 +72,7 @@ def open_plugged(checkpoint: Checkpoint, placement: Placement) -> Vision:
         vision = load(checkpoint, placement)
     except ModuleNotFoundError as error:
         raise MissingExtra(f"the vision {checkpoint.sees} ({error.name})", checkpoint.sees) from error
-    absent = [name for name in ("hidden", "identity", "encode", "positions", "cached") if not hasattr(vision, name)]
+    absent = [name for name in ("hidden", "identity", "looks", "see") if not hasattr(vision, name)]
     if absent:
         raise UsageError(f"the vision {checkpoint.sees} has no {', '.join(absent)}; see trifocal.vision.Vision")
     return vision

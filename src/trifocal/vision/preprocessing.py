@@ -1,17 +1,18 @@
-"""From a picture to what the model is shown of it, and to pixel values."""
+"""From a picture to squares, and from squares to pixel values."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image as Pictures
 
-from trifocal.checkpoints import Preprocessing, Tower
-from trifocal.errors import BadImage
+from trifocal.checkpoints import Fit, Preprocessing
 from trifocal.images import Image
-from trifocal.vision.tiles import frames_rows, grid_of, positions, tiles_of
+from trifocal.vision.showing import Box
 
-__all__ = ["count", "is_tiled", "pixels", "shown", "views"]
+__all__ = ["pixels", "shown", "square", "square_box"]
 
 
 def shown(image: Image, preprocessing: Preprocessing) -> Pictures.Image:
@@ -20,62 +21,25 @@ def shown(image: Image, preprocessing: Preprocessing) -> Pictures.Image:
     Resized on 8-bit values and to truncated sizes, as CLIP's own processor does it; the padding is that
     of LLaVA 1.5 (``expand2square``).
     """
-    return _square(image.on(preprocessing.background), preprocessing, preprocessing.fit)
+    return square(image.on(preprocessing.background), preprocessing, preprocessing.fit)
 
 
-def views(image: Image, preprocessing: Preprocessing, among: int = 1) -> list[Pictures.Image]:
-    """All that the model is shown of a picture: squares of ``size``, in the order in which the tower sees them.
-
-    ``among`` is how many pictures its prompt has. A picture in tiles is the whole first, then its tiles row by
-    row; a video is its frames.
-
-    Raises:
-        BadImage: a video for a model that was not made for them.
-    """
-    if image.frames:
-        if preprocessing.video is None:
-            raise BadImage("is_a_video", "this model takes pictures, not videos", image.name)
-        return [_square(frame, preprocessing, preprocessing.video.fit) for frame in image.frames]
-    if preprocessing.tiles is None or not is_tiled(preprocessing, among):
-        return [shown(image, preprocessing)]
-    picture, tiling = image.on(preprocessing.background), preprocessing.tiles
-    # the original cuts with PIL's own default, transformers as its image processor is told
-    resample = Pictures.Resampling.BICUBIC if tiling.digits is None else preprocessing.resample
-    tiles = tiles_of(picture, preprocessing.size, tiling, resample, preprocessing.resized)
-    return tiles if preprocessing.resized is None else [_square(tile, preprocessing, "crop") for tile in tiles]
+def pixels(squares: Sequence[Pictures.Image], preprocessing: Preprocessing) -> torch.Tensor:
+    """The pixel values of squares, ``[squares, 3, size, size]`` in float32."""
+    return torch.stack([_values(each, preprocessing) for each in squares])
 
 
-def is_tiled(preprocessing: Preprocessing, among: int) -> bool:
-    """Whether a picture is seen in tiles when its prompt has that many."""
-    return preprocessing.tiles is not None and (among == 1 or not preprocessing.tiles.alone)
-
-
-def pixels(image: Image, preprocessing: Preprocessing, among: int = 1) -> torch.Tensor:
-    """The pixel values of a picture's `views`, ``[views, 3, size, size]`` in float32."""
-    return torch.stack([_values(view, preprocessing) for view in views(image, preprocessing, among)])
-
-
-def count(image: Image, tower: Tower, preprocessing: Preprocessing, among: int = 1) -> int:
-    """How many rows a picture will have in a prompt with ``among`` of them; it is not looked at."""
-    tiling = preprocessing.tiles
-    if image.frames and preprocessing.video is not None:
-        return frames_rows(len(image.frames), tower.side, preprocessing.video)
-    if tiling is None or not is_tiled(preprocessing, among):
-        return tower.patches + preprocessing.newline
-    size = (image.width, image.height)
-    return positions(grid_of(size, tower.image_size, tower.side, tiling), tower.side, tiling)
-
-
-def _values(view: Pictures.Image, preprocessing: Preprocessing) -> torch.Tensor:
+def _values(picture: Pictures.Image, preprocessing: Preprocessing) -> torch.Tensor:
     # a product of float64, then rounded, as the image processors of every release's day made it
-    values = (np.asarray(view, dtype=np.float64) * preprocessing.rescale).astype(np.float32)
+    values = (np.asarray(picture, dtype=np.float64) * preprocessing.rescale).astype(np.float32)
     if preprocessing.normalise:
         mean, std = np.array(preprocessing.mean, np.float32), np.array(preprocessing.std, np.float32)
         values = (values - mean) / std
     return torch.from_numpy(values.transpose(2, 0, 1).copy())
 
 
-def _square(picture: Pictures.Image, preprocessing: Preprocessing, fit: str) -> Pictures.Image:
+def square(picture: Pictures.Image, preprocessing: Preprocessing, fit: Fit) -> Pictures.Image:
+    """An RGB picture as one square, as ``fit`` says."""
     size, how = preprocessing.size, Pictures.Resampling(preprocessing.resample)
     to = preprocessing.resized or size
     if fit == "pad":
@@ -86,6 +50,20 @@ def _square(picture: Pictures.Image, preprocessing: Preprocessing, fit: str) -> 
         wide, high = to, to
     left, top = (wide - size) // 2, (high - size) // 2  # below 0 where it is enlarged: the rest is black
     return picture.resize((wide, high), how).crop((left, top, left + size, top + size))
+
+
+def square_box(size: tuple[int, int], preprocessing: Preprocessing, fit: Fit) -> Box:
+    """Which part of the original one square shows."""
+    width, height = size
+    kept = preprocessing.size / (preprocessing.resized or preprocessing.size)  # the middle of what is resized
+    if fit == "stretch":
+        across, down = kept, kept
+    else:
+        side = kept * (max(width, height) if fit == "pad" else min(width, height))
+        across, down = side / width, side / height
+    if fit == "pad" and kept == 1:
+        return -((side - width) // 2) / width, -((side - height) // 2) / height, across, down
+    return (1 - across) / 2, (1 - down) / 2, across, down
 
 
 def _padded(picture: Pictures.Image, colour: tuple[int, int, int]) -> Pictures.Image:

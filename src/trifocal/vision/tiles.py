@@ -8,29 +8,20 @@ differ, `Tiling` says which is meant.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from PIL import Image as Pictures
 
-from trifocal.checkpoints import Frames, Tiling
+from trifocal.checkpoints import Preprocessing, Tiling, Tower
+from trifocal.images import Image
+from trifocal.vision.preprocessing import square
+from trifocal.vision.showing import WHOLE, Box, PatchGrid, upper_left
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "Canvas",
-    "Grid",
-    "canvas_of",
-    "frame_rows",
-    "frame_side",
-    "frames_rows",
-    "grid_of",
-    "pack",
-    "pack_frames",
-    "positions",
-    "tiles_of",
-]
+__all__ = ["Canvas", "Grid", "InTiles", "canvas_of", "grid_of", "pack", "positions", "tiles_of"]
 
 CAP = 1.1  # a grid is made smaller when its side is over the bound by more than this factor
 
@@ -56,6 +47,63 @@ class Grid:
     columns: tuple[int, int]
     rows: tuple[int, int]
     size: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class InTiles:
+    """A picture of ``size`` seen whole and in tiles; see `trifocal.vision.ways.Way`."""
+
+    size: tuple[int, int]
+    preprocessing: Preprocessing = field(repr=False, compare=False)
+    tower: Tower = field(repr=False, compare=False)
+
+    @property
+    def rows(self) -> int:
+        return positions(self._grid, self.tower.side, self._tiling)
+
+    def squares(self, image: Image) -> list[Pictures.Image]:
+        how, tiling = self.preprocessing, self._tiling
+        # the original cuts with PIL's own default, transformers as its image processor is told
+        resample = Pictures.Resampling.BICUBIC if tiling.digits is None else how.resample
+        tiles = tiles_of(image.on(how.background), how.size, tiling, resample, how.resized)
+        return tiles if how.resized is None else [square(tile, how, "crop") for tile in tiles]
+
+    def boxes(self) -> list[tuple[str, Box]]:
+        across, down = self._grid.tiles
+        tiles = [(f"tile {y + 1},{x + 1}", self._tile(x, y)) for y in range(down) for x in range(across)]
+        return [("whole", WHOLE), *tiles]
+
+    def grids(self) -> list[PatchGrid]:
+        side, patches, seen = self.tower.side, self.tower.patches, self.tower.looked_at
+        first, grid, tiling = patches - side**2, self._grid, self._tiling  # a class token that is kept is no patch
+        squares = [
+            PatchGrid(at * patches + first, side, side, side, upper_left(box, seen))
+            for at, (_, box) in enumerate(self.boxes())
+        ]
+        if tiling.merge == "flat":
+            return squares
+        kept = grid.columns[1] - grid.columns[0], grid.rows[1] - grid.rows[0]
+        box = _canvas_box(self.size, tiling, (grid.columns[0], grid.rows[0]), kept, self.preprocessing.size / side)
+        columns, rows = grid.size
+        fine = PatchGrid(patches * tiling.base, rows, columns, columns + tiling.newline, box)
+        return [squares[0], fine] if tiling.base else [fine]
+
+    def block(self, features: torch.Tensor, newline: torch.Tensor | None) -> torch.Tensor:
+        return pack(features, self._grid, self._tiling, newline if self._tiling.newline else None)
+
+    @property
+    def _tiling(self) -> Tiling:
+        tiling = self.preprocessing.tiles
+        assert tiling is not None
+        return tiling
+
+    @property
+    def _grid(self) -> Grid:
+        return grid_of(self.size, self.tower.image_size, self.tower.side, self._tiling)
+
+    def _tile(self, x: int, y: int) -> Box:
+        """Which part of the original a tile shows."""
+        return _canvas_box(self.size, self._tiling, (x, y), (1, 1), self.preprocessing.size)
 
 
 def canvas_of(size: tuple[int, int], tiling: Tiling) -> Canvas:
@@ -144,54 +192,6 @@ def pack(rows: torch.Tensor, grid: Grid, tiling: Tiling, newline: torch.Tensor |
     return torch.cat([rows[0], block]) if tiling.base else block
 
 
-def frame_side(patches: int, video: Frames) -> int:
-    """Rows along each side of a video's frame that has ``patches`` as a picture."""
-    return math.ceil(patches / video.stride) if video.pool == "bilinear" else patches // video.stride
-
-
-def frame_rows(patches: int, video: Frames) -> int:
-    """Rows from the beginning of one frame to that of the next, the learned vectors between them included."""
-    side = frame_side(patches, video)
-    return side**2 + {"grid": side, "frame": 1}.get(video.newline, 0)
-
-
-def frames_rows(frames: int, patches: int, video: Frames) -> int:
-    """How many rows `pack_frames` makes of a video."""
-    return frames * frame_rows(patches, video) + (video.newline == "one_token")
-
-
-def pack_frames(rows: torch.Tensor, video: Frames, newline: torch.Tensor | None) -> torch.Tensor:
-    """The rows of a video's frames ``[frames, patches, hidden]`` as one block ``[positions, hidden]``.
-
-    Each frame's grid is made smaller, and ``newline`` ``[hidden]`` stands where `Frames` says.
-    """
-    import torch
-    from torch.nn import functional
-
-    frames, count, hidden = rows.shape
-    patches = math.isqrt(count)
-    channels = rows.view(frames, patches, patches, hidden).permute(0, 3, 1, 2)
-    side = frame_side(patches, video)
-    if video.stride == 1:
-        small = channels
-    elif video.pool == "bilinear":
-        small = functional.interpolate(channels, size=(side, side), mode="bilinear")
-    else:
-        pool = functional.avg_pool2d if video.pool == "average" else functional.max_pool2d
-        small = pool(channels, video.stride)
-    block = small.permute(0, 2, 3, 1)  # [frames, rows, columns, hidden]
-    if newline is None:
-        return block.flatten(0, 2)
-    newline = newline.to(block)
-    if video.newline == "grid":
-        block = torch.cat([block, newline.expand(frames, side, 1, -1)], dim=2)
-    by_frame = block.flatten(1, 2)
-    if video.newline == "frame":
-        by_frame = torch.cat([by_frame, newline.expand(frames, 1, -1)], dim=1)
-    ends = [newline[None]] if video.newline == "one_token" else []
-    return torch.cat([by_frame.flatten(0, 1), *ends])
-
-
 def _unpadded(
     size: tuple[int, int], columns: int, rows: int, digits: int | None
 ) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -206,3 +206,11 @@ def _unpadded(
         return (0, columns), (over, rows - over)
     over = (columns - kept(width * (rows / height))) // 2
     return (over, columns - over), (0, rows)
+
+
+def _canvas_box(size: tuple[int, int], tiling: Tiling, at: tuple[int, int], count: tuple[int, int], unit: float) -> Box:
+    """Which part of the original some units of its canvas show."""
+    canvas = canvas_of(size, tiling)
+    wide, high = canvas.picture
+    left, top = at[0] * unit - canvas.at[0], at[1] * unit - canvas.at[1]
+    return left / wide, top / high, count[0] * unit / wide, count[1] * unit / high

@@ -36,16 +36,18 @@ async def preview(request: Request, body: PreviewRequest, server: Serving) -> Re
 
 def _shown(server: Server, messages: list[Message]) -> dict[str, Any]:
     (image,) = messages[0].images
-    vision = server.llava.composer.vision
+    gallery = server.llava.gallery
+    vision = gallery.vision
     if not isinstance(vision, Showing):
         raise Refusal(501, "not_supported", "this model's vision can't show what it is given")
-    views = vision.views(image)
+    (look,) = gallery.looks([image])
+    views = vision.views(look)
     preprocessing = server.llava.checkpoint.preprocessing
     return {
         "size": [image.width, image.height],
         "fit": preprocessing.fit,
         "fit_words": fit_words(preprocessing),
-        "positions": server.llava.composer.vision.positions(image),
+        "positions": look.rows,
         "tiles": [{"image": _uri(view), "title": view.title, "box": _inside(view.box)} for view in views],
         "seen": _inside(_around([view.box for view in views])),
     }

@@ -27,9 +27,10 @@ from trifocal.errors import BadImage, BadMarkup, CheckpointError, TrifocalError,
 from trifocal.images import Image, from_pil
 from trifocal.messages import Part
 from trifocal.model.composer import Composer
+from trifocal.model.outline import Outline
 from trifocal.placement import Placement
 from trifocal.prompt import Prompt
-from trifocal.vision import Vision, load_vision
+from trifocal.vision import Gallery, load_vision
 from trifocal.webui.attached import attached, has_images
 from trifocal.webui.eyes import ModelFacts, find_eyes
 from trifocal.webui.host import Host, HostTokenizer
@@ -82,7 +83,7 @@ class _Sight:
 
     asked: tuple[object, ...]
     checkpoint: Checkpoint
-    vision: Vision
+    gallery: Gallery
 
 
 def _telling(hook: Callable[Asked, Given]) -> Callable[Asked, Given]:
@@ -176,7 +177,8 @@ class Extension:
             return None
         parts = _tagged(prompt)
         marks = sum(part.count(MEDIA_MARK) for part in parts if isinstance(part, str))
-        return self._composer(add_bos=True).count(self._chosen(_placed(parts, MEDIA_MARK, [_stand_in()] * marks)))
+        parts = self._chosen(_placed(parts, MEDIA_MARK, [_stand_in()] * marks))
+        return len(self._composer(add_bos=True).outline(parts))
 
     @_telling
     def tokenizer_modifier(
@@ -193,11 +195,11 @@ class Extension:
         if input_embeds is not None:
             raise UsageError("a soft prompt and a picture can't stand in one prompt: clear the soft prompt")
         started = time.perf_counter()
-        composer = self._composer(add_bos=bool(state["add_bos_token"]))
-        whole, left_out = fit(parts, self.host.room(state), composer.count)
+        composer = self._composer(add_bos=bool(state["add_bos_token"])).once()
+        outline, left_out = fit(parts, self.host.room(state), composer.outline)
         if left_out:
             self.host.log.warning(f"Trifocal: left out of the prompt: {left_out}. Try decreasing max_new_tokens")
-        spans = composer.prompt(whole)
+        spans = composer.seen(outline)
         ids, rows = self._tensors(spans, self.host.placeholder())
         self.host.note_length(len(spans))
         seconds = time.perf_counter() - started
@@ -297,13 +299,13 @@ class Extension:
             sight = self._sight
         return Composer(
             HostTokenizer(self.host, add_bos=add_bos),
-            sight.vision,
+            sight.gallery,
             image_start=sight.checkpoint.image_start,
             image_end=sight.checkpoint.image_end,
             strip_around_images=sight.checkpoint.strip_around_images,
         )
 
-    def _load(self, facts: ModelFacts) -> tuple[Checkpoint, Vision]:
+    def _load(self, facts: ModelFacts) -> tuple[Checkpoint, Gallery]:
         params, given = self.params, self._given
         checkpoint = find_eyes(
             facts,
@@ -323,15 +325,15 @@ class Extension:
                 f"of {facts.hidden}: set llava-checkpoint to the LLaVA that this model is the language half of"
             )
         self.host.log.info(f"Trifocal: {facts.name} sees with the eyes of {checkpoint.name}")
-        return checkpoint, vision
+        return checkpoint, Gallery(vision)
 
     def _given(self, what: str) -> Any:
         """A setting that has two names: the first of them that was given."""
         return next((self.params[name] for name in _SYNONYMS[what] if self.params[name] is not None), None)
 
 
-def fit(parts: Sequence[Part], room: int, count: Callable[[Sequence[Part]], int]) -> tuple[list[Part], str]:
-    """The end of a prompt that fits into ``room`` positions, and what was left out, in words.
+def fit(parts: Sequence[Part], room: int, outlined: Callable[[Sequence[Part]], Outline]) -> tuple[Outline, str]:
+    """The outline of the end of a prompt that fits into ``room`` positions, and what was left out, in words.
 
     Pictures stay whole or go; the text that comes before the first part that stays is cut at its
     start, as the host cuts a prompt without pictures, but the beginning token stays.
@@ -339,21 +341,26 @@ def fit(parts: Sequence[Part], room: int, count: Callable[[Sequence[Part]], int]
     Raises:
         UsageError: there is no room at all.
     """
-    if count(parts) <= room:
-        return [*parts], ""
-    if count([]) >= room:
+    whole = outlined(parts)
+    if len(whole) <= room:
+        return whole, ""
+
+    def fits(rest: Sequence[Part]) -> bool:
+        return len(outlined(rest)) <= room
+
+    if len(outlined([])) >= room:
         raise UsageError(f"max_new_tokens leaves {max(room, 0)} positions of the context for the prompt; lower it")
-    at = next(i for i in range(len(parts)) if count(parts[i + 1 :]) <= room)
+    at = next(i for i in range(len(parts)) if fits(parts[i + 1 :]))
     cut, rest = parts[at], [*parts[at + 1 :]]
     gone = [part for part in parts[: at + 1] if isinstance(part, Image)]
     letters = sum(len(part) for part in parts[: at + 1] if isinstance(part, str))
     if isinstance(cut, str):
-        start = bisect.bisect_left(range(len(cut)), True, key=lambda i: count([cut[i:], *rest]) <= room)
+        start = bisect.bisect_left(range(len(cut)), True, key=lambda i: fits([cut[i:], *rest]))
         rest = [cut[start:], *rest] if start < len(cut) else rest
         letters -= len(cut) - start
     told = [f"{len(gone)} picture{'s' * (len(gone) > 1)} ({', '.join(image.name for image in gone)})"] * bool(gone)
     told += [f"the first {letters} characters"] * bool(letters)
-    return rest, " and ".join(told)
+    return outlined(rest), " and ".join(told)
 
 
 def _tagged(prompt: str) -> list[Part]:

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 from trifocal.conversation.templates import Control
 from trifocal.errors import CheckpointError
+from trifocal.vision.base import Layout
 
-__all__ = ["Layout", "Processor", "count", "open_processor"]
+__all__ = ["Processor", "count", "open_processor"]
 
-Layout = tuple["str | Control | int", ...]
 Frame = Callable[[Mapping[str, Any], Any], Layout]
 
 

@@ -16,11 +16,11 @@ from trifocal.checkpoints.door import PROVEN, stored_parts
 from trifocal.errors import BadImage, CheckpointError, UsageError
 from trifocal.images import Image
 from trifocal.placement import Part, Placement
-from trifocal.timing import Timings
-from trifocal.vision.cache import FeatureCache
+from trifocal.timing import step
+from trifocal.vision.base import Layout, Look
 from trifocal.vision.door.model import build
 from trifocal.vision.door.probe import misfit
-from trifocal.vision.door.processors import Layout, Processor, open_processor
+from trifocal.vision.door.processors import Processor, open_processor
 from trifocal.vision.placing import room
 
 __all__ = ["DoorVision", "load_door"]
@@ -33,10 +33,8 @@ SIZES = 4096  # sizes of pictures whose layouts are remembered
 class DoorVision:
     """The vision half of a model of transformers, in one piece on one placement."""
 
-    def __init__(
-        self, model: Any, processor: Processor, *, hidden: int, identity: str, part: Part, cache: FeatureCache
-    ) -> None:
-        self.model, self.processor, self.cache = model, processor, cache
+    def __init__(self, model: Any, processor: Processor, *, hidden: int, identity: str, part: Part) -> None:
+        self.model, self.processor = model, processor
         self.hidden, self.identity, self._part = hidden, identity, part
         self._layouts: dict[tuple[int, int], Layout] = {}
 
@@ -45,34 +43,24 @@ class DoorVision:
         """What it is made of and where it is."""
         return (self._part,)
 
-    def encode(self, images: Sequence[Image], timings: Timings | None = None) -> list[torch.Tensor]:
-        """Rows of each picture, ``[positions, hidden]``, in order; pictures are seen one by one.
+    def looks(self, images: Sequence[Image]) -> list[Look]:
+        """The rows of each picture, and the tokens around and between them; a blank one of its size tells them.
 
         Raises:
             BadImage: a video.
+        """
+        for image in images:
+            if image.frames:
+                raise BadImage("is_a_video", "this model takes pictures, not videos", image.name)
+        return [Look(image, self._layout((image.width, image.height))) for image in images]
+
+    def see(self, looks: Sequence[Look]) -> list[torch.Tensor]:
+        """The rows of each look; pictures are seen one by one.
+
+        Raises:
             OutOfMemory: the device has no room.
         """
-        timings = Timings() if timings is None else timings
-        return self.cache.fill(images, lambda new: [self._see(image, timings) for image in new])
-
-    def positions(self, image: Image, among: int = 1) -> int:
-        """How many rows a picture of this size has."""
-        return sum(item for item in self.layout(image, among) if isinstance(item, int))
-
-    def cached(self, image: Image, among: int = 1) -> bool:
-        """Whether a picture's rows are known already."""
-        return self.cache.has(image)
-
-    def layout(self, image: Image, among: int = 1) -> Layout:
-        """Tokens and numbers of rows of a picture; a blank one of its size tells them."""
-        size = (image.width, image.height)
-        if size not in self._layouts:
-            from PIL import Image as Pictures
-
-            if len(self._layouts) >= SIZES:
-                self._layouts.clear()
-            self._layouts[size] = self.processor.layout(self.processor.inputs(Pictures.new("RGB", size)))
-        return self._layouts[size]
+        return [self._seen(look.image) for look in looks]
 
     def check(self, attention: str) -> None:
         """Holds what we make of a picture against what transformers' own forward pass makes of it.
@@ -88,17 +76,20 @@ class DoorVision:
         if reason:
             raise CheckpointError(f"{self._part.what.split(',')[0]} can't be read: {reason}")
 
-    def _see(self, image: Image, timings: Timings) -> torch.Tensor:
-        if image.frames:
-            raise BadImage("is_a_video", "this model takes pictures, not videos", image.name)
-        with timings.step("preprocess"):
+    def _layout(self, size: tuple[int, int]) -> Layout:
+        if size not in self._layouts:
+            from PIL import Image as Pictures
+
+            if len(self._layouts) >= SIZES:
+                self._layouts.clear()
+            self._layouts[size] = self.processor.layout(self.processor.inputs(Pictures.new("RGB", size)))
+        return self._layouts[size]
+
+    def _seen(self, image: Image) -> torch.Tensor:
+        with step("preprocess"):
             inputs = self.processor.inputs(image.on(WHITE))
-        with timings.step("tower"), room("vision tower"):
-            block = self._rows(inputs)
-        wanted = self.positions(image)
-        if len(block) != wanted:
-            raise CheckpointError(f"{image.name}: the tower made {len(block)} rows where {wanted} were reckoned with")
-        return block
+        with step("tower"), room("vision tower"):
+            return self._rows(inputs)
 
     @torch.inference_mode()
     def _rows(self, inputs: Mapping[str, Any]) -> torch.Tensor:
@@ -125,9 +116,7 @@ class DoorVision:
         return found
 
 
-def load_door(
-    checkpoint: Checkpoint, tower: Placement, projector: Placement, *, cache_bytes: int = 256 << 20, **_: Any
-) -> DoorVision:
+def load_door(checkpoint: Checkpoint, tower: Placement, projector: Placement) -> DoorVision:
     """Loads the vision half of a model of transformers; the language half is never built.
 
     Raises:
@@ -151,7 +140,6 @@ def load_door(
         hidden=int(model.config.text_config.hidden_size),
         identity=_identity(state, dtype, folder),
         part=Part("tower", f"{kind}, tower and projector", str(device), str(dtype).removeprefix("torch."), size),
-        cache=FeatureCache(cache_bytes),
     )
     if kind not in PROVEN:
         vision.check(checkpoint.attention)
