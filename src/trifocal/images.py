@@ -6,7 +6,6 @@ import base64
 import binascii
 import hashlib
 import os
-import re
 import time
 import warnings
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["LIMITS", "Image", "Limits", "from_bytes", "from_data_uri", "from_frames", "from_path", "from_pil", "load"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
-_DATA_URI = re.compile(r"\s*data:\s*(?P<type>[^;,\s]*)(?P<parameters>(?:\s*;\s*[^;,]*)*)\s*,", re.IGNORECASE)
+_LONGEST_HEAD = 1024  # characters before a data URI's comma
 _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -147,17 +146,18 @@ def from_data_uri(uri: str, *, name: str = "image", limits: Limits = LIMITS) -> 
     Raises:
         BadImage: no data URI of an image, no base64, or `from_bytes` refuses the bytes.
     """
-    head = _DATA_URI.match(uri)
-    if not head:
+    start = len(uri) - len(uri.lstrip())
+    comma = uri.find(",", start, start + _LONGEST_HEAD)
+    if comma < 0 or uri[start : start + 5].lower() != "data:":
         raise BadImage("not_a_data_uri", "this is no data URI: data:image/png;base64,... is expected", name)
-    kind = head["type"].lower()
+    kind, *parameters = (word.strip().lower() for word in uri[start + 5 : comma].split(";"))
     if kind and not kind.startswith("image/") and kind != "application/octet-stream":
         raise BadImage("not_an_image", f"the data URI is of type {kind[:40]!r}, not of an image", name)
-    if "base64" not in (word.strip().lower() for word in head["parameters"].split(";")):
+    if "base64" not in parameters:
         raise BadImage("bad_base64", "the data URI is not in base64", name)
-    if (len(uri) - head.end()) * 3 // 4 > limits.bytes * 1.1 + 1024:
+    if (len(uri) - comma) * 3 // 4 > limits.bytes * 1.1 + 1024:
         raise BadImage("too_many_bytes", f"over {limits.bytes} bytes", name)
-    return from_bytes(_from_base64(uri[head.end() :], name), name=name, limits=limits)
+    return from_bytes(_from_base64(uri[comma + 1 :], name), name=name, limits=limits)
 
 
 def from_bytes(data: bytes, *, name: str = "image", limits: Limits = LIMITS) -> Image:

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict
 
 from trifocal.api.errors import Refusal, refuse
-from trifocal.conversation.markup import parse
+from trifocal.conversation.markup import parse, tags
 from trifocal.errors import BadImage
 from trifocal.images import Image, Limits, from_bytes, from_data_uri
 from trifocal.messages import Message, Role
@@ -31,8 +31,8 @@ __all__ = [
     "user_text",
 ]
 
-_TAG = re.compile(r"<img\b[^<>]{0,400}?src\s*=\s*[\"']?\s*data:", re.IGNORECASE)
-_BLOB = re.compile(r"[A-Za-z0-9+/_-]{512}")
+# looked for where a run of such letters begins, and nowhere inside it
+_BLOB = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{512}")
 
 
 class Wire(BaseModel):
@@ -110,7 +110,7 @@ def user_text(text: str, param: str) -> str | Tagged:
     Raises:
         Refusal: base64 that stands in the text: it would be read as a hundred thousand words.
     """
-    if _TAG.search(text):
+    if any(tag.holds_data for tag in tags(text)):
         return Tagged(text)
     check_text(text, param)
     return text

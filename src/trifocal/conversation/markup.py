@@ -1,26 +1,82 @@
-"""``<img src="data:...">`` in a raw prompt: one pass from text to parts."""
+"""``<img src="data:...">`` in a raw prompt: one pass from text to parts, in time that grows with the text's length."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from trifocal.errors import BadImage, BadMarkup
 from trifocal.images import LIMITS, Image, Limits, from_data_uri
 from trifocal.messages import Part
 
-__all__ = ["parse"]
+__all__ = ["Tag", "parse", "tags"]
 
-# an <img with an attribute src, quoted either way or not at all; "the <img> tag" in a sentence is none
-_INSIDE = r"""(?:[^<>"']|"[^"<>]*"|'[^'<>]*')*"""
-_TAG = re.compile(rf"<img\b(?={_INSIDE}?\bsrc\s*=)", re.IGNORECASE)
-_SRC = re.compile(
-    rf"<img\b{_INSIDE}?\bsrc\s*="
-    r"""\s*(?:"(?P<double>[^"<>]*)"|'(?P<single>[^'<>]*)'|(?P<bare>[^\s"'<>]+))"""
-    rf"{_INSIDE}>",
-    re.IGNORECASE,
-)
+# nothing here can be matched in two ways, so nothing is tried twice
+_IMG = re.compile(r"<img\b", re.IGNORECASE)
+_QUOTE_OR_SRC = re.compile(r"""["']|\bsrc(?=\s*=)""", re.IGNORECASE)
+_VALUE = re.compile(r"""\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"']+))""")
+_OPENING = re.compile(r"""\s*=\s*["']?\s*(.{0,5})""", re.DOTALL)
+_QUOTE = re.compile(r"""["']""")
 _STRAY = re.compile(r"data:\s*image/[^;,\s]{0,40}(?:;[^;,\s]{0,40}){0,4},\s*[A-Za-z0-9+/_=-]{512}", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """An ``<img`` with a ``src``, quoted either way or not at all; "the <img> tag" in a sentence is none.
+
+    It stands from ``start`` to ``end``. ``source`` is None where the tag is not closed; ``opening`` is how the source
+    begins in any case.
+    """
+
+    start: int
+    end: int
+    source: str | None
+    opening: str
+
+    @property
+    def holds_data(self) -> bool:
+        """Whether it means to hold a picture, and not an address or a path."""
+        return self.opening.lower() == "data:"
+
+
+def tags(text: str) -> Iterator[Tag]:
+    """The ``<img`` tags of a text that have a source, in order."""
+    for found in _IMG.finditer(text):
+        stop = text.find("<", found.end())
+        stop = len(text) if stop < 0 else stop
+        close = text.find(">", found.end(), stop)
+        inside = text[found.end() : stop if close < 0 else close]
+        at = _source_at(inside)
+        if at is None:
+            continue
+        opening = _OPENING.match(inside, at)
+        value = _VALUE.match(inside, at)
+        whole = value is not None and close >= 0 and _is_balanced(inside, value.end())
+        source = next(group for group in value.groups() if group is not None) if value and whole else None
+        end = stop if close < 0 else close + 1
+        yield Tag(found.start(), end, source, opening[1] if opening else "")
+
+
+def _source_at(inside: str) -> int | None:
+    """Where the ``=`` of ``src =`` is looked for, in the attributes of a tag and in none of their values."""
+    at = 0
+    while found := _QUOTE_OR_SRC.search(inside, at):
+        if found[0] not in "\"'":
+            return found.end()
+        at = inside.find(found[0], found.end()) + 1
+        if at == 0:
+            return None
+    return None
+
+
+def _is_balanced(inside: str, at: int) -> bool:
+    """Whether every quote from there on is closed."""
+    while found := _QUOTE.search(inside, at):
+        at = inside.find(found[0], found.end()) + 1
+        if at == 0:
+            return False
+    return True
 
 
 def parse(prompt: str, *, limits: Limits = LIMITS) -> tuple[Part, ...]:
@@ -40,20 +96,17 @@ def parse(prompt: str, *, limits: Limits = LIMITS) -> tuple[Part, ...]:
 
 def _parts(prompt: str, limits: Limits) -> Iterator[Part]:
     at = 0
-    for number, tag in enumerate(_TAG.finditer(prompt), start=1):
-        if tag.start() < at:
-            continue
-        whole = _SRC.match(prompt, tag.start())
-        if not whole:
-            raise BadMarkup('it is not closed; <img src="data:image/...;base64,..."> is expected', tag.start())
-        yield _text(prompt, at, tag.start())
-        yield _picture(whole["double"] or whole["single"] or whole["bare"] or "", number, tag.start(), limits)
-        at = whole.end()
+    for number, tag in enumerate(tags(prompt), start=1):
+        if tag.source is None:
+            raise BadMarkup('it is not closed; <img src="data:image/...;base64,..."> is expected', tag.start)
+        yield _text(prompt, at, tag.start)
+        yield _picture(tag.source, number, tag.start, limits)
+        at = tag.end
     yield _text(prompt, at, len(prompt))
 
 
 def _picture(source: str, number: int, at: int, limits: Limits) -> Image:
-    if not source.lstrip().lower().startswith("data:"):
+    if source.lstrip()[:5].lower() != "data:":
         raise BadMarkup("only data URIs are taken in a prompt, no addresses and no paths", at)
     try:
         return from_data_uri(source, name=f"image {number}", limits=limits)

@@ -12,16 +12,15 @@ import bisect
 import functools
 import importlib
 import io
-import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from trifocal.checkpoints import Checkpoint
-from trifocal.conversation.markup import parse
+from trifocal.conversation.markup import Tag, parse, tags
 from trifocal.conversation.templates import IMAGE_MARK
 from trifocal.errors import BadImage, BadMarkup, CheckpointError, TrifocalError, UsageError
 from trifocal.images import Image, from_pil
@@ -70,8 +69,6 @@ _SYNONYMS = {
     "bits": ("vision_bits", "clip_bits"),
     "file": ("projector_filename", "projector_file"),
 }
-# a tag whose source is data; one that names an address is a text about web pages, and none of ours
-_TAG = re.compile(r"""<img\b[^<>]*?\bsrc\s*=\s*(?:["']\s*)?data:[^<>]*>?""", re.IGNORECASE)
 
 Asked = ParamSpec("Asked")
 Given = TypeVar("Given")
@@ -160,7 +157,7 @@ class Extension:
     @_telling
     def input_modifier(self, text: str, state: Mapping[str, Any] | None = None, is_chat: bool = False) -> str:
         """Leaves the text as it is, but refuses a picture that this loader would read as letters."""
-        if _TAG.search(text) or _unmarked(state or {}):
+        if any(_ours(text)) or _unmarked(state or {}):
             self._check(text, beside=_unmarked(state or {}))
         return text
 
@@ -171,9 +168,9 @@ class Extension:
         A picture of the host's own box is counted by its mark alone: exactly where all pictures of a
         family take the same positions, by a square picture where they don't.
         """
-        if self.host.model is None or not (_TAG.search(prompt) or MEDIA_MARK in prompt):
+        if self.host.model is None or not (any(_ours(prompt)) or MEDIA_MARK in prompt):
             return None
-        if self.host.sees_natively and not _TAG.search(prompt):
+        if self.host.sees_natively and not any(_ours(prompt)):
             return None
         parts = _tagged(prompt)
         marks = sum(part.count(MEDIA_MARK) for part in parts if isinstance(part, str))
@@ -273,7 +270,7 @@ class Extension:
 
     def _check(self, text: str, beside: bool) -> None:
         """Refuses tags to models that see by themselves, and pictures to loaders that take no embeddings."""
-        tagged = _TAG.search(text) is not None
+        tagged = any(_ours(text))
         if self.host.sees_natively and tagged:
             raise UsageError(
                 "this model has sight of its own: attach the picture in the chat box or send it as image_url; "
@@ -367,15 +364,20 @@ def _tagged(prompt: str) -> list[Part]:
     """The texts and the pictures in ``<img src="data:...">`` tags, in order; every other tag is text."""
     parts: list[Part] = []
     at = 0
-    for number, tag in enumerate(_TAG.finditer(prompt), start=1):
+    for number, tag in enumerate(_ours(prompt), start=1):
         try:
-            parts += [prompt[at : tag.start()], *parse(tag[0])]
+            parts += [prompt[at : tag.start], *parse(prompt[tag.start : tag.end])]
         except BadMarkup as error:
-            raise BadMarkup(error.detail, tag.start()) from error
+            raise BadMarkup(error.detail, tag.start) from error
         except BadImage as error:
             raise error.named(f"the picture of <img> tag {number}") from error
-        at = tag.end()
+        at = tag.end
     return [part for part in (*parts, prompt[at:]) if part != ""]
+
+
+def _ours(text: str) -> Iterator[Tag]:
+    """Tags whose source is data; one that names an address is a text about web pages, and none of ours."""
+    return (tag for tag in tags(text) if tag.holds_data)
 
 
 def _unmarked(state: Mapping[str, Any]) -> bool:
