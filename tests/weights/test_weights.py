@@ -360,3 +360,43 @@ def test_tensors_are_read_when_they_are_asked_for(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match="can't be read"):
         dict(weights)
+
+
+SETS: dict[str, tuple[dict[str, list[str]], list[str]]] = {
+    "Mistral's own names beside": ({"model.safetensors": ["a"], "consolidated.safetensors": ["b"]}, ["a"]),
+    "shards of Mistral's own": ({"model.safetensors": ["a"], "consolidated-00001-of-00002.safetensors": ["b"]}, ["a"]),
+    "a stale index": ({"model.safetensors": ["a"], "model.safetensors.index.json -> old.safetensors": ["b"]}, ["a"]),
+    "an index that lists it": (
+        {"model.safetensors": ["a"], "more.safetensors": ["b"], "model.safetensors.index.json": ["a", "b"]},
+        ["a", "b"],
+    ),
+    "an index beside Mistral's own": (
+        {"one.safetensors": ["a"], "model.safetensors.index.json": ["a"], "consolidated.safetensors": ["b"]},
+        ["a"],
+    ),
+    "pickles beside": ({"model.safetensors": ["a"], "pytorch_model.bin": ["b"]}, ["a"]),
+    "an index of pickles beside": ({"model.safetensors": ["a"], "pytorch_model.bin.index.json": ["b"]}, ["a"]),
+    "a projector beside pickles": ({"mm_projector.safetensors": ["b"], "pytorch_model.bin": ["a"]}, ["a"]),
+    "a name of its own": ({"llava-4bit-128g.safetensors": ["a"], "adapter_model.safetensors": ["b"]}, ["a"]),
+    "a projector alone": ({"mm_projector.safetensors": ["a"]}, ["a"]),
+    "Mistral's own alone": ({"consolidated.safetensors": ["a"]}, ["a"]),
+}
+
+
+@pytest.mark.parametrize("case", SETS)
+def test_of_several_sets_of_weights_the_one_of_transformers_is_read(tmp_path: Path, case: str) -> None:
+    files, wanted = SETS[case]
+    held = {"a": "model.a", "b": "model.b"}
+    where = {name: file for file, names in files.items() if file.endswith(".safetensors") for name in names}
+    for file, names in files.items():
+        home, _, target = file.partition(" -> ")
+        if home.endswith(".json"):
+            values = {held[name]: target or where.get(name, "pytorch_model-1.bin") for name in names}
+            (tmp_path / home).write_text(json.dumps({"weight_map": values}))
+        elif home.endswith(".bin"):
+            torch.save({held[name]: torch.ones(1) for name in names}, tmp_path / home)
+        else:
+            save_file({held[name]: torch.ones(1) for name in names}, tmp_path / home)
+    # a pickle's words are more than its names
+    assert [name for name in sorted(stored_names(tmp_path)) if name in held.values()] == [held[name] for name in wanted]
+    assert sorted(part_weights(tmp_path, "language", allow_pickle=True)) == [held[name] for name in wanted]

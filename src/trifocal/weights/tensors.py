@@ -20,6 +20,8 @@ __all__ = ["GgufWeights", "Weights", "canonical", "part_weights", "read_header",
 
 HEADER_LIMIT = 16 << 20
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# what may lie beside a model's weights: the same again under Mistral's own names, and pieces of training
+BESIDE = ("consolidated", "adapter_model", "mm_projector", "non_lora_trainables", "optimizer", "training_args")
 MOST_SIDES = 8
 MOST_OPCODES = 1 << 18  # a tensor takes about 50
 _OLD_PICKLES = 5  # before torch 1.6: a magic number, a version, the system, the table, the storages' names
@@ -227,27 +229,38 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a folder that hold weights: what an index lists, else every safetensors or ``.bin`` file.
+    """The files of a folder that hold weights, those that transformers would read where it has more than one set.
 
-    A folder with nothing but ``mm_projector.bin`` is a projector's.
+    That is ``model.safetensors``, else what an index lists, else the same of ``pytorch_model.bin``; else every
+    safetensors file, or every ``.bin`` file. A folder with nothing but ``mm_projector.bin`` is a projector's.
 
     Raises:
         CheckpointError: there are none, or the index names one that is not there.
     """
-    for index in INDEXES:
-        if (folder / index).is_file():
-            named = sorted(set(_weight_map(folder / index).values()))
-            absent = [name for name in named if not (folder / name).is_file()]
-            if absent:
-                raise CheckpointError(
-                    f"{folder / index} names {absent[0]}, which is not there ({len(absent)} are missing)"
-                )
-            return [folder / name for name in named]
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    files = files or sorted(folder.glob("mm_projector*.bin"))
-    if not files:
-        raise CheckpointError(f"{folder}: no weights there (*.safetensors or pytorch_model*.bin)")
-    return files
+    files = _chosen(folder)
+    if isinstance(files, list):
+        if not files:
+            raise CheckpointError(f"{folder}: no weights there (*.safetensors or pytorch_model*.bin)")
+        return files
+    named = sorted(set(_weight_map(files).values()))
+    absent = [name for name in named if not (folder / name).is_file()]
+    if absent:
+        raise CheckpointError(f"{files} names {absent[0]}, which is not there ({len(absent)} are missing)")
+    return [folder / name for name in named]
+
+
+def _chosen(folder: Path) -> Path | list[Path]:
+    """The index that lists a folder's weights, or the files themselves."""
+    found = sorted(folder.glob("*.safetensors"))
+    usual = [file for file in found if not file.name.startswith(BESIDE)]
+    pickles = sorted(folder.glob("pytorch_model*.bin"))
+    for whole, index, loose in (("model.safetensors", INDEXES[0], usual), ("pytorch_model.bin", INDEXES[1], pickles)):
+        listed = folder / index
+        if (folder / whole).is_file() and not (listed.is_file() and whole in _weight_map(listed).values()):
+            return [folder / whole]
+        if listed.is_file() or loose:
+            return listed if listed.is_file() else loose
+    return found or sorted(folder.glob("mm_projector*.bin"))
 
 
 def part_weights(source: Path, part: str, *, allow_pickle: bool = False) -> Weights:
@@ -280,8 +293,8 @@ def part_weights(source: Path, part: str, *, allow_pickle: bool = False) -> Weig
 
 def _check_index(folder: Path, weights: Weights, rename: Callable[[str], str | None]) -> None:
     """Each of these tensors is in the file that the folder's index names for it."""
-    index = next((folder / name for name in INDEXES if (folder / name).is_file()), None)
-    for stored, file in _weight_map(index).items() if index else ():
+    index = _chosen(folder)
+    for stored, file in _weight_map(index).items() if isinstance(index, Path) else ():
         name = rename(stored)
         if name is not None and (name not in weights or weights.where(name) != folder / file):
             raise CheckpointError(f"{index}: {stored} should be in {file}, which does not hold it")
@@ -293,13 +306,14 @@ def stored_names(folder: Path) -> list[str]:
     Raises:
         CheckpointError: a file whose names can't be read.
     """
-    if folder.is_file():
-        return list(read_header(folder)) if folder.suffix == ".safetensors" else _pickled_words(folder)
-    for index in INDEXES:
-        if (folder / index).is_file():
-            return list(_weight_map(folder / index))
-    headers = [name for file in sorted(folder.glob("*.safetensors")) for name in read_header(file)]
-    return headers or [name for file in sorted(folder.glob("pytorch_model*.bin")) for name in _pickled_words(file)]
+    files = [folder] if folder.is_file() else _chosen(folder)
+    if isinstance(files, Path):
+        return list(_weight_map(files))
+    return [
+        name
+        for file in files
+        for name in (read_header(file) if file.suffix == ".safetensors" else _pickled_words(file))
+    ]
 
 
 def _pickled_words(file: Path) -> list[str]:
