@@ -9,7 +9,7 @@ from live import HIDDEN, make_llava
 
 from trifocal.conversation.templates import get_template
 from trifocal.engines.echo import Echo
-from trifocal.errors import BadMessages
+from trifocal.errors import BadMessages, PromptTooLong
 from trifocal.images import Image
 from trifocal.messages import Message, Sampling
 from trifocal.model.budget import Budget
@@ -73,6 +73,22 @@ def test_what_would_be_next_is_what_is_left_out_next(drawn: Drawn) -> None:
     )
     assert [turn.left_out for turn in less.turns] == [False, True, True, False, False, False]
     assert less.turns[1].pictures_left_out == (True,)
+
+
+@pytest.mark.parametrize("max_tokens", [None, 10, 1000])
+def test_what_fits_is_answered_and_what_does_not_is_refused(drawn: Drawn, max_tokens: int | None) -> None:
+    """Position by position around the length of the last question, which always stays."""
+    talk = turns(drawn, 1)
+    length = make_llava().budget(talk).total
+    for context in range(length - 1, length + 3):
+        llava = make_llava(Echo(hidden=HIDDEN, context=context))
+        fits = llava.budget(talk, max_tokens).fits
+        assert fits is (context > length)
+        if fits:
+            assert llava.complete(talk, Sampling(max_tokens=max_tokens)).end.prompt_tokens == length
+        else:
+            with pytest.raises(PromptTooLong):
+                llava.stream(talk, Sampling(max_tokens=max_tokens))
 
 
 def test_the_last_question_stays_even_where_it_does_not_fit(drawn: Drawn) -> None:

@@ -180,7 +180,7 @@ def test_count_says_which_pictures_and_turns_are_left_out() -> None:
         chosen = client.post(COUNT, json={"messages": talk(turns=2), "images": "last", "max_tokens": 1}).json()
         short = client.post(COUNT, json={"messages": talk(turns=2), "max_tokens": 50}).json()
         bound = client.post(COUNT, json={"messages": talk(turns=1), "max_tokens": 250}).json()
-        full = client.post(COUNT, json={"messages": [user("x" * 200)], "max_tokens": 50}).json()
+        full = client.post(COUNT, json={"messages": [user("x" * 300)], "max_tokens": 50}).json()
     assert [turn["pictures_left_out"] for turn in chosen["messages"]] == [[True], [], [False]]
     assert chosen["left_out"] == ["1 earlier picture (images=last)"]
     assert [turn["left_out"] for turn in short["messages"]] == [True, True, False]

@@ -52,8 +52,8 @@ class Budget:
 
     @property
     def fits(self) -> bool:
-        """Whether prompt and answer fit."""
-        return self.total + self.answer <= self.context
+        """Whether it would be answered: an answer takes what is left, a single token if need be."""
+        return self.total < self.context
 
 
 def budget_of(messages: Sequence[Message], stay: Kept, outlines: Outlines, context: int, answer: int) -> Budget:
