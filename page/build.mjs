@@ -22,8 +22,10 @@ export function digest() {
 rmSync(out, { recursive: true, force: true });
 mkdirSync(out, { recursive: true });
 await build({
-  entryPoints: [join(sources, "main.ts"), join(sources, "app.css")],
+  // formulas and colours are files of their own, loaded when an answer has some
+  entryPoints: ["main.ts", "math.ts", "colours.ts", "app.css"].map((name) => join(sources, name)),
   entryNames: "[name]",
+  splitting: true,
   outdir: out,
   bundle: true,
   format: "esm",

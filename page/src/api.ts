@@ -1,6 +1,7 @@
 // The server: what it is, what it counts, shows and explains, and its answers as they grow.
 
-import { read, write } from "./store";
+import { read, write } from "./choices";
+import { adviceFor, sentence } from "./advice";
 import type { Count, Info, Look, Outcome, Preview, Problem, Sampling, Timings } from "./types";
 
 const KEY = "trifocal.key";
@@ -17,40 +18,15 @@ export class ApiError extends Error {
     readonly status: number,
     readonly code: string,
     readonly retry: number | null = null,
+    /** What in the request it is about, as the server calls it. */
+    readonly about: string | null = null,
   ) {
     super(message);
   }
 
   get problem(): Problem {
-    return { message: sentence(this.message), advice: advice(this.status, this.code), retry: this.retry };
+    return { message: sentence(this.message), advice: adviceFor(this.status, this.code), retry: this.retry };
   }
-}
-
-function sentence(words: string): string {
-  const trimmed = words.trim();
-  if (!trimmed) return "Something went wrong.";
-  const whole = trimmed[0]!.toUpperCase() + trimmed.slice(1);
-  return /[.!?…]$/.test(whole) ? whole : `${whole}.`;
-}
-
-function advice(status: number, code: string): string {
-  const known: Record<string, string> = {
-    image_too_large: "Make the picture smaller, for example to 2,000 pixels on its long side, and add it again.",
-    invalid_image: "Open it in a picture program and save it as PNG or JPEG, then add it again.",
-    unsupported_image_format: "Save it as PNG, JPEG, WebP or GIF, then add it again.",
-    image_aspect_ratio: "Cut the picture to the part that you ask about.",
-    too_many_images: "Leave some of the earlier pictures out: the eye on each picture does that.",
-    context_length_exceeded: "Leave earlier pictures out with the eye on them, shorten the question, or start a new chat.",
-    request_too_large: "Send fewer or smaller pictures at once.",
-    server_busy: "The server answers somebody else. Try again in a moment; your question is kept.",
-    insufficient_memory: "The server has no memory for this now. Try again with fewer pictures.",
-    invalid_api_key: "Enter the key that the server was started with.",
-    timeout: "Ask for a shorter answer, or raise the server's --deadline.",
-    unreachable: "Is it still running? Nothing is lost: it is asked again as soon as it is back.",
-  };
-  if (code in known) return known[code]!;
-  if (status === 503) return known.server_busy!;
-  return status >= 500 ? "Try again; if it stays so, the server's log says more." : "";
 }
 
 function headers(body: boolean): Record<string, string> {
@@ -81,14 +57,14 @@ async function ask(path: string, body?: unknown, signal?: AbortSignal): Promise<
 
 async function refusal(response: Response): Promise<ApiError> {
   const wait = Number(response.headers.get("retry-after"));
-  let told: { message?: string; code?: string } = {};
+  let told: { message?: string; code?: string; param?: string | null } = {};
   try {
     told = ((await response.json()) as { error?: typeof told }).error ?? {};
   } catch {
     // not our error object: a proxy's page, perhaps
   }
   const message = told.message ?? `The server answered with status ${response.status}`;
-  return new ApiError(message, response.status, told.code ?? "", wait > 0 ? wait : null);
+  return new ApiError(message, response.status, told.code ?? "", wait > 0 ? wait : null, told.param ?? null);
 }
 
 export async function info(): Promise<Info> {
@@ -103,7 +79,8 @@ export async function alive(): Promise<boolean> {
   }
 }
 
-interface Asked {
+/** A conversation as it is asked about. */
+export interface Asked {
   messages: WireMessage[];
   images: "all" | "last";
   template: string | null;

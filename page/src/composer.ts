@@ -4,6 +4,8 @@ import { announce, h } from "./dom";
 import type { Store } from "./store";
 import type { Picture, Piece } from "./types";
 
+const FINGERS = matchMedia("(pointer: coarse) and (hover: none)"); // where Enter makes a new line, and the button sends
+
 export class Composer {
   readonly field: HTMLDivElement;
   private dragged: HTMLElement | null = null;
@@ -16,6 +18,7 @@ export class Composer {
       up: () => void;
       files: (files: File[]) => void;
       show: (picture: Picture) => void;
+      takenAway: (undo: () => void) => void;
     },
   ) {
     this.field = h("div", {
@@ -26,6 +29,8 @@ export class Composer {
       "aria-label": "Your question. Pictures stand in the text; move one with Alt and the arrow keys.",
       "data-placeholder": "Ask about a picture…",
       spellcheck: true,
+      dir: "auto",
+      enterKeyHint: FINGERS.matches ? "enter" : "send",
       onInput: () => this.changed(),
       onKeydown: (event: KeyboardEvent) => this.key(event),
       onPaste: (event: ClipboardEvent) => this.paste(event),
@@ -61,6 +66,7 @@ export class Composer {
     return found.filter((piece) => "picture" in piece || piece.text);
   }
 
+  /** What is written from now on; nobody is told. */
   set pieces(pieces: readonly Piece[]) {
     this.field.replaceChildren(
       ...pieces.map((piece) => ("text" in piece ? document.createTextNode(piece.text) : this.chip(piece.picture))),
@@ -70,6 +76,12 @@ export class Composer {
 
   get empty(): boolean {
     return this.pieces.every((piece) => "text" in piece && !piece.text.trim());
+  }
+
+  /** Draws the pictures in it anew: one of them changed. */
+  redraw(): void {
+    for (const chip of this.field.querySelectorAll<HTMLElement>("[data-picture]")) chip.replaceWith(this.chip(chip.dataset.picture!));
+    this.changed();
   }
 
   focus(): void {
@@ -84,7 +96,7 @@ export class Composer {
   insert(picture: Picture): void {
     const chip = this.chip(picture.id);
     const caret = this.caret();
-    if (caret && caret.startContainer !== this.field) {
+    if (caret) {
       caret.deleteContents();
       caret.insertNode(chip);
     } else this.field.append(chip);
@@ -95,9 +107,25 @@ export class Composer {
     announce(`${picture.name} added`);
   }
 
+  /** Takes a picture away; that can be undone. */
+  private takeAway(chip: HTMLElement): void {
+    const place = document.createRange();
+    place.setStartBefore(chip);
+    place.collapse(true);
+    chip.remove();
+    this.changed();
+    this.focus();
+    this.on.takenAway(() => {
+      if (this.field.contains(place.startContainer)) place.insertNode(chip);
+      else this.field.append(chip);
+      this.changed();
+      chip.focus();
+    });
+  }
+
   private chip(id: string): HTMLElement {
-    const picture = this.store.pictures.get(id);
-    const name = picture?.name ?? "a picture that is gone";
+    const picture = this.store.picture(id);
+    const name = picture?.name ?? "a picture that is missing in this browser";
     const chip = h(
       "span",
       {
@@ -108,21 +136,18 @@ export class Composer {
         role: "img",
         "aria-label": `${name}. Alt and arrows move it, Delete takes it away, Enter shows what the model sees.`,
         "data-picture": id,
+        title: picture?.note ? `${name}: ${picture.note}` : name,
         onDblclick: () => picture && this.on.show(picture),
         onKeydown: (event: KeyboardEvent) => this.chipKey(event, chip, picture),
       },
-      h("img", { src: this.store.url(id), alt: "", draggable: false }),
+      picture ? h("img", { src: this.store.url(id), alt: "", draggable: false }) : h("span", { class: "chip-missing" }, "missing"),
       h("button", {
         type: "button",
         class: "chip-remove",
         tabIndex: -1,
         "aria-label": `Take ${name} away`,
         title: "Take away",
-        onClick: () => {
-          chip.remove();
-          this.changed();
-          this.focus();
-        },
+        onClick: () => this.takeAway(chip),
       }, "×"),
     );
     return chip;
@@ -132,10 +157,7 @@ export class Composer {
     event.stopPropagation();
     if (event.key === "Delete" || event.key === "Backspace") {
       event.preventDefault();
-      chip.remove();
-      this.changed();
-      this.focus();
-      announce("Picture taken away");
+      this.takeAway(chip);
     } else if (event.key === "Enter" && picture) {
       event.preventDefault();
       this.on.show(picture);
@@ -185,7 +207,7 @@ export class Composer {
 
   private key(event: KeyboardEvent): void {
     if (event.isComposing) return;
-    if (event.key === "Enter" && !event.shiftKey) {
+    if (event.key === "Enter" && !event.shiftKey && (!FINGERS.matches || event.ctrlKey || event.metaKey)) {
       event.preventDefault();
       this.on.send();
     } else if (event.key === "ArrowUp" && this.empty) {
@@ -194,7 +216,8 @@ export class Composer {
     }
   }
 
-  private paste(event: ClipboardEvent): void {
+  /** Takes what was pasted, in the field or anywhere on the page. */
+  paste(event: ClipboardEvent): void {
     event.preventDefault();
     const files = [...(event.clipboardData?.files ?? [])];
     if (files.length) {
@@ -248,7 +271,8 @@ export class Composer {
   private changed(tell = true): void {
     const pieces = this.pieces;
     this.field.classList.toggle("is-empty", !pieces.length);
-    if (!pieces.length && this.field.childNodes.length) this.field.replaceChildren();
+    // browsers leave a line break in an emptied field, which would hide the hint; a field that is typed in is left alone
+    if (!pieces.length && this.field.childNodes.length && !this.field.textContent) this.field.replaceChildren();
     if (tell) this.on.change();
   }
 }

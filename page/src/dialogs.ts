@@ -1,6 +1,6 @@
 // Dialogs: what the model sees, the camera, the keys, and a server's key.
 
-import { h, iconButton, plural } from "./dom";
+import { h, iconButton, megabytes, plural } from "./dom";
 import type { Box, Picture, Preview } from "./types";
 
 /** A modal dialog with a title; resolves when it is closed. */
@@ -24,14 +24,23 @@ export function dialog(title: string, ...content: (Node | string)[]): { element:
   return { element, closed };
 }
 
-/** What the model sees of a picture: the original with what is seen of it, and the very squares that it is given. */
-export function previewDialog(picture: Picture, url: string, seen: Promise<Preview>): void {
-  const body = h("div", { class: "preview" }, h("p", { class: "muted" }, "Asking the server…"));
-  dialog("What the model sees", body);
-  seen.then(
-    (preview) => body.replaceChildren(...previewed(picture, url, preview)),
-    (error: Error) => body.replaceChildren(h("p", { class: "problem" }, error.message)),
+/** A picture, as large as the window allows; `seen` asks the server what the model sees of it. */
+export function pictureDialog(picture: Picture, url: string, seen: () => Promise<Preview>, straight = false): void {
+  const body = h("div", { class: "preview" });
+  const ask = (): void => {
+    body.replaceChildren(h("p", { class: "muted" }, "Asking the server…"));
+    seen().then(
+      (preview) => body.replaceChildren(...previewed(picture, url, preview)),
+      (error: Error) => body.replaceChildren(h("p", { class: "problem" }, error.message)),
+    );
+  };
+  body.append(
+    h("img", { class: "enlarged", src: url, alt: picture.name }),
+    h("p", { class: "muted" }, `${picture.width.toLocaleString("en")} × ${picture.height.toLocaleString("en")} pixels, ${megabytes(picture.blob.size)}${picture.note ? `; ${picture.note}` : ""}`),
+    h("div", { class: "actions" }, h("button", { type: "button", onClick: ask }, "What the model sees")),
   );
+  dialog(straight ? "What the model sees" : picture.name, body);
+  if (straight) ask();
 }
 
 function previewed(picture: Picture, url: string, preview: Preview): Node[] {
@@ -101,13 +110,14 @@ export async function cameraDialog(): Promise<File | null> {
 }
 
 const KEYS: [string, string][] = [
-  ["Enter", "Send"],
+  ["Enter", "Send (on a phone: a new line)"],
   ["Shift + Enter", "A new line"],
   ["Esc", "Stop the answer, close a panel"],
   ["↑ in an empty field", "Edit the last question"],
   ["Alt + ← →", "Move the picture that has the focus"],
   ["Delete", "Take the picture that has the focus away"],
   ["Ctrl + Shift + O", "A new chat"],
+  ["Ctrl + K", "Search the chats"],
   ["Ctrl + ,", "Settings"],
   ["Ctrl + /", "These keys"],
 ];
@@ -134,18 +144,3 @@ export async function keyDialog(): Promise<string | null> {
   await closed;
   return given;
 }
-
-/** A short message at the foot of the page, with something to do about it. */
-export function toast(message: string, action?: { label: string; act: () => void }): void {
-  document.querySelector(".toast")?.remove();
-  const element = h("div", { class: "toast", role: "status" }, h("span", {}, message));
-  if (action) {
-    element.append(
-      h("button", { type: "button", onClick: () => { action.act(); element.remove(); } }, action.label),
-    );
-  }
-  element.append(iconButton("close", "Dismiss", () => element.remove()));
-  document.body.append(element);
-  setTimeout(() => element.remove(), 8000);
-}
-

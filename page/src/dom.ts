@@ -1,5 +1,7 @@
 // Elements in one call, icons, and a few words of formatting.
 
+import { shortTime } from "./days";
+
 type Child = Node | string | null | false | undefined;
 type Props = Record<string, unknown>;
 
@@ -16,7 +18,7 @@ export function h<K extends keyof HTMLElementTagNameMap>(
       element.addEventListener(name.slice(2).toLowerCase(), value as EventListener);
     } else if (name === "class") {
       element.className = String(value);
-    } else if (name.includes("-") || name === "role" || name === "for" || name === "list") {
+    } else if (name.includes("-") || ["role", "for", "list", "popover"].includes(name)) {
       element.setAttribute(name, String(value));
     } else {
       (element as unknown as Props)[name] = value;
@@ -52,6 +54,11 @@ const ICONS = {
   help: "M12 3a9 9 0 1 0 0 18 9 9 0 0 0 0-18M9.500 9.500a2.500 2.500 0 1 1 3.500 2.300c-.7.3-1 .8-1 1.700M12 16.500h.01",
   down: "M12 4v11m-5-5 5 5 5-5M5 20h14",
   up: "M12 20V9m-5 5 5-5 5 5M5 4h14",
+  arrowDown: "M12 5v14m-6-6 6 6 6-6",
+  check: "M5 12.500l4.500 4.500L19 7.500",
+  more: "M6 12h.01M12 12h.01M18 12h.01",
+  branch: "M7 4v10a3 3 0 0 0 3 3h7m-3-3 3 3-3 3M7 9a4 4 0 0 0 4-4",
+  search: "M11 5a6 6 0 1 0 0 12 6 6 0 0 0 0-12M15.500 15.500 20 20",
 } as const;
 
 export type Icon = keyof typeof ICONS;
@@ -97,6 +104,13 @@ export function logo(): SVGSVGElement {
 export function megabytes(bytes: number): string {
   if (bytes >= 1e9) return `${(bytes / 1e9).toFixed(1)} GB`;
   return bytes >= 1e6 ? `${(bytes / 1e6).toFixed(bytes >= 1e7 ? 0 : 1)} MB` : `${Math.max(1, Math.round(bytes / 1e3))} kB`;
+}
+
+/** When something was said; nothing where that is not known. */
+export function moment(time: number): HTMLElement {
+  if (!time) return h("span", { class: "moment" });
+  const date = new Date(time);
+  return h("time", { class: "moment", dateTime: date.toISOString(), title: date.toLocaleString() }, shortTime(time));
 }
 
 export function seconds(value: number): string {

@@ -1,33 +1,196 @@
-// Answers as Markdown, safely: no HTML of the model's, no picture or script that would be loaded from anywhere.
+// Answers as Markdown, safely: elements are made from tokens one by one, so no HTML of the model's is ever read, and
+// nothing that would be loaded from anywhere. What was drawn and is finished is not looked at again.
 
-import DOMPurify from "dompurify";
 import MarkdownIt from "markdown-it";
+import { copyButton } from "./copying";
+import { h } from "./dom";
+import { formulas } from "./formulas";
+import { branch, patch } from "./tree";
+import type { Branch, Leaf } from "./tree";
+
+type Token = ReturnType<MarkdownIt["parse"]>[number];
 
 const markdown = new MarkdownIt({ html: false, linkify: false, breaks: true });
-// a picture's address in an answer is shown as words: loading it would tell its owner that it was read
-markdown.renderer.rules.image = (tokens, at) => {
-  const token = tokens[at];
-  return markdown.utils.escapeHtml(`![${token?.content ?? ""}](${token?.attrGet("src") ?? ""})`);
-};
+markdown.use(formulas);
 
-DOMPurify.addHook("afterSanitizeAttributes", (node) => {
-  if (node.tagName === "A") {
-    node.setAttribute("target", "_blank");
-    node.setAttribute("rel", "noopener noreferrer nofollow");
+const SLICE = 3000; // characters that are drawn at once: a burst is spread over frames
+const COLOURED = 12_000; // longer code stays plain
+
+/** An element that shows a text as Markdown, and follows as the text grows. */
+export class Written {
+  readonly element = h("div", { class: "text", dir: "auto" });
+  private text = "";
+  private shown = 0;
+  private ended = false;
+  private frame = 0;
+  private settled = 0; // where the last block begins, which may still change
+  private blocks: Leaf[] = [];
+  private drawn: Leaf[] = [];
+  private environment: { references?: object } = {};
+  private inlines = new Map<string, readonly Leaf[]>();
+
+  /** Shows this text; `ended` says that nothing will be added to it. */
+  set(text: string, ended: boolean): void {
+    if (text === this.text && ended === this.ended) return;
+    if (!text.startsWith(this.text)) this.forget();
+    this.text = text;
+    this.ended = ended;
+    if (!this.frame) this.draw();
   }
-});
 
-const ALLOWED = {
-  ALLOWED_TAGS: [
-    ..."p br hr em strong s code pre blockquote ul ol li a h1 h2 h3 h4 h5 h6 table thead tbody tr th td".split(" "),
-  ],
-  ALLOWED_ATTR: ["href", "start", "target", "rel"],
-  ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
-  RETURN_DOM_FRAGMENT: true as const,
-};
+  private readonly draw = (): void => {
+    this.frame = 0;
+    this.shown = Math.min(this.text.length, this.shown + SLICE);
+    const whole = this.shown === this.text.length;
+    this.show(this.text.slice(this.settled, this.shown), whole && this.ended);
+    if (!whole) this.frame = next(this.draw);
+  };
 
-export function render(text: string): DocumentFragment {
-  const made = DOMPurify.sanitize(markdown.render(text), ALLOWED) as unknown as DocumentFragment;
-  for (const wide of made.querySelectorAll<HTMLElement>("pre, table")) wide.tabIndex = 0; // they scroll: keys must reach them
-  return made;
+  private show(open: string, last: boolean): void {
+    const tokens: Token[] = [];
+    const source = open.replaceAll(/\r\n?/g, "\n").replaceAll("\0", "\ufffd");
+    markdown.block.parse(source, markdown, this.environment, tokens);
+    if (last && this.environment.references && this.settled) return this.anew();
+    const starts = tokens.flatMap((token, at) => (token.level === 0 && token.nesting >= 0 && token.map ? [at] : []));
+    const final = starts.at(-1);
+    const inlines = new Map<string, readonly Leaf[]>();
+    const made = this.leaves(tokens, inlines, last);
+    this.inlines = inlines;
+    patch(this.element, this.drawn, [...this.blocks, ...made]);
+    this.drawn = [...this.blocks, ...made];
+    // carriage returns shift the lines' offsets; texts with them are drawn whole each time
+    if (!last && final !== undefined && starts.length > 1 && source.length === open.length) {
+      this.blocks.push(...made.slice(0, -1));
+      this.settled += lineStart(source, tokens[final]!.map![0]);
+    }
+  }
+
+  /** Draws all at the end once more: a link may be explained below the place where it stands. */
+  private anew(): void {
+    this.settled = 0;
+    this.blocks = [];
+    this.inlines.clear();
+    this.show(this.text, false);
+  }
+
+  private forget(): void {
+    cancelAnimationFrame(this.frame);
+    Object.assign(this, { frame: 0, shown: 0, settled: 0, blocks: [], environment: {} });
+  }
+
+  private leaves(tokens: readonly Token[], inlines: Map<string, readonly Leaf[]>, last: boolean): Leaf[] {
+    const root: Leaf[] = [];
+    const open: Leaf[][] = [root];
+    for (const [at, token] of tokens.entries()) {
+      const into = open.at(-1)!;
+      if (token.hidden) continue; // the paragraphs of a tight list
+      if (token.nesting === 1) {
+        const made = branch(token.tag as Branch["tag"], attributesOf(token), []);
+        into.push(token.type === "table_open" ? branch("div", { class: "wide", tabindex: "0" }, [made]) : made);
+        open.push(made.children as Leaf[]);
+      } else if (token.nesting === -1) open.pop();
+      else if (token.type === "inline") into.push(...this.inline(token.content, inlines));
+      else into.push(block(token, !last && at === tokens.length - 1));
+    }
+    return root;
+  }
+
+  private inline(content: string, inlines: Map<string, readonly Leaf[]>): readonly Leaf[] {
+    const made = this.inlines.get(content) ?? inlines.get(content) ?? inlineLeaves(content, this.environment);
+    inlines.set(content, made);
+    return made;
+  }
+}
+
+function next(act: () => void): number {
+  if (!document.hidden) return requestAnimationFrame(act);
+  act(); // nobody sees it, and hidden pages have no frames
+  return 0;
+}
+
+function lineStart(text: string, line: number): number {
+  let at = 0;
+  for (let count = 0; count < line; count++) at = text.indexOf("\n", at) + 1;
+  return at;
+}
+
+function block(token: Token, open: boolean): Leaf {
+  if (token.type === "formula") return formula(token.content, true);
+  if (token.type === "fence" || token.type === "code_block") return code(token.content, token.info.trim().split(/\s+/)[0] ?? "", open);
+  return branch(token.tag as Branch["tag"]);
+}
+
+function inlineLeaves(content: string, environment: object): Leaf[] {
+  const tokens: Token[] = [];
+  markdown.inline.parse(content, markdown, environment, tokens);
+  const root: Leaf[] = [];
+  const open: Leaf[][] = [root];
+  const text = (words: string): void => {
+    const into = open.at(-1)!;
+    const before = into.at(-1);
+    if (typeof before === "string") into[into.length - 1] = before + words;
+    else if (words) into.push(words);
+  };
+  for (const token of tokens) {
+    if (token.nesting === 1) {
+      const made = branch(token.tag as Branch["tag"], attributesOf(token), []);
+      open.at(-1)!.push(made);
+      open.push(made.children as Leaf[]);
+    } else if (token.nesting === -1) open.pop();
+    else if (token.type === "code_inline") open.at(-1)!.push(branch("code", {}, [token.content]));
+    else if (token.type === "formula") open.at(-1)!.push(formula(token.content, token.info === "display"));
+    else if (token.type === "hardbreak" || token.type === "softbreak") open.at(-1)!.push(branch("br"));
+    // a picture's address is shown as words: loading it would tell its owner that it was read
+    else if (token.type === "image") text(`![${token.content}](${token.attrGet("src") ?? ""})`);
+    else text(token.content);
+  }
+  return root;
+}
+
+function attributesOf(token: Token): Record<string, string> {
+  const start = token.attrGet("start");
+  if (token.tag === "ol" && start !== null) return { start: String(start) };
+  const align = /text-align:(\w+)/.exec(String(token.attrGet("style") ?? ""))?.[1];
+  if (align) return { class: `to-${align}` };
+  const href = String(token.attrGet("href") ?? "");
+  if (token.tag === "a" && /^(?:https?|mailto):/i.test(href)) return { href, target: "_blank", rel: "noopener noreferrer nofollow" };
+  return {};
+}
+
+/** A block of code with its language and a button; in colours once it is whole. */
+function code(content: string, language: string, open: boolean): Leaf {
+  const text = content.replace(/\n$/, "");
+  const head: Leaf = open
+    ? branch("span", { class: "code-language" }, [language])
+    : { key: `head ${language} ${text}`, make: () => h("div", { class: "code-head" }, h("span", { class: "code-language" }, language), copyButton("Copy the code", () => text)) };
+  const body: Leaf = open
+    ? branch("code", {}, [text])
+    : { key: `code ${language} ${text}`, make: () => coloured(text, language) };
+  return branch("div", { class: "code" }, [head, branch("pre", { tabindex: "0", dir: "ltr" }, [body])]);
+}
+
+function coloured(text: string, language: string): HTMLElement {
+  const element = h("code", {}, text);
+  if (language && text.length <= COLOURED) {
+    void import("./colours").then(({ colour }) => colour(element, text, language.toLowerCase()), () => undefined); // plain is good enough
+  }
+  return element;
+}
+
+function formula(tex: string, display: boolean): Leaf {
+  return {
+    key: `${display ? "display" : "inline"} ${tex}`,
+    make: () => {
+      const element = h(display ? "div" : "span", { class: display ? "formula display" : "formula" }, tex);
+      if (display) element.tabIndex = 0; // wide ones scroll: keys must reach them
+      void import("./math").then(({ drawFormula }) => {
+        try {
+          drawFormula(element, tex, display);
+        } catch {
+          element.textContent = tex; // shown as it was written
+        }
+      }, () => undefined);
+      return element;
+    },
+  };
 }

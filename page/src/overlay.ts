@@ -85,6 +85,19 @@ function spline(value: (at: number) => number, count: number, at: number): numbe
   return sum;
 }
 
+const STOP_WORDS = new Set(
+  ("a an the this that these those it its is are was were be been being am i you he she they we me him her them my your his their our " +
+    "of in on at to by for from with without as and or but not no so if then than there here which who what when where how why " +
+    "do does did has have had can could will would may might shall should must very just only also into onto over under some any " +
+    "one both each other another such same too s t").split(" "),
+);
+
+/** Whether a word says something by itself: no article, no preposition, no comma. */
+function tells(word: string): boolean {
+  const bare = word.toLowerCase().replace(/[^\p{L}\p{N}]/gu, "");
+  return bare !== "" && !STOP_WORDS.has(bare);
+}
+
 /** The answer's words to point at, the pictures they looked at, and the words each picture drew most. */
 export function lookPanel(look: Look, text: string, pictures: { url: string; name: string }[]): HTMLElement {
   const overlays = look.images.map((image) => {
@@ -131,7 +144,7 @@ export function lookPanel(look: Look, text: string, pictures: { url: string; nam
 
   const figures = overlays.map((overlay, which) => {
     const image = look.images[which]!;
-    const drew = image.words.filter((each) => look.words[each.word]).slice(0, 6);
+    const drew = image.words.filter((each) => look.words[each.word] && tells(look.words[each.word]!.text)).slice(0, 6);
     return h("figure", { class: "look-figure" }, overlay.element,
       drew.length > 0 && h("figcaption", {}, h("span", { class: "muted" }, "It drew "),
         ...drew.map((each) => h("button", {

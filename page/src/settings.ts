@@ -1,63 +1,78 @@
-// The panel at the right: how answers are drawn, the system text and template, and the model's three parts.
+// The panel at the right: how answers are drawn, the system text and template, for this chat or for every new one.
 
-import { h, iconButton, megabytes } from "./dom";
-import { saveSettings } from "./store";
+import { keepPresets, ownPresets } from "./choices";
+import { h, iconButton } from "./dom";
+import { modelCard } from "./header";
+import { keepingFocus } from "./popover";
+import { sliders, wholeNumber } from "./sliders";
 import type { Info, Sampling, Settings } from "./types";
 import { PLAIN, PRESETS } from "./types";
 
-type Number = "temperature" | "top_p" | "top_k" | "min_p" | "repetition_penalty";
-
-const SLIDERS: { key: Number; label: string; about: string; min: number; max: number; step: number }[] = [
-  { key: "temperature", label: "Temperature", about: "0 always takes the likeliest word", min: 0, max: 2, step: 0.05 },
-  { key: "top_p", label: "Top p", about: "the likeliest words up to this share", min: 0.05, max: 1, step: 0.05 },
-  { key: "top_k", label: "Top k", about: "at most so many words; 0 is all", min: 0, max: 200, step: 1 },
-  { key: "min_p", label: "Min p", about: "none below this share of the likeliest", min: 0, max: 0.5, step: 0.01 },
-  { key: "repetition_penalty", label: "Repetition penalty", about: "1 is none", min: 0.8, max: 2, step: 0.05 },
-];
+export interface SettingsActions {
+  /** The settings of this chat, or of every new one. */
+  get: (ofNewChats: boolean) => Settings;
+  set: (ofNewChats: boolean, settings: Settings) => void;
+  /** Whether this chat has settings of its own. */
+  own: () => boolean;
+  /** This chat takes those of every new chat again. */
+  reset: () => void;
+  close: () => void;
+}
 
 export class SettingsPanel {
   readonly element: HTMLElement;
   private readonly body = h("div", { class: "panel-body" });
+  private ofNewChats = false;
 
   constructor(
-    readonly settings: Settings,
     private readonly info: () => Info | null,
-    private readonly changed: () => void,
-    close: () => void,
+    private readonly on: SettingsActions,
   ) {
     this.element = h("aside", { class: "panel settings", id: "settings", "aria-label": "Settings" },
-      h("header", {}, h("h2", {}, "Settings"), iconButton("close", "Close the settings", close)), this.body);
+      h("header", {}, h("h2", {}, "Settings"), iconButton("close", "Close the settings", on.close)), this.body);
   }
 
   draw(): void {
     const info = this.info();
-    this.body.replaceChildren(
-      ...(info ? [this.model(info)] : []),
+    const focused = document.activeElement?.id;
+    const top = this.body.scrollTop;
+    keepingFocus(() => this.body.replaceChildren(
+      ...(info ? [h("section", {}, ...modelCard(info))] : []),
+      this.scope(),
       this.pictures(),
       this.presets(),
       this.drawing(),
       this.talk(info),
-    );
+    ));
+    if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+    this.body.scrollTop = top;
+  }
+
+  private get settings(): Settings {
+    return this.on.get(this.ofNewChats);
   }
 
   private set(change: Partial<Settings>): void {
-    Object.assign(this.settings, change);
-    saveSettings(this.settings);
-    this.changed();
+    this.on.set(this.ofNewChats, { ...this.settings, ...change });
+    this.body.querySelector(".own-settings")?.replaceWith(this.owned());
   }
 
   private sampling(change: Partial<Sampling>): void {
     this.set({ sampling: { ...this.settings.sampling, ...change } });
   }
 
-  private model(info: Info): HTMLElement {
-    const lenses = info.parts.map((part) =>
-      h("li", { class: `part ${part.part}` },
-        h("span", { class: "part-dot", "aria-hidden": "true" }),
-        h("div", {},
-          h("strong", {}, NAMES[part.part]), h("span", { class: "muted" }, part.what),
-          h("span", { class: "part-place" }, `${part.device} · ${part.dtype} · ${megabytes(part.bytes)}`))));
-    return h("section", {}, h("h3", {}, info.name), h("p", { class: "muted" }, `${info.family}, ${info.context.toLocaleString("en")} positions of context. ${info.fit_words}`), h("ul", { class: "parts" }, ...lenses));
+  private scope(): HTMLElement {
+    const choice = (label: string, ofNewChats: boolean): HTMLElement =>
+      h("button", { type: "button", class: "choice", "aria-pressed": String(this.ofNewChats === ofNewChats), onClick: () => { this.ofNewChats = ofNewChats; this.draw(); } }, label);
+    return h("section", {}, h("h3", {}, "These settings hold for"),
+      h("div", { class: "choices", role: "group", "aria-label": "These settings hold for" }, choice("This chat", false), choice("Every new chat", true)), this.owned());
+  }
+
+  private owned(): HTMLElement {
+    const own = !this.ofNewChats && this.on.own();
+    return h("p", { class: "muted own-settings" },
+      this.ofNewChats ? "Chats that have no settings of their own take these." : own ? "This chat has settings of its own. " : "This chat takes those of every new chat, until one is changed here.",
+      own && h("button", { type: "button", class: "link", onClick: () => { this.on.reset(); this.draw(); } }, "Take those of every new chat"));
   }
 
   private pictures(): HTMLElement {
@@ -68,13 +83,15 @@ export class SettingsPanel {
   }
 
   private presets(): HTMLElement {
-    const same = (one: Sampling): boolean => JSON.stringify({ ...one, seed: null, max_tokens: null, stop: [] }) === JSON.stringify({ ...this.settings.sampling, seed: null, max_tokens: null, stop: [] });
-    const chips = [...PRESETS, ...this.settings.own].map((preset, at) =>
+    const own = ownPresets();
+    const apart = (sampling: Sampling): string => JSON.stringify({ ...sampling, seed: null, max_tokens: null, stop: [] });
+    const now = apart(this.settings.sampling);
+    const chips = [...PRESETS, ...own].map((preset, at) =>
       h("span", { class: "preset" },
         h("button", {
           type: "button",
           class: "choice",
-          "aria-pressed": String(same(preset.sampling)),
+          "aria-pressed": String(apart({ ...PLAIN, ...preset.sampling }) === now),
           onClick: () => {
             const { seed, max_tokens, stop } = this.settings.sampling;
             this.set({ sampling: { ...PLAIN, ...preset.sampling, seed, max_tokens, stop } });
@@ -82,14 +99,14 @@ export class SettingsPanel {
           },
         }, preset.name),
         at >= PRESETS.length && iconButton("close", `Forget the preset ${preset.name}`, () => {
-          this.set({ own: this.settings.own.filter((each) => each !== preset) });
+          keepPresets(own.filter((each) => each !== preset));
           this.draw();
         })));
     const name = h("input", { type: "text", placeholder: "Name", "aria-label": "Name of a new preset", maxLength: 40 });
     const keep = (): void => {
-      if (!name.value.trim()) return name.focus();
-      const own = this.settings.own.filter((each) => each.name !== name.value.trim());
-      this.set({ own: [...own, { name: name.value.trim(), sampling: { ...this.settings.sampling } }] });
+      const wanted = name.value.trim();
+      if (!wanted) return name.focus();
+      keepPresets([...own.filter((each) => each.name !== wanted), { name: wanted, sampling: { ...this.settings.sampling } }]);
       this.draw();
     };
     return h("section", {}, h("h3", {}, "Presets"), h("div", { class: "choices" }, ...chips),
@@ -98,32 +115,10 @@ export class SettingsPanel {
 
   private drawing(): HTMLElement {
     const { sampling } = this.settings;
-    const sliders = SLIDERS.map(({ key, label, about, min, max, step }) => {
-      const number = h("input", { type: "number", "aria-label": label, min: String(min), max: String(max), step: String(step), value: String(sampling[key]) });
-      const slider = h("input", { type: "range", id: `set-${key}`, min: String(min), max: String(max), step: String(step), value: String(sampling[key]) });
-      const take = (value: number): void => {
-        if (!Number.isFinite(value)) return;
-        this.sampling({ [key]: Math.min(max, Math.max(min, value)) });
-      };
-      slider.addEventListener("input", () => {
-        number.value = slider.value;
-        take(slider.valueAsNumber);
-      });
-      number.addEventListener("change", () => {
-        slider.value = number.value;
-        take(number.valueAsNumber);
-      });
-      return h("div", { class: "setting" }, h("label", { for: `set-${key}` }, label, h("span", { class: "muted" }, about)), h("div", { class: "slide" }, slider, number));
-    });
-    return h("section", {}, h("h3", {}, "How answers are drawn"), ...sliders,
-      this.field("max_tokens", "Longest answer", "tokens; empty is as many as fit", sampling.max_tokens, (value) => this.sampling({ max_tokens: value && value >= 1 ? Math.floor(value) : null })),
-      this.field("seed", "Seed", "the same answer again; empty is a new one", sampling.seed, (value) => this.sampling({ seed: value === null ? null : Math.floor(value) })),
+    return h("section", {}, h("h3", {}, "How answers are drawn"), ...sliders(sampling, (change) => this.sampling(change)),
+      wholeNumber({ key: "max_tokens", label: "Longest answer", about: "tokens; empty is as many as fit", least: 1 }, sampling.max_tokens, (max_tokens) => this.sampling({ max_tokens })),
+      wholeNumber({ key: "seed", label: "Seed", about: "the same answer again; empty is a new one", least: 0 }, sampling.seed, (seed) => this.sampling({ seed })),
       this.stops(sampling));
-  }
-
-  private field(key: string, label: string, about: string, value: number | null, take: (value: number | null) => void): HTMLElement {
-    const input = h("input", { type: "number", id: `set-${key}`, value: value === null ? "" : String(value), onChange: () => take(input.value === "" ? null : input.valueAsNumber) });
-    return h("div", { class: "setting line" }, h("label", { for: input.id }, label, h("span", { class: "muted" }, about)), input);
   }
 
   private stops(sampling: Sampling): HTMLElement {
@@ -131,20 +126,29 @@ export class SettingsPanel {
       id: "set-stop",
       rows: 2,
       value: sampling.stop.join("\n"),
-      onChange: () => this.sampling({ stop: input.value.split("\n").filter(Boolean).slice(0, 16) }),
+      onChange: () => {
+        const stop = input.value.split("\n").filter(Boolean).slice(0, 16).map((each) => each.slice(0, 256));
+        input.value = stop.join("\n");
+        this.sampling({ stop });
+      },
     });
-    return h("div", { class: "setting" }, h("label", { for: "set-stop" }, "Stop at", h("span", { class: "muted" }, "one text a line")), input);
+    return h("div", { class: "setting" }, h("label", { for: "set-stop" }, "Stop at", h("span", { class: "muted" }, "one text a line, at most 16")), input);
   }
 
   private talk(info: Info | null): HTMLElement {
-    const template = this.settings.template ?? info?.template ?? "";
+    const settings = this.settings;
+    const template = settings.template ?? info?.template ?? "";
     const standard = info?.systems?.[template] ?? info?.system ?? "";
     const text = h("textarea", {
       id: "set-system",
       rows: 5,
-      value: this.settings.system ?? standard,
+      dir: "auto",
+      value: settings.system ?? standard,
       placeholder: "No system text",
-      onChange: () => this.set({ system: text.value === standard ? null : text.value }),
+      onChange: () => {
+        this.set({ system: text.value === standard ? null : text.value });
+        back.disabled = this.settings.system === null;
+      },
     });
     const select = h("select", {
       id: "set-template",
@@ -155,7 +159,7 @@ export class SettingsPanel {
     }, ...(info?.templates ?? []).map((name) => h("option", { value: name, selected: name === template }, name === info?.template ? `${name} (the model's own)` : name)));
     const back = h("button", {
       type: "button",
-      disabled: this.settings.system === null,
+      disabled: settings.system === null,
       onClick: () => {
         this.set({ system: null });
         this.draw();
@@ -166,5 +170,3 @@ export class SettingsPanel {
       h("div", { class: "setting" }, h("label", { for: "set-system" }, "System text"), text, back));
   }
 }
-
-const NAMES = { tower: "Vision tower", projector: "Projector", language: "Language model" };

@@ -1,125 +1,200 @@
-// What the browser keeps: conversations and pictures in IndexedDB, small choices in localStorage.
+// The one truth about conversations: kept in the browser's database, changed turn by turn, told to all tabs.
 
-import type { Conversation, Picture, Settings } from "./types";
-import { PLAIN } from "./types";
+import type { ConversationRecord, Database, Tables } from "./database";
+import { Held } from "./database";
+import type { Tabs } from "./tabs";
+import type { Conversation, Draft, Picture, Summary, Turn } from "./types";
+import { picturesOf, textOf } from "./types";
 
-const NAME = "trifocal";
-const VERSION = 1;
+const OLD = 24 * 3600 * 1000; // pictures that nothing mentions are kept so long: another tab may be about to use them
+const EMPTY: Draft = { pieces: [], editing: null };
 
-function done<T>(request: IDBRequest<T>): Promise<T> {
-  return new Promise((resolve, reject) => {
-    request.onsuccess = () => resolve(request.result);
-    request.onerror = () => reject(request.error);
-  });
-}
-
-/** The browser's database. Where the browser gives none (a private window), everything lasts as long as the page. */
 export class Store {
-  readonly pictures = new Map<string, Picture>();
+  /** The pictures that were looked up so far. */
+  private readonly known = new Map<string, Picture>();
   private readonly urls = new Map<string, string>();
-  private readonly held = new Map<string, Conversation>();
+  private readonly overflow = new Held(); // what the browser had no room for lasts as long as the page
+  private readonly overflowed = new Set<string>();
 
-  private constructor(private readonly database: IDBDatabase | null) {}
-
-  static async open(): Promise<Store> {
-    try {
-      const asked = indexedDB.open(NAME, VERSION);
-      asked.onupgradeneeded = () => {
-        asked.result.createObjectStore("conversations", { keyPath: "id" });
-        asked.result.createObjectStore("pictures", { keyPath: "id" });
-      };
-      const store = new Store(await done(asked));
-      for (const picture of await store.all<Picture>("pictures")) store.pictures.set(picture.id, picture);
-      return store;
-    } catch {
-      return new Store(null);
-    }
-  }
+  constructor(
+    private readonly database: Database,
+    private readonly tabs: Tabs,
+    private readonly full: () => void,
+  ) {}
 
   get lasting(): boolean {
-    return this.database !== null;
+    return this.database.lasting;
   }
 
-  async conversations(): Promise<Conversation[]> {
-    const found = this.database ? await this.all<Conversation>("conversations") : [...this.held.values()];
-    return found.sort((one, other) => other.updated - one.updated);
+  /** All conversations without their turns, the newest first. */
+  async list(): Promise<Summary[]> {
+    const read = (database: Database): Promise<ConversationRecord[]> => database.transact(false, (tables) => tables.conversations.all());
+    const held = await read(this.overflow);
+    const kept = (await read(this.database)).filter((each) => Array.isArray(each.order) && !this.overflowed.has(each.id));
+    return [...held, ...kept].sort((one, other) => other.updated - one.updated);
   }
 
-  async save(conversation: Conversation): Promise<void> {
-    this.held.set(conversation.id, conversation);
-    if (!this.database) return;
-    await done(this.table("conversations", "readwrite").put(structuredClone(conversation)));
+  async all(): Promise<Conversation[]> {
+    const found = await Promise.all((await this.list()).map((each) => this.load(each.id)));
+    return found.filter((each) => each !== null);
   }
 
-  async remove(id: string): Promise<void> {
-    this.held.delete(id);
-    if (this.database) await done(this.table("conversations", "readwrite").delete(id));
+  async load(id: string): Promise<Conversation | null> {
+    return this.where(id).transact(false, (tables) => loaded(tables, id));
+  }
+
+  /** Changes a conversation as it is now, whoever changed it before; `fresh` is used where there is none of this id. Null where it is gone. */
+  async edit(id: string, act: (conversation: Conversation) => void, fresh: Conversation | null = null): Promise<Conversation | null> {
+    const edited = await this.write(id, async (tables) => {
+      const known = await loaded(tables, id);
+      const found = known ?? structuredClone(fresh);
+      if (!found) return null;
+      const before = new Map(known?.turns.map((turn) => [turn.id, JSON.stringify(turn)]));
+      act(found);
+      await keepChanged(tables, found, before);
+      return found;
+    });
+    if (edited) this.tabs.tell({ what: "changed", conversation: id });
+    return edited;
+  }
+
+  /** Takes a conversation away; what is given back can be kept again with `restore`. */
+  async remove(id: string): Promise<{ conversation: Conversation; draft: Draft } | null> {
+    const conversation = await this.load(id);
+    const draft = await this.draft(id);
+    await this.write(id, async (tables) => {
+      for (const turn of await tables.turns.all(id)) await tables.turns.remove([id, turn.id]);
+      await tables.conversations.remove(id);
+      await tables.drafts.remove(id);
+    });
+    this.tabs.tell({ what: "removed", conversation: id });
+    return conversation && { conversation, draft };
+  }
+
+  async restore(conversation: Conversation, draft: Draft = EMPTY): Promise<void> {
+    await this.edit(conversation.id, () => undefined, conversation);
+    await this.keepDraft(conversation, draft);
+  }
+
+  async draft(id: string): Promise<Draft> {
+    const found = await this.where(id).transact(false, (tables) => tables.drafts.get(id));
+    return found ? { pieces: found.pieces, editing: found.editing } : EMPTY;
+  }
+
+  /** Keeps what is being written; a conversation that is only being written comes to be by that. */
+  async keepDraft(conversation: Conversation, draft: Draft): Promise<void> {
+    const made = await this.write(conversation.id, async (tables) => {
+      const known = await tables.conversations.get(conversation.id);
+      if (!known && (!draft.pieces.length || conversation.turns.length)) return null; // nothing yet, or deleted elsewhere
+      if (!known) await keepChanged(tables, conversation, new Map());
+      await tables.drafts.put({ ...draft, conversation: conversation.id });
+      return !known;
+    });
+    if (made === null) return;
+    this.tabs.tell({ what: "draft", conversation: conversation.id });
+    if (made) this.tabs.tell({ what: "changed", conversation: conversation.id });
+  }
+
+  /** The ids of conversations that have all these words, in the title or in a turn. */
+  async search(words: string): Promise<Set<string>> {
+    const wanted = words.toLowerCase().split(/\s+/).filter(Boolean);
+    const found = (await this.all()).filter(({ title, turns }) => {
+      const said = [title, ...turns.map(saidIn)].join("\n").toLowerCase();
+      return wanted.every((word) => said.includes(word));
+    });
+    return new Set(found.map((each) => each.id));
+  }
+
+  // ------------------------------------------------------------------ pictures
+
+  /** A picture; it was looked up before, by `fetch`. */
+  picture(id: string): Picture | undefined {
+    return this.known.get(id);
+  }
+
+  /** Looks up the pictures of these ids, so that they can be shown and sent. */
+  async fetch(ids: readonly string[]): Promise<void> {
+    const missing = ids.filter((id) => !this.known.has(id));
+    if (!missing.length) return;
+    const found = await this.database.transact(false, (tables) => Promise.all(missing.map((id) => tables.pictures.get(id))));
+    for (const picture of found) if (picture) this.known.set(picture.id, picture);
   }
 
   async keep(picture: Picture): Promise<void> {
-    this.pictures.set(picture.id, picture);
-    if (this.database) await done(this.table("pictures", "readwrite").put(picture));
+    const url = this.urls.get(picture.id);
+    if (url) URL.revokeObjectURL(url);
+    this.urls.delete(picture.id);
+    this.known.set(picture.id, picture);
+    await this.database.transact(true, (tables) => tables.pictures.put(picture)).catch(() => this.full());
   }
 
-  /** Lets go of pictures that no conversation mentions. */
-  async tidy(mentioned: Set<string>): Promise<void> {
-    for (const id of [...this.pictures.keys()].filter((each) => !mentioned.has(each))) {
-      this.pictures.delete(id);
-      const url = this.urls.get(id);
-      if (url) URL.revokeObjectURL(url);
-      this.urls.delete(id);
-      if (this.database) await done(this.table("pictures", "readwrite").delete(id));
-    }
-  }
-
-  /** An address of a picture for an `img`; the same one every time. */
+  /** An address of a picture for an `img`; the same one every time, empty where it is missing. */
   url(id: string): string {
-    const picture = this.pictures.get(id);
+    const picture = this.known.get(id);
     if (!picture) return "";
     const known = this.urls.get(id) ?? URL.createObjectURL(picture.blob);
     this.urls.set(id, known);
     return known;
   }
 
-  private table(name: string, mode: IDBTransactionMode): IDBObjectStore {
-    if (!this.database) throw new Error("no database");
-    return this.database.transaction(name, mode).objectStore(name);
+  /** Lets go of old pictures that nothing mentions any more. */
+  async tidy(): Promise<void> {
+    await this.database.transact(true, async (tables) => {
+      const asked = (await tables.turns.all()).flatMap((turn) => (turn.role === "user" ? picturesOf(turn.pieces) : []));
+      const drafts = (await tables.drafts.all()).flatMap(({ pieces, editing }) => picturesOf([...pieces, ...(editing?.before ?? [])]));
+      const mentioned = new Set([...asked, ...drafts]);
+      for (const { id, added } of await tables.pictures.all()) {
+        if (!mentioned.has(id) && Date.now() - (added ?? 0) > OLD) await tables.pictures.remove(id);
+      }
+    }).catch(() => undefined); // another time
   }
 
-  private all<T>(name: string): Promise<T[]> {
-    return done(this.table(name, "readonly").getAll()) as Promise<T[]>;
+  // ------------------------------------------------------------------ where things lie
+
+  private where(id: string): Database {
+    return this.overflowed.has(id) ? this.overflow : this.database;
+  }
+
+  /** Changes a conversation's records; where the browser has no room, in memory, with all that there was before. */
+  private async write<T>(id: string, act: (tables: Tables) => Promise<T>): Promise<T> {
+    if (this.overflowed.has(id)) return this.overflow.transact(true, act);
+    try {
+      return await this.database.transact(true, act);
+    } catch (error) {
+      console.info("the browser did not keep a change:", error);
+      const before = await this.load(id);
+      const draft = await this.draft(id);
+      this.overflowed.add(id);
+      this.full();
+      return this.overflow.transact(true, async (tables) => {
+        if (before) {
+          await keepChanged(tables, before, new Map());
+          await tables.drafts.put({ ...draft, conversation: id });
+        }
+        return act(tables);
+      });
+    }
   }
 }
 
-const SETTINGS = "trifocal.settings";
-
-export function loadSettings(): Settings {
-  const plain: Settings = { sampling: { ...PLAIN }, system: null, template: null, allImages: true, own: [] };
-  try {
-    const kept = JSON.parse(localStorage.getItem(SETTINGS) ?? "{}") as Partial<Settings>;
-    return { ...plain, ...kept, sampling: { ...PLAIN, ...kept.sampling } };
-  } catch {
-    return plain;
-  }
+async function loaded(tables: Tables, id: string): Promise<Conversation | null> {
+  const record = await tables.conversations.get(id);
+  if (!record || !Array.isArray(record.order)) return null;
+  const turns = new Map((await tables.turns.all(id)).map(({ conversation: _, ...turn }) => [turn.id, turn as Turn]));
+  const { order, ...summary } = record;
+  return { ...summary, turns: order.flatMap((turn) => turns.get(turn) ?? []) };
 }
 
-export function saveSettings(settings: Settings): void {
-  write(SETTINGS, JSON.stringify(settings));
+async function keepChanged(tables: Tables, conversation: Conversation, before: Map<string, string>): Promise<void> {
+  const { turns, ...summary } = conversation;
+  for (const turn of turns) {
+    if (before.get(turn.id) !== JSON.stringify(turn)) await tables.turns.put({ ...turn, conversation: conversation.id });
+    before.delete(turn.id);
+  }
+  for (const gone of before.keys()) await tables.turns.remove([conversation.id, gone]);
+  await tables.conversations.put({ ...summary, order: turns.map((turn) => turn.id) });
 }
 
-export function read(name: string): string | null {
-  try {
-    return localStorage.getItem(name);
-  } catch {
-    return null;
-  }
-}
-
-export function write(name: string, value: string | null): void {
-  try {
-    if (value === null) localStorage.removeItem(name);
-    else localStorage.setItem(name, value);
-  } catch {
-    // a private window: the choice lasts as long as the page
-  }
+function saidIn(turn: Turn): string {
+  return turn.role === "user" ? textOf(turn.pieces) : turn.answers.map((answer) => answer.text).join("\n");
 }

@@ -1,7 +1,7 @@
 // Light or dark: what the system says, until somebody chooses.
 
 import { icon, iconButton } from "./dom";
-import { read, write } from "./store";
+import { read, write } from "./choices";
 
 const THEME = "trifocal.theme";
 const dark = matchMedia("(prefers-color-scheme: dark)");

@@ -1,67 +1,157 @@
-// Conversations as a file: JSON with the pictures in it, written and read back.
+// Conversations as a file: JSON with the pictures in it, written and read back. Nothing is kept before all was looked at.
 
+import { kindOf } from "./kinds";
+import { CLOSED, soundConversation, soundDraft } from "./sound";
 import type { Store } from "./store";
-import type { Conversation, Picture, Turn } from "./types";
+import type { Conversation, Draft, Picture, Piece, Turn } from "./types";
 import { newId, picturesOf } from "./types";
 import { whole } from "./wire";
 
 const FORMAT = "trifocal-chats";
 
-interface File1 {
-  format: typeof FORMAT;
-  version: 1;
-  conversations: Conversation[];
-  pictures: Record<string, { name: string; width: number; height: number; data: string }>;
+interface WrittenPicture {
+  name: string;
+  width: number;
+  height: number;
+  data: string;
 }
 
-export async function exported(conversations: readonly Conversation[], store: Store): Promise<Blob> {
-  const pictures: File1["pictures"] = {};
-  for (const id of conversations.flatMap(picturesIn)) {
-    const picture = store.pictures.get(id);
-    if (picture) pictures[id] = { name: picture.name, width: picture.width, height: picture.height, data: await whole(picture) };
+/** Why a file can't be read, as a sentence. */
+export class OddFile extends Error {}
+
+export async function exported(store: Store): Promise<Blob> {
+  const pictures: Record<string, WrittenPicture> = {};
+  const conversations = [];
+  for (const conversation of await store.all()) {
+    const draft = await store.draft(conversation.id);
+    const ids = [...picturesOf(draft.pieces), ...picturesIn(conversation)];
+    await store.fetch(ids);
+    for (const id of ids) {
+      const picture = store.picture(id);
+      if (picture && !pictures[id]) pictures[id] = { name: picture.name, width: picture.width, height: picture.height, data: await whole(picture) };
+    }
+    conversations.push({ ...conversation, draft: { pieces: draft.pieces } });
   }
-  const file: File1 = { format: FORMAT, version: 1, conversations: [...conversations], pictures };
-  return new Blob([JSON.stringify(file, null, 1)], { type: "application/json" });
+  return new Blob([JSON.stringify({ format: FORMAT, version: 1, conversations, pictures }, null, 1)], { type: "application/json" });
 }
 
-/** The conversations of a file, under new ids; their pictures go to the store. */
-export async function imported(file: Blob, store: Store): Promise<Conversation[]> {
-  const read = JSON.parse(await file.text()) as File1;
-  if (read.format !== FORMAT || !Array.isArray(read.conversations)) throw new Error("no chats");
+/**
+ * Reads a file's conversations into the store; how many came in, how many were here already, and one of them to open.
+ *
+ * @throws OddFile nothing was kept
+ */
+export async function imported(file: File, store: Store): Promise<{ added: number; known: number; first: string | null }> {
+  const { conversations, drafts, pictures } = await read(file);
+  const here = await store.all();
+  const origins = new Set(here.flatMap((each) => [originOf(each), each.origin]));
+  const fresh = conversations.filter((each) => !origins.has(originOf(each)));
   const renamed = new Map<string, string>();
-  for (const [id, each] of Object.entries(read.pictures ?? {})) {
-    const [head, body] = String(each.data).split(",", 2);
-    const type = /^data:(image\/[\w.+-]+);base64$/.exec(head ?? "")?.[1];
-    if (!type || !body) throw new Error("no picture");
-    const bytes = Uint8Array.from(atob(body), (letter) => letter.charCodeAt(0));
-    const picture: Picture = { id: newId(), name: String(each.name), type, width: Number(each.width), height: Number(each.height), blob: new Blob([bytes], { type }) };
-    renamed.set(id, picture.id);
-    await store.keep(picture);
+  for (const id of new Set(fresh.flatMap((each) => [...picturesIn(each), ...picturesOf(drafts.get(each)?.pieces ?? [])]))) {
+    const picture = pictures.get(id);
+    if (!picture) continue; // its place stays, and says that it is missing
+    renamed.set(id, newId());
+    await store.keep({ ...picture, id: renamed.get(id)! });
   }
-  return read.conversations.map((conversation) => ({
-    id: newId(),
-    title: String(conversation.title ?? ""),
-    named: Boolean(conversation.named),
-    updated: Number(conversation.updated) || Date.now(),
-    draft: { pieces: pieces(conversation.draft?.pieces ?? [], renamed) },
-    turns: (conversation.turns ?? []).map((turn): Turn =>
-      turn.role === "user"
-        ? { role: "user", id: newId(), pieces: pieces(turn.pieces, renamed), leftOut: (turn.leftOut ?? []).flatMap((id) => renamed.get(id) ?? []) }
-        : { ...turn, id: newId() }),
-  }));
+  const ids = new Set(here.map((each) => each.id));
+  let first: string | null = null;
+  for (const conversation of fresh) {
+    const made = settled(conversation, renamed, ids.has(conversation.id) ? newId() : conversation.id);
+    await store.restore(made, { pieces: relabelled(drafts.get(conversation)?.pieces ?? [], renamed), editing: null });
+    first ??= made.id;
+  }
+  const known = conversations.length - fresh.length;
+  return { added: fresh.length, known, first: first ?? here.find((each) => conversations.some((read) => [originOf(each), each.origin].includes(originOf(read))))?.id ?? null };
 }
 
-function pieces(found: Conversation["draft"]["pieces"], renamed: Map<string, string>): Conversation["draft"]["pieces"] {
-  return found.flatMap((piece): Conversation["draft"]["pieces"] => {
-    if ("text" in piece) return [{ text: String(piece.text) }];
-    const id = renamed.get(piece.picture);
-    return id ? [{ picture: id }] : [];
+interface Read {
+  conversations: Conversation[];
+  drafts: Map<Conversation, Draft>;
+  pictures: Map<string, Omit<Picture, "id">>;
+}
+
+async function read(file: File): Promise<Read> {
+  let found: { format?: unknown; conversations?: unknown; pictures?: unknown };
+  try {
+    found = JSON.parse(await file.text()) as typeof found;
+  } catch {
+    throw new OddFile(`${file.name} is no JSON file, or was cut short; choose a file that “Export all” wrote.`);
+  }
+  if (found?.format !== FORMAT || !Array.isArray(found.conversations)) {
+    throw new OddFile(`${file.name} holds no chats of Trifocal; choose a file that “Export all” wrote.`);
+  }
+  const drafts = new Map<Conversation, Draft>();
+  const conversations = found.conversations.map((each: { draft?: unknown }, at) => {
+    const conversation = soundConversation(each);
+    if (!conversation) throw new OddFile(`${file.name}: chat ${at + 1} of ${(found.conversations as unknown[]).length} is damaged. Nothing was imported.`);
+    drafts.set(conversation, soundDraft(each.draft));
+    return conversation;
   });
+  const pictures = new Map<string, Omit<Picture, "id">>();
+  for (const [id, each] of Object.entries((found.pictures ?? {}) as Record<string, WrittenPicture>)) pictures.set(id, await pictureOf(each, file.name));
+  return { conversations, drafts, pictures };
+}
+
+async function pictureOf(value: Partial<WrittenPicture> | null, file: string): Promise<Omit<Picture, "id">> {
+  const name = typeof value?.name === "string" ? value.name.slice(0, 200) : "picture";
+  const damaged = new OddFile(`${file}: its picture ${name} is damaged. Nothing was imported.`);
+  const [head, body] = String(value?.data).split(",", 2);
+  const type = /^data:(image\/[\w.+-]+);base64$/.exec(head ?? "")?.[1];
+  if (!type || !body) throw damaged;
+  let blob: Blob;
+  try {
+    blob = new Blob([Uint8Array.from(atob(body), (letter) => letter.charCodeAt(0))], { type });
+  } catch {
+    throw damaged;
+  }
+  const { width, height } = await kindOf(blob);
+  if (!width || !height || width * height > 160_000_000) throw damaged; // what its bytes say counts, not what stands beside them
+  const turned = width === value?.height && height === value?.width; // a photograph that was taken upright
+  return { name, type, width: turned ? height : width, height: turned ? width : height, blob, added: Date.now(), note: "" };
+}
+
+/** The same for the same words and answers, so that a file that comes twice is known. */
+function originOf(conversation: Conversation): string {
+  const said = conversation.turns.map((turn) => (turn.role === "user"
+    ? turn.pieces.map((piece) => ("text" in piece ? piece.text : "\0"))
+    : turn.answers.map((answer) => answer.text)));
+  return `${conversation.title} ${digest(JSON.stringify(said))}`;
+}
+
+/** Two 32-bit hashes of a text (after FNV-1a); over plain http the browser gives no better ones. */
+function digest(text: string): string {
+  let [one, other] = [0x811c9dc5, 0xc9dc5118];
+  for (let at = 0; at < text.length; at++) {
+    one = Math.imul(one ^ text.charCodeAt(at), 0x01000193);
+    other = Math.imul(other ^ text.charCodeAt(at), 0x85ebca6b) + at;
+  }
+  return `${(one >>> 0).toString(36)}${(other >>> 0).toString(36)}`;
+}
+
+/** A conversation that was read, with its pictures under new names and without answers under way. */
+function settled(conversation: Conversation, renamed: Map<string, string>, id: string): Conversation {
+  const turns = conversation.turns.map((turn): Turn => {
+    if (turn.role === "user") {
+      return { ...turn, pieces: relabelled(turn.pieces, renamed), leftOut: turn.leftOut.map((picture) => renamed.get(picture) ?? picture) };
+    }
+    const answers = turn.answers.map((answer) => (answer.writer || answer.waiting ? { ...answer, writer: null, waiting: false, stopped: CLOSED } : answer));
+    return { ...turn, answers };
+  });
+  return { ...conversation, id, turns, origin: originOf(conversation) };
+}
+
+function relabelled(pieces: readonly Piece[], renamed: Map<string, string>): Piece[] {
+  return pieces.map((piece) => ("text" in piece ? piece : { picture: renamed.get(piece.picture) ?? piece.picture }));
 }
 
 function picturesIn(conversation: Conversation): string[] {
-  return [
-    ...picturesOf(conversation.draft.pieces),
-    ...conversation.turns.flatMap((turn) => (turn.role === "user" ? picturesOf(turn.pieces) : [])),
-  ];
+  return conversation.turns.flatMap((turn) => (turn.role === "user" ? picturesOf(turn.pieces) : []));
+}
+
+/** Gives a file to the browser to keep. */
+export function handOut(blob: Blob, name: string): void {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }

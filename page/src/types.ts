@@ -7,6 +7,10 @@ export interface Picture {
   width: number;
   height: number;
   blob: Blob;
+  /** When it came to this browser; one that nothing mentions is let go of only when it is old. */
+  added: number;
+  /** What was done to it on adding, in words; empty where it is as it was given. */
+  note: string;
 }
 
 export type Piece = { text: string } | { picture: string };
@@ -37,16 +41,25 @@ export interface Problem {
 export interface UserTurn {
   role: "user";
   id: string;
+  at: number;
   pieces: Piece[];
   /** Ids of pictures that the model is not shown any more. */
   leftOut: string[];
 }
 
 export interface Answer {
+  id: string;
   text: string;
   outcome: Outcome | null;
   stopped: string | null;
   problem: Problem | null;
+  /** The tab that writes it now; null when nobody does. */
+  writer: string | null;
+  /** It is asked for as soon as the server is back. */
+  waiting: boolean;
+  /** Somebody changed the model's words. */
+  edited: boolean;
+  at: number;
 }
 
 export interface AssistantTurn {
@@ -59,8 +72,10 @@ export interface AssistantTurn {
 
 export type Turn = UserTurn | AssistantTurn;
 
+/** What is being written: pieces, and the question that they will replace, with what stood in the field before. */
 export interface Draft {
   pieces: Piece[];
+  editing: { turn: string; before: Piece[] } | null;
 }
 
 export interface Conversation {
@@ -69,8 +84,14 @@ export interface Conversation {
   named: boolean;
   updated: number;
   turns: Turn[];
-  draft: Draft;
+  /** Its own settings; null where it takes those of every new chat. */
+  settings: Settings | null;
+  /** What it was imported as, so that the same file is not everything twice. */
+  origin: string | null;
 }
+
+/** A conversation without its turns: what a list shows. */
+export type Summary = Omit<Conversation, "turns">;
 
 export interface Sampling {
   temperature: number;
@@ -93,7 +114,6 @@ export interface Settings {
   system: string | null;
   template: string | null;
   allImages: boolean;
-  own: Preset[];
 }
 
 export interface PartInfo {
@@ -125,9 +145,20 @@ export interface Info {
   fit_words: string;
   parts: PartInfo[];
   engine: { name: string; explains: boolean; explains_not: string | null };
-  limits: { image_bytes: number; images: number; body_bytes: number; max_text: number; formats: string[] };
+  limits: Limits;
   samples: Sample[];
   needs: string[];
+}
+
+export interface Limits {
+  image_bytes: number;
+  images: number;
+  body_bytes: number;
+  max_text: number;
+  aspect: number;
+  /** The long side in pixels beyond which the model can make nothing of a picture. */
+  useful_side: number;
+  formats: string[];
 }
 
 export interface CountedTurn {
@@ -193,8 +224,21 @@ export function newId(): string {
   return crypto.getRandomValues(new Uint32Array(3)).reduce((id, word) => id + word.toString(36), "");
 }
 
+export function freshConversation(settings: Settings | null = null): Conversation {
+  return { id: newId(), title: "", named: false, updated: Date.now(), turns: [], settings, origin: null };
+}
+
+export function freshAnswer(writer: string | null): Answer {
+  return { id: newId(), text: "", outcome: null, stopped: null, problem: null, writer, waiting: false, edited: false, at: Date.now() };
+}
+
 export function picturesOf(pieces: readonly Piece[]): string[] {
   return pieces.flatMap((piece) => ("picture" in piece ? [piece.picture] : []));
+}
+
+/** The pictures of a question that are shown to the model. */
+export function keptPictures(turn: UserTurn): string[] {
+  return picturesOf(turn.pieces).filter((id) => !turn.leftOut.includes(id));
 }
 
 export function textOf(pieces: readonly Piece[]): string {
@@ -202,6 +246,21 @@ export function textOf(pieces: readonly Piece[]): string {
 }
 
 export function answerOf(turn: AssistantTurn): Answer {
-  const answer = turn.answers[turn.shown] ?? turn.answers.at(-1);
-  return answer ?? { text: "", outcome: null, stopped: null, problem: null };
+  return turn.answers[turn.shown] ?? turn.answers.at(-1) ?? { ...freshAnswer(null), id: "" };
+}
+
+/** The pieces without white space at the two ends. */
+export function trimmed(pieces: readonly Piece[]): Piece[] {
+  const found = pieces.map((piece) => ({ ...piece }));
+  const first = found[0];
+  const last = found.at(-1);
+  if (first && "text" in first) first.text = first.text.trimStart();
+  if (last && "text" in last) last.text = last.text.trimEnd();
+  return found.filter((piece) => "picture" in piece || piece.text);
+}
+
+export function titleOf(turn: UserTurn): string {
+  const text = textOf(turn.pieces).trim().replace(/\s+/g, " ");
+  if (!text) return "A picture";
+  return text.length > 60 ? `${text.slice(0, 58).trimEnd()}…` : text;
 }

@@ -6,24 +6,36 @@ import type { Picture, Piece, Turn } from "./types";
 import { answerOf, picturesOf, textOf } from "./types";
 
 const MARK = "<image>";
-const uris = new Map<string, Promise<string>>();
+const uris = new WeakMap<Blob, Promise<string>>();
 const blanks = new Map<string, string>();
 
 export type Source = (picture: Picture) => Promise<string>;
 
+/** A picture of a question that this browser does not have (any more). It is never left out in silence. */
+export class MissingPicture extends Error {
+  constructor() {
+    super("A picture of this chat is missing in this browser, so the question was not asked without it.");
+  }
+}
+
 /** A picture's own bytes as a data URI. */
 export const whole: Source = (picture) => {
-  const known = uris.get(picture.id);
+  const known = uris.get(picture.blob);
   if (known) return known;
   const made = new Promise<string>((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(String(reader.result));
-    reader.onerror = () => reject(reader.error);
+    reader.onerror = () => reject(new MissingPicture()); // the browser lost its bytes
     reader.readAsDataURL(picture.blob);
   });
-  uris.set(picture.id, made);
+  uris.set(picture.blob, made);
   return made;
 };
+
+/** How many bytes a picture takes in a request. */
+export function bytesOf(picture: Picture): number {
+  return Math.ceil(picture.blob.size / 3) * 4 + 120;
+}
 
 /** An empty picture of the same size: for counting, which looks at no picture, it is as good and far smaller. */
 export const blank: Source = async (picture) => {
@@ -50,6 +62,8 @@ export function isPlaced(pieces: readonly Piece[]): boolean {
 /**
  * The messages of a conversation. Pictures that are left out are not sent; those that nobody placed go where the
  * template's family was trained to have them (`place`).
+ *
+ * @throws MissingPicture a picture that is not left out is not there
  */
 export async function messagesOf(
   turns: readonly Turn[],
@@ -70,21 +84,18 @@ export async function messagesOf(
   return messages;
 }
 
-async function contentOf(
-  pieces: Piece[],
-  place: "first" | "last",
-  store: Store,
-  source: Source,
-): Promise<WireMessage["content"]> {
-  const found = picturesOf(pieces).flatMap((id) => store.pictures.get(id) ?? []);
+async function contentOf(pieces: Piece[], place: "first" | "last", store: Store, source: Source): Promise<WireMessage["content"]> {
   const placed = isPlaced(pieces);
   const text = placed
     ? pieces.map((piece) => ("text" in piece ? piece.text : MARK)).join("")
     : textOf(pieces).trim();
-  if (!found.length) return text;
-  const images = await Promise.all(
-    found.map(async (picture) => ({ type: "image_url" as const, image_url: { url: await source(picture) } })),
-  );
+  const images = [];
+  for (const id of picturesOf(pieces)) {
+    const picture = store.picture(id);
+    if (!picture) throw new MissingPicture();
+    images.push({ type: "image_url" as const, image_url: { url: await source(picture) } });
+  }
+  if (!images.length) return text;
   const words = text ? [{ type: "text" as const, text }] : [];
   return place === "first" && !placed ? [...images, ...words] : [...words, ...images];
 }

@@ -30,6 +30,7 @@ NEEDS = (
     "trifocal inspect llava-hf/llava-1.5-7b-hf",
     "trifocal serve -m llava-hf/llava-1.5-7b-hf --tower cpu --language cuda:0/float16",
 )
+SHARP = 2048  # pixels; no model of the line looks at more, and a photograph of that size is still sharp on a screen
 assert FIT_WORDS.keys() == FITS.keys()
 
 
@@ -82,6 +83,15 @@ def _parts(server: Server) -> list[dict[str, Any]]:
     ]
 
 
+def useful_side(preprocessing: Preprocessing) -> int:
+    """The long side in pixels beyond which the page makes a picture smaller before it is sent.
+
+    Never below `SHARP`: a picture that is cropped or enlarged keeps more than the model looks at.
+    """
+    canvases = preprocessing.tiles.pinpoints if preprocessing.tiles else ()
+    return max([SHARP, *(max(canvas) for canvas in canvases)])
+
+
 def _limits(server: Server) -> dict[str, Any]:
     settings = server.settings
     return {
@@ -89,5 +99,7 @@ def _limits(server: Server) -> dict[str, Any]:
         "images": settings.images,
         "body_bytes": settings.body_bytes,
         "max_text": settings.text_bytes,
+        "aspect": server.image_limits.aspect,
+        "useful_side": useful_side(server.llava.checkpoint.preprocessing),
         "formats": list(FORMATS),
     }

@@ -1,0 +1,80 @@
+// Pictures on their way into a question: files taken one after the other, what was done to them, what is wrong with them.
+
+import type { Composer } from "./composer";
+import { h, megabytes, plural } from "./dom";
+import { take } from "./pictures";
+import type { Store } from "./store";
+import { toast } from "./toast";
+import type { Info, Picture } from "./types";
+
+export class Adding {
+  readonly notices = h("div", { class: "notices" });
+  private readonly progress = h("p", { class: "adding", role: "status", hidden: true });
+  private queue: Promise<void> = Promise.resolve();
+
+  constructor(
+    private readonly store: Store,
+    private readonly composer: Composer,
+    private readonly info: () => Promise<Info | null>,
+  ) {
+    this.notices.append(this.progress);
+  }
+
+  /** Adds the pictures of these files, after those that are being added. */
+  add(files: Iterable<File>): Promise<void> {
+    const given = [...files];
+    this.queue = this.queue.then(() => this.addNow(given));
+    return this.queue;
+  }
+
+  private async addNow(files: readonly File[]): Promise<void> {
+    const info = await this.info();
+    if (!info) return toast("The server is away; add the picture again when it is back.");
+    const shrunk: { file: File; picture: Picture }[] = [];
+    for (const [at, file] of files.entries()) {
+      this.progress.hidden = files.length < 2;
+      this.progress.textContent = `Adding picture ${at + 1} of ${files.length}…`;
+      const taken = await take(file, info.limits);
+      if ("problem" in taken) {
+        this.refuse(taken.problem.message, taken.problem.advice);
+        continue;
+      }
+      await this.store.keep(taken.picture);
+      this.composer.insert(taken.picture);
+      if (taken.picture.note.includes("made smaller")) shrunk.push({ file, picture: taken.picture });
+      else if (taken.picture.note) toast(`${taken.picture.name}: ${taken.picture.note}.`);
+    }
+    this.progress.hidden = true;
+    if (shrunk.length) this.tellShrunk(shrunk);
+    this.composer.field.focus();
+  }
+
+  private tellShrunk(shrunk: { file: File; picture: Picture }[]): void {
+    const before = megabytes(shrunk.reduce((sum, { file }) => sum + file.size, 0));
+    const after = megabytes(shrunk.reduce((sum, { picture }) => sum + picture.blob.size, 0));
+    const what = shrunk.length === 1 ? `${shrunk[0]!.picture.name} was` : `${plural(shrunk.length, "picture")} were`;
+    toast(`${what} made as small as the model can use: ${before} to ${after}.`, {
+      label: shrunk.length === 1 ? "Keep the original" : "Keep the originals",
+      act: () => void this.keepOriginals(shrunk),
+      seconds: 12,
+    });
+  }
+
+  private async keepOriginals(shrunk: { file: File; picture: Picture }[]): Promise<void> {
+    const info = await this.info();
+    if (!info) return toast("The server is away; add the pictures again when it is back.");
+    for (const { file, picture } of shrunk) {
+      const taken = await take(file, info.limits, true);
+      if ("problem" in taken) this.refuse(taken.problem.message, taken.problem.advice);
+      else await this.store.keep({ ...taken.picture, id: picture.id });
+    }
+    this.composer.redraw();
+    toast("The originals are kept and sent.");
+  }
+
+  private refuse(message: string, advice: string): void {
+    const notice = h("div", { class: "problem", role: "alert" }, h("strong", {}, message), " ", advice,
+      h("div", { class: "actions" }, h("button", { type: "button", onClick: () => notice.remove() }, "Dismiss")));
+    this.notices.append(notice);
+  }
+}
