@@ -92,7 +92,7 @@ def test_what_fits_is_answered_and_what_does_not_is_refused(drawn: Drawn, max_to
 
 
 def test_the_last_question_stays_even_where_it_does_not_fit(drawn: Drawn) -> None:
-    llava = make_llava(Echo(hidden=HIDDEN, context=50))
+    llava = make_llava(Echo(hidden=HIDDEN, context=40))
     budget = llava.budget(turns(drawn, 2), 10)
     assert not budget.fits
     assert budget.next is None
