@@ -8,6 +8,7 @@ import zlib
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -228,3 +229,75 @@ def test_any_damage_is_a_picture_or_a_refusal(form: str, damage: list[tuple[int,
         assert isinstance(from_bytes(bytes(data)), Image)
     except BadImage as error:
         assert error.rule
+
+
+# a PNG's transparent colour, which it tells in its own depth
+
+
+def png(depth: int, samples: np.ndarray, key: tuple[int, ...] | None) -> bytes:
+    """A PNG of grey ``[height, width]`` or RGB ``[height, width, 3]`` samples, one of which is transparent."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    if depth == 16:
+        rows = [row.astype(">u2").tobytes() for row in samples]
+    else:
+        bits = (samples[..., None] >> np.arange(depth)[::-1]) & 1  # [height, width (, 3), depth]
+        rows = [np.packbits(row.flatten().astype(np.uint8)).tobytes() for row in bits]
+    colour, (high, wide) = (2 if samples.ndim == 3 else 0), samples.shape[:2]
+    told = [] if key is None else [chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))]
+    return b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            chunk(b"IHDR", struct.pack(">IIBBBBB", wide, high, depth, colour, 0, 0, 0)),
+            *told,
+            chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))),
+            chunk(b"IEND", b""),
+        ]
+    )
+
+
+@pytest.mark.parametrize(("depth", "channels"), [(1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (8, 3), (16, 3)])
+def test_the_transparent_colour_of_every_depth(depth: int, channels: int) -> None:
+    most = 2**depth
+    shape = (5, 6, 3) if channels == 3 else (5, 6)
+    samples = np.random.default_rng(depth).integers(0, most, shape)
+    key = samples[2, 3].copy()
+    if depth == 16:  # the same upper bytes in another place: not transparent
+        samples[4, 4] = key ^ 1
+    told = tuple(int(value) for value in np.atleast_1d(key))
+    image = from_bytes(png(depth, samples, told))
+    wanted = (samples == key).all(-1) if channels == 3 else samples == key
+    assert image.pixels.mode == "RGBA"
+    assert np.array_equal(np.asarray(image.pixels)[..., 3] == 0, wanted)
+    grey = samples >> 8 if depth == 16 else samples * (255 // (most - 1))
+    assert np.array_equal(np.asarray(image.pixels)[..., 0], grey[..., 0] if channels == 3 else grey)
+    assert from_bytes(png(depth, samples, None)).pixels.mode == "RGB"
+
+
+@pytest.mark.parametrize("key", [7, 0x1234])
+def test_a_deep_pil_picture_keeps_its_transparent_value(key: int) -> None:
+    picture = Pictures.fromarray(np.array([[key, 0x4000], [key + 1, 9]], np.uint16))
+    picture.info["transparency"] = key
+    assert np.asarray(from_pil(picture).pixels)[..., 3].tolist() == [[0, 255], [255, 255]]
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "wanted"),
+    [
+        ("I", [0, 100, 255], [0, 100, 255]),
+        ("I", [0, 256, 65535], [0, 1, 255]),
+        ("I", [-5, 70000, 512], [0, 255, 2]),
+        ("F", [0.0, 100.7, 255.0], [0, 100, 255]),
+        ("F", [0.0, 255.5, 65535.0], [0, 0, 255]),
+        ("F", [float("nan"), float("inf"), -1.0], [0, 255, 0]),
+        ("I;16", [0, 100, 255], [0, 0, 0]),
+        ("I;16", [0, 256, 65535], [0, 1, 255]),
+    ],
+)
+def test_grey_of_32_bits_is_scaled_where_it_is_deeper_than_8(mode: str, values: list[float], wanted: list[int]) -> None:
+    kind = {"I": np.int32, "F": np.float32, "I;16": np.uint16}[mode]
+    picture = Pictures.fromarray(np.array([values], kind))
+    assert picture.mode == mode
+    assert np.asarray(from_pil(picture).pixels)[0, :, 0].tolist() == wanted

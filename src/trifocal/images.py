@@ -23,6 +23,7 @@ __all__ = ["LIMITS", "Image", "Limits", "from_bytes", "from_data_uri", "from_fra
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 _LONGEST_HEAD = 1024  # characters before a data URI's comma
+_SCALES = {"1": 255, "L;2": 85, "L;4": 17}  # what a PNG's grey values are multiplied with when they are read
 _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -176,8 +177,7 @@ def from_bytes(data: bytes, *, name: str = "image", limits: Limits = LIMITS) -> 
             warnings.simplefilter("ignore")
             with Pictures.open(BytesIO(data), formats=FORMATS) as file:
                 check_size(*file.size, name=name, limits=limits)
-                file.load()
-                upright = ImageOps.exif_transpose(file)
+                upright = ImageOps.exif_transpose(_keyed(file, data))
                 pixels = _plain(upright)
     except BadImage:
         raise
@@ -264,10 +264,34 @@ def _kind(data: bytes) -> str | None:
     return next((kind for magic, kind in _MAGIC if data.startswith(magic)), None)
 
 
+def _keyed(file: Picture, data: bytes) -> Picture:
+    """A file's picture, decoded; PIL compares a PNG's transparent colour with 8 bits, whatever the file's depth is."""
+    from PIL import Image as Pictures
+
+    tiles = getattr(file, "tile", [])
+    raw = str(tiles[0].args) if file.format == "PNG" and len(tiles) == 1 else ""
+    file.load()
+    key = file.info.get("transparency")
+    if isinstance(key, int) and raw in _SCALES:
+        file.info["transparency"] = min(key * _SCALES[raw], 255)
+    if not isinstance(key, tuple) or raw != "RGB;16B":
+        return file
+    import numpy as np
+
+    with Pictures.open(BytesIO(data), formats=FORMATS) as again:
+        again.tile = [tiles[0]._replace(args="RGB;16L")]  # of each value the lower byte
+        low = np.asarray(again, np.uint16)  # [height, width, 3]
+    opaque = ((np.asarray(file, np.uint16) << 8 | low) != np.array(key, np.uint16)).any(axis=-1)
+    layered = file.convert("RGB")
+    layered.putalpha(Pictures.fromarray(np.where(opaque, 255, 0).astype(np.uint8)))
+    layered.info = {name: value for name, value in file.info.items() if name != "transparency"}
+    return layered
+
+
 def _plain(picture: Picture) -> Picture:
     """RGB, or RGBA where some pixel lets something through."""
     if picture.mode.startswith(("I", "F")):
-        return _sixteen_bits(picture)
+        return _grey(picture)
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
         layered = picture.convert("RGBA")
         lowest, _ = layered.getchannel("A").getextrema()
@@ -275,13 +299,21 @@ def _plain(picture: Picture) -> Picture:
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def _sixteen_bits(picture: Picture) -> Picture:
-    """Grey of 16 bits, scaled to 8; PIL itself would clip it to white."""
+def _grey(picture: Picture) -> Picture:
+    """Grey of more than 8 bits, scaled to 8 where it has larger values than 255; PIL itself would clip it to white.
+
+    A file of 16 bits is scaled even where it is dark: then PIL says so in its mode.
+    """
     import numpy as np
     from PIL import Image as Pictures
 
-    grey = np.asarray(picture.convert("I"), dtype=np.int64).clip(0, 65535)  # [height, width]
-    return Pictures.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
+    values = np.nan_to_num(np.asarray(picture, dtype=np.float64)).clip(0, 65535)  # [height, width]
+    deep = picture.mode.startswith("I;16") or values.max() > 255
+    grey = Pictures.fromarray((values.astype(np.uint16) >> (8 if deep else 0)).astype(np.uint8)).convert("RGB")
+    key = picture.info.get("transparency")
+    if isinstance(key, int) and (values == key).any():
+        grey.putalpha(Pictures.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _digest(pixels: Picture) -> str:
