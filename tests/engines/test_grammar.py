@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import trifocal
+from trifocal.engines import schemas
 from trifocal.engines.grammar import Grammars
 from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.errors import BadSampling
@@ -47,6 +48,59 @@ def test_random_logits_give_what_the_schema_allows(grammars: Grammars, tokenizer
 def test_what_can_not_be_held_is_refused(grammars: Grammars, schema: str) -> None:
     with pytest.raises(BadSampling, match="schema"):
         grammars.constraint(schema)
+
+
+def properties(count: int) -> dict[str, object]:
+    return {"type": "object", "properties": {f"p{at}": {"type": "string"} for at in range(count)}}
+
+
+def nested(depth: int) -> dict[str, object]:
+    return {"type": "object", "properties": {"a": nested(depth - 1)}} if depth else {"type": "string"}
+
+
+OVER = {
+    "44,000 properties": (properties(44_000), "bytes"),
+    "1,000 properties": (properties(1000), "1000 properties"),
+    "16,000 in one list": ({"enum": [0] * 16_000}, "16000 members"),
+    "deep": (nested(40), "deeper than 32"),
+    "a long pattern": ({"type": "string", "pattern": "a" * 300}, "longer than 256"),
+    "a long name": ({"type": "object", "patternProperties": {"a" * 300: {}}}, "longer than 256"),
+    "definitions": ({"$defs": {f"d{at}": {} for at in range(501)}}, "501 properties and definitions"),
+}
+
+
+@pytest.mark.parametrize("name", OVER)
+def test_a_schema_over_the_limits_never_reaches_the_library(
+    name: str, grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schemas, "_tried", None)  # whoever calls it fails
+    schema, reason = OVER[name]
+    with pytest.raises(BadSampling, match=reason):
+        grammars.constraint(json.dumps(schema))
+
+
+def test_a_crash_of_the_library_is_a_refusal(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without the limits the library overflows its stack, in a process that nobody needs."""
+    schemas.checked.cache_clear()
+    monkeypatch.setattr(schemas, "_bounded", lambda schema: "")
+    with pytest.raises(BadSampling, match="can't be held: compiling it") as caught:
+        grammars.constraint(json.dumps({"type": "object", "properties": {f"p{at}": {} for at in range(44_000)}}))
+    assert "panic" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_within_the_limits_is_held_and_compiled_aside_once(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    aside = schemas._tried
+    monkeypatch.setattr(schemas, "_tried", lambda schema: tried.append(schema) or aside(schema))
+    for schema in (properties(499), nested(10), {"enum": [f"value {at}" for at in range(999)]}):
+        for _ in range(2):
+            grammars.constraint(json.dumps(schema))
+    assert len(tried) == 3
 
 
 def test_echo_refuses_a_schema() -> None:

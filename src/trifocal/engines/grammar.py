@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from trifocal.engines.schemas import checked, compiled
 from trifocal.errors import BadSampling, EngineError, MissingExtra
 
-if TYPE_CHECKING:
-    from llguidance._lib import JsonCompileOptions
-
 __all__ = ["Constraint", "Grammars"]
-
-
-# a small model that may write white space between any two values writes nothing else
-_COMPACT: JsonCompileOptions = {"whitespace_flexible": False}
 
 
 class Constraint:
@@ -27,7 +21,11 @@ class Constraint:
 
     def allowed(self, scores: torch.Tensor) -> torch.Tensor:
         """The scores ``[vocabulary]`` with every id that the schema excludes at minus infinity."""
-        bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
+        try:
+            allowed = self._matcher.compute_bitmask()
+        except Exception as error:
+            raise EngineError("the answer can't be held to its schema any further") from error
+        bits = torch.frombuffer(bytearray(allowed), dtype=torch.uint8)
         mask = (bits[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).bool().flatten()[: len(scores)]
         return scores.masked_fill(~mask.to(scores.device), -math.inf)
 
@@ -57,14 +55,9 @@ class Grammars:
         Raises:
             BadSampling: it is no JSON schema, or one with parts that can't be held.
         """
-        from llguidance import LLMatcher
-
-        try:
-            grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_COMPACT)
-            matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
-            reason = matcher.get_error()
-        except ValueError as error:
-            reason = str(error)
+        reason, matcher = checked(schema), None
+        if not reason:
+            matcher, reason = compiled(self._tokenizer, schema)
         if reason:
-            raise BadSampling("schema", f"the JSON schema can't be held: {reason.splitlines()[0][:200]}")
+            raise BadSampling("schema", f"the JSON schema can't be held: {reason}")
         return Constraint(matcher)

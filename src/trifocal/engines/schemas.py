@@ -1,0 +1,127 @@
+"""JSON schemas from strangers: bounded, and compiled once where a crash is nobody's, before the server itself does it.
+
+llguidance compiles in Rust: some schemas make it panic, and a large one overflows its stack, which ends the process.
+`checked` compiles in a process of its own; run as a program, this file is that process.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+__all__ = ["LONGEST_PATTERN", "LONGEST_SCHEMA", "MOST_DEEP", "MOST_NAMES", "MOST_VALUES", "checked", "compiled"]
+
+LONGEST_SCHEMA = 64 << 10  # bytes
+MOST_DEEP = 32  # levels
+MOST_NAMES = 500  # properties, definitions and other names, all together
+MOST_VALUES = 1000  # members of enums and of other lists, all together
+LONGEST_PATTERN = 256  # characters
+_MEMORY = 1 << 30
+_SECONDS = 5  # of the process's own work; _HANGING are those of the clock on the wall
+_HANGING = 120
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependentRequired")
+
+
+@lru_cache(maxsize=256)
+def checked(schema: str) -> str:
+    """Why a schema can't be held, as a few words; empty where it can."""
+    return _bounded(schema) or _tried(schema)
+
+
+def compiled(tokenizer: Any, schema: str) -> tuple[Any, str]:
+    """llguidance's matcher for a schema, and why it is none; white space is fixed.
+
+    A small model that may write white space between any two values writes nothing else.
+    """
+    from llguidance import LLMatcher
+
+    try:
+        grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
+        matcher = LLMatcher(tokenizer, grammar, log_level=0)
+        return matcher, _told(matcher.get_error())
+    except ValueError as error:
+        return None, _told(str(error))
+
+
+def _bounded(schema: str) -> str:
+    """What of a schema is over the limits."""
+    size = len(schema.encode("utf-8", "surrogatepass"))
+    if size > LONGEST_SCHEMA:
+        return f"it has {size} bytes; allowed are {LONGEST_SCHEMA}"
+    try:
+        found = json.loads(schema)
+    except (ValueError, RecursionError):
+        return "it is no JSON"
+    names = values = 0
+    for key, value, depth in _walk(found):
+        if depth > MOST_DEEP:
+            return f"it is nested deeper than {MOST_DEEP} levels"
+        names += len(value) if isinstance(value, dict) and key in _NAMED else 0
+        values += len(value) if isinstance(value, list) else 0
+        patterns = [value] if key == "pattern" else list(value) if key == "patternProperties" else []
+        if any(isinstance(each, str) and len(each) > LONGEST_PATTERN for each in patterns):
+            return f"a pattern is longer than {LONGEST_PATTERN} characters"
+    if names > MOST_NAMES:
+        return f"it has {names} properties and definitions; allowed are {MOST_NAMES}"
+    return f"its lists have {values} members; allowed are {MOST_VALUES}" if values > MOST_VALUES else ""
+
+
+def _walk(value: Any) -> Iterator[tuple[str, Any, int]]:
+    """Every value inside a value, under which key it stands and how deep."""
+    left = [("", value, 1)]
+    while left:
+        key, inside, depth = left.pop()
+        yield key, inside, depth
+        if isinstance(inside, dict):
+            left += [(name, each, depth + 1) for name, each in inside.items()]
+        elif isinstance(inside, list):
+            left += [(key, each, depth + 1) for each in inside]
+
+
+def _tried(schema: str) -> str:
+    """What comes of compiling it in a process of its own."""
+    command = [sys.executable, "-P", str(Path(__file__))]
+    environment = {
+        "PYTHONPATH": ":".join(filter(None, sys.path)),
+        "PYTHONIOENCODING": "utf-8",
+        "RAYON_NUM_THREADS": "1",
+    }
+    try:
+        ended = subprocess.run(
+            command, input=schema.encode(), capture_output=True, env=environment, timeout=_HANGING, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "compiling it takes too long"
+    if ended.returncode:
+        return "compiling it takes too long, too much memory, or fails"
+    return ended.stdout.decode("utf-8", "replace")
+
+
+def _told(reason: str) -> str:
+    """The first line of what the library says; of a panic nothing, since it names its own files."""
+    line = next(iter(reason.splitlines()), "")[:200]
+    return "the library that holds answers to schemas fails on it" if "panic" in reason.lower() else line
+
+
+def _main() -> None:
+    """Compiles the schema on standard input and says why it can't be held, or nothing."""
+    import resource
+
+    from llguidance import LLTokenizer
+
+    for what, most in ((resource.RLIMIT_AS, _MEMORY), (resource.RLIMIT_CPU, _SECONDS), (resource.RLIMIT_CORE, 0)):
+        resource.setrlimit(what, (most, most))
+    matcher, reason = compiled(LLTokenizer("byte"), sys.stdin.read())
+    if not reason:
+        matcher.compute_bitmask()
+        reason = _told(matcher.get_error())
+    print(reason, end="")
+
+
+if __name__ == "__main__":
+    _main()
