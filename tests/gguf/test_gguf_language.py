@@ -8,6 +8,8 @@ from typing import Any
 import gguf_maker as maker
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from trifocal.errors import CheckpointError
 from trifocal.gguf.container import GgufFile
@@ -67,7 +69,8 @@ def test_quantised_matrices_come_near_and_in_the_right_rows(tmp_path: Path) -> N
         ({"llama.attention.head_count": 3}, "don't go together"),
         ({"llama.attention.head_count": "four"}, "head_count is 'four'"),
         ({"llama.context_length": None}, "'llama.context_length' is missing"),
-        ({"llama.rope.scaling.type": "yarn"}, "positions are scaled"),
+        ({"llama.rope.scaling.type": "yarn"}, "rope.scaling.type is 'yarn'.*as safetensors instead"),
+        ({"llama.rope.dimension_count": 32}, "rope.dimension_count is 32, heads have 64"),
     ],
 )
 def test_metadata_that_does_not_fit_is_told(tmp_path: Path, change: dict[str, Any], told: str) -> None:
@@ -102,3 +105,78 @@ def test_linear_scaling_of_positions_is_kept(tmp_path: Path) -> None:
     metadata = {**maker.LANGUAGE, "llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
     path = maker.write(tmp_path / "a.gguf", metadata, maker.stored(maker.language_tensors(VOCABULARY), "F16"))
     assert language_config(GgufFile(path))["rope_scaling"] == {"type": "linear", "factor": 4.0}
+
+
+LLAMA_3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def with_frequencies(path: Path, factors: torch.Tensor | None, **metadata: Any) -> GgufFile:
+    tensors = maker.stored(maker.language_tensors(VOCABULARY), "F32")
+    if factors is not None:
+        tensors["rope_freqs.weight"] = (factors.numpy(), "F32")
+    said = {**maker.LANGUAGE, **{name.replace("__", "."): value for name, value in metadata.items()}}
+    return GgufFile(maker.write(path / "a.gguf", said, tensors))
+
+
+@torch.no_grad()
+def logits(config: dict[str, Any], tensors: Any) -> torch.Tensor:
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32).eval()
+    made.load_state_dict({name: tensors[name].float() for name in tensors}, strict=True)
+    answer: torch.Tensor = made(input_ids=torch.arange(200)[None] % VOCABULARY).logits
+    return answer
+
+
+def test_llama_3s_frequencies_are_those_of_transformers(tmp_path: Path) -> None:
+    """Llama 3.1 in GGUF holds what its rule makes of each frequency; 200 positions, 64 of them before it stretches."""
+    plain = language_config(with_frequencies(tmp_path, None))
+    rule = {**plain, "rope_scaling": LLAMA_3}
+    usual, ruled = (LlamaRotaryEmbedding(AutoConfig.for_model(**each)).inv_freq for each in (plain, rule))
+    factors = usual / ruled
+    assert factors.min() == 1
+    assert factors.max() == 8
+    language = GgufLanguage(with_frequencies(tmp_path, factors))
+    wanted = logits(rule, maker.language_tensors(VOCABULARY))
+    ours = LlamaRotaryEmbedding(AutoConfig.for_model(**language.config)).inv_freq
+    torch.testing.assert_close(ours, ruled, atol=0, rtol=1e-6)
+    torch.testing.assert_close(logits(dict(language.config), language), wanted, atol=1e-4, rtol=0)
+    assert not torch.allclose(logits(plain, language), wanted, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("factors", "metadata"),
+    [
+        (torch.ones(31), {}),
+        (torch.zeros(32), {}),
+        (torch.full((32,), torch.inf), {}),
+        (torch.ones(32), {"llama__rope__scaling__factor": 4.0}),
+    ],
+)
+def test_frequencies_that_make_no_sense_are_told(
+    tmp_path: Path, factors: torch.Tensor, metadata: dict[str, Any]
+) -> None:
+    with pytest.raises(CheckpointError, match=r"rope_freqs\.weight is"):
+        language_config(with_frequencies(tmp_path, factors, **metadata))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "factor"),
+    [
+        ({}, None),
+        ({"llama__rope__scaling__factor": 4.0}, 4.0),
+        ({"llama__rope__scaling__type": "linear", "llama__rope__scaling__factor": 4.0}, 4.0),
+        ({"llama__rope__scale_linear": 2.0}, 2.0),
+        ({"llama__rope__scaling__type": "none", "llama__rope__scaling__factor": 4.0}, None),
+        ({"llama__rope__scaling__type": "linear", "llama__rope__scaling__factor": 1.0}, None),
+    ],
+)
+def test_a_factor_is_linear_unless_it_is_said_otherwise(
+    tmp_path: Path, metadata: dict[str, Any], factor: float | None
+) -> None:
+    config = language_config(with_frequencies(tmp_path, None, **metadata))
+    assert config.get("rope_scaling") == (None if factor is None else {"type": "linear", "factor": factor})

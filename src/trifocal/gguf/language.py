@@ -27,6 +27,7 @@ _BLOCK = {
 }
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 _SCALED = "rope.scaling.type"
+_FREQUENCIES = "rope_freqs.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +92,6 @@ def language_config(file: GgufFile) -> dict[str, Any]:
         raise CheckpointError(
             f"{file.path}: general.architecture is {kind!r}; language models that can be read: {known}"
         )
-    if "rope_freqs.weight" in file or file.metadata.get(f"{kind}.{_SCALED}", "none") not in ("none", "linear"):
-        raise CheckpointError(f"{file.path}: positions are scaled in a way that can't be read ({kind}.{_SCALED})")
     heads, hidden = _whole(file, f"{kind}.attention.head_count"), _whole(file, f"{kind}.embedding_length")
     config = {
         "architectures": [_ARCHITECTURES[kind]],
@@ -114,10 +113,48 @@ def language_config(file: GgufFile) -> dict[str, Any]:
     for name in ("bos", "eos", "padding"):
         if (token := file.metadata.get(f"tokenizer.ggml.{name}_token_id")) is not None:
             config[f"{'pad' if name == 'padding' else name}_token_id"] = token
-    if file.metadata.get(f"{kind}.{_SCALED}") == "linear":
-        config["rope_scaling"] = {"type": "linear", "factor": file.need(f"{kind}.rope.scaling.factor")}
     _check_numbers(file, config)
+    if (scaling := _scaling(file, kind, config)) is not None:
+        config["rope_scaling"] = scaling
     return config
+
+
+def _scaling(file: GgufFile, kind: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How positions are scaled, in transformers' words: by one factor, or each frequency by its own (Llama 3.1).
+
+    A factor is linear where no type is said, as in llama.cpp. ``rope_freqs`` is what each frequency is divided by:
+    transformers' longrope with the same factors at every length, and nothing else of it.
+    """
+    told = file.metadata.get(f"{kind}.{_SCALED}", "linear")
+    factor = file.metadata.get(f"{kind}.rope.scaling.factor", file.metadata.get(f"{kind}.rope.scale_linear"))
+    if told not in ("none", "linear"):
+        raise CheckpointError(
+            f"{file.path}: {kind}.{_SCALED} is {told!r}, positions that can't be read; known: none and linear. "
+            "Take the checkpoint as safetensors instead"
+        )
+    if (turned := file.metadata.get(f"{kind}.rope.dimension_count", config["head_dim"])) != config["head_dim"]:
+        raise CheckpointError(f"{file.path}: {kind}.rope.dimension_count is {turned}, heads have {config['head_dim']}")
+    linear = {"type": "linear", "factor": factor} if told == "linear" and factor not in (None, 0, 1) else None
+    if _FREQUENCIES not in file:
+        return linear
+    factors = file[_FREQUENCIES].float()
+    if (
+        linear
+        or factors.shape != (config["head_dim"] // 2,)
+        or not bool((factors > 0).all() & factors.isfinite().all())
+    ):
+        raise CheckpointError(
+            f"{file.path}: {_FREQUENCIES} is {list(factors.shape)}; {config['head_dim'] // 2} numbers above 0 and no "
+            f"other scaling ({kind}.rope.scaling.factor) were expected"
+        )
+    return {
+        "rope_type": "longrope",
+        "short_factor": factors.tolist(),
+        "long_factor": factors.tolist(),
+        "factor": 1.0,
+        "attention_factor": 1.0,
+        "original_max_position_embeddings": config["max_position_embeddings"],
+    }
 
 
 def _vocabulary(file: GgufFile) -> int:
@@ -155,6 +192,8 @@ def _sources(file: GgufFile, config: Mapping[str, Any]) -> dict[str, _Source]:
     for name in file:
         stem, _, ending = name.rpartition(".")
         parts = stem.split(".")
+        if name == _FREQUENCIES:
+            continue  # the configuration has them
         if stem in _TOP:
             sources[f"{_TOP[stem]}.{ending}"] = _Source(name)
         elif len(parts) == 3 and parts[0] == "blk" and parts[1].isdigit() and parts[2] in _BLOCK:
