@@ -16,6 +16,7 @@ import torch
 import trifocal
 from door_models import make_door
 from trifocal.conversation.templates import Piece, get_template
+from trifocal.engines.transformers.alone import masks_of
 from trifocal.images import Image
 from trifocal.messages import Message
 from trifocal.model.llava import Llava
@@ -63,7 +64,8 @@ class Door:
     def logits(self, prompt: Prompt) -> torch.Tensor:
         """Our logits of a whole prompt, ``[positions, vocabulary]``."""
         rows = prompt.splice(self.llava.engine.embed)
-        return self.llava.engine.model(inputs_embeds=rows[None], **self.llava.engine._masks(prompt, 0)).logits[0].cpu()
+        masks = masks_of(self.llava.engine.loaded, prompt, 0)
+        return self.llava.engine.model(inputs_embeds=rows[None], **masks).logits[0].cpu()
 
     def greedy(self, inputs: dict[str, Any], count: int = 64) -> list[int]:
         """What transformers' own generation says, with the end tokens forbidden."""
@@ -72,7 +74,7 @@ class Door:
             max_new_tokens=count,
             min_new_tokens=count,
             do_sample=False,
-            eos_token_id=sorted(self.llava.engine._end_ids),
+            eos_token_id=sorted(self.llava.engine.loaded.end_ids),
             pad_token_id=0,
         )
         return list(said[0, inputs["input_ids"].shape[1] :].tolist())

@@ -62,7 +62,7 @@ class Pair:
             max_new_tokens=count,
             min_new_tokens=count,
             do_sample=False,
-            eos_token_id=sorted(self.llava.engine._end_ids),
+            eos_token_id=sorted(self.llava.engine.loaded.end_ids),
             pad_token_id=0,
         )
         return list(said[0, ids.shape[1] :].tolist())

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from trifocal.checkpoints import from_folder, load_language
 from trifocal.engines import ENGINES, engine_names, load_engine
 from trifocal.engines.base import Engine, Language
+from trifocal.engines.transformers import OneAtATime
+from trifocal.engines.transformers.loading import read
 from trifocal.errors import EngineError, PromptTooLong, UnknownName
 from trifocal.messages import Sampling
 from trifocal.placement import Placement
@@ -30,8 +32,10 @@ def language(hf15: Path) -> Language:
     return load_language(from_folder(hf15))
 
 
-@pytest.fixture(scope="module", params=HERE)
+@pytest.fixture(scope="module", params=[*HERE, "one at a time"])
 def loader(request: pytest.FixtureRequest, language: Language) -> Loader:
+    if request.param == "one at a time":  # what the engine transformers does where a model's attention allows no more
+        return lambda **options: OneAtATime(read(language, CPU, **options), 1 << 30)
     return lambda **options: load_engine(request.param, language, CPU, **options)
 
 
@@ -172,9 +176,10 @@ def test_a_closed_engine_says_so(loader: Loader) -> None:
         engine.stream(Prompt([TokenSpan((1, 2))]), TEN)
 
 
-def test_options_and_names_that_are_not_known_list_those_that_are(loader: Loader, language: Language) -> None:
+@pytest.mark.parametrize("name", HERE)
+def test_options_and_names_that_are_not_known_list_those_that_are(name: str, language: Language) -> None:
     with pytest.raises(UnknownName, match=r"known: .*context"):
-        loader(contxt=3)
+        load_engine(name, language, CPU, contxt=3)
     with pytest.raises(UnknownName, match="echo, transformers"):
         load_engine("warp", language, CPU)
     assert set(ENGINES) <= set(engine_names())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from checkpoint_maker import bytes_tokenizer, llama_tokenizer, save_tokenizer
 from trifocal.checkpoints import from_folder, load_language
 from trifocal.engines.base import Language
 from trifocal.engines.prefixes import Prefixes, position_keys
+from trifocal.engines.scheduler import Run
 from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.engines.transformers import Transformers, load
 from trifocal.errors import CheckpointError, EngineError, OutOfMemory
@@ -40,15 +43,16 @@ def ids(engine: Transformers, prompt: Prompt) -> list[int]:
 def forwarded(engine: Transformers, prompt: Prompt, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many positions of a prompt really run."""
     ran: list[int] = []
-    forward = engine._forward
+    runner = engine.facts.runner
+    forward = runner.forward
 
-    def counting(cache: object, **inputs: torch.Tensor) -> torch.Tensor:
-        ran.append(next(iter(inputs.values())).shape[1])
-        return forward(cache, **inputs)
+    def counting(runs: Sequence[Run[Any]]) -> torch.Tensor:
+        ran.extend(run.count for run in runs)
+        return forward(runs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_forward", counting)
-        ids(engine, prompt)
+        patch.setattr(runner, "forward", counting)
+        list(engine.stream(prompt, LONG))
     return ran[0]
 
 
@@ -61,7 +65,7 @@ def test_a_second_turn_runs_only_over_what_is_new_and_says_the_same(
     said = ids(remembering, first)
     assert said == ids(forgetful, first)
     second = Prompt([*first.spans, TokenSpan((*said, 310, 320))])
-    assert forwarded(remembering, second, monkeypatch) <= 3
+    assert forwarded(remembering, second, monkeypatch) <= 3 + 15  # blocks of 16 are shared whole
     assert forwarded(forgetful, second, monkeypatch) == len(second)
     third = Prompt([*first.spans, TokenSpan((330,))])
     for prompt in (second, third, first, third, second):
@@ -122,7 +126,7 @@ def test_conversations_that_begin_alike_keep_what_is_theirs(
             said = ids(forgetful, talk)
             assert ids(remembering, talk) == said
             talks[at] = Prompt([*talk.spans, TokenSpan((*said, 310, 311))])
-    assert ran == [41, 20, 3, 3, 3, 3]
+    assert ran == [41, 25, 3, 3, 13, 13]  # blocks of 16 are shared whole
 
 
 @pytest.mark.parametrize(("step", "failure"), [(0, torch.OutOfMemoryError), (0, RuntimeError), (2, RuntimeError)])

@@ -12,9 +12,8 @@ import torch
 
 import trifocal
 from seeing import prompt_of
-from trifocal.engines import transformers as engine_module
 from trifocal.engines.echo import Bytes, Echo
-from trifocal.engines.transformers import Transformers
+from trifocal.engines.transformers import Transformers, looking
 from trifocal.errors import BadMessages, EngineError, PromptTooLong, UsageError
 from trifocal.messages import Message, Sampling
 from trifocal.model.explaining import Explanation, explanation_of
@@ -72,11 +71,11 @@ def test_looking_changes_nothing(llava: Llava, talk: list[Message], monkeypatch:
     engine = llava.engine
     assert isinstance(engine, Transformers)
     list(engine.stream(prompt, Sampling(max_tokens=8)))
-    held = engine._prefixes._held
+    held = engine.state().free
     whole = engine.attention(prompt, ids)
     assert engine.model.config._attn_implementation == "sdpa"
-    assert engine._prefixes._held == held
-    monkeypatch.setattr(engine_module, "HELD", 1)  # one id at a time
+    assert engine.state().free == held
+    monkeypatch.setattr(looking, "HELD_BYTES", 1)  # one id at a time
     assert torch.allclose(engine.attention(prompt, ids), whole, atol=1e-5)
     assert llava.complete(talk[:-1]).text == talk[-1].text
 

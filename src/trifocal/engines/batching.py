@@ -12,8 +12,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from trifocal.engines.base import Abilities, State, Token, Tokenizer
-from trifocal.engines.blocks import Blocks
+from trifocal.engines.blocks import Blocks, names_of
 from trifocal.engines.grammar import Constraint
+from trifocal.engines.prefixes import position_keys
 from trifocal.engines.sampler import Drawing, pick
 from trifocal.engines.scheduler import Request, Run, Said, Scheduler
 from trifocal.errors import BadSampling, EngineError, OutOfMemory, PromptTooLong, TrifocalError, UsageError
@@ -47,8 +48,10 @@ class Model:
     """A runner, and what the engine around it must know of its language model.
 
     ``context`` is how many positions prompt and answer may take together, ``block`` how many a block has, ``rows`` how
-    many requests run in one step and ``piece`` how many positions of prompts beside streams. ``constraint`` makes what
-    holds an answer to a schema, ``attention`` is asked in the engine's thread; both only where there are such.
+    many requests run in one step and ``piece`` how many positions of prompts beside streams; ``share`` says whether
+    common beginnings are computed once. ``constraint`` makes what holds an answer to a schema; ``attention`` tells
+    where it looked (`trifocal.engines.base.Engine.attention`), given the blocks that hold a beginning of the prompt
+    already. Both only where there are such.
     """
 
     runner: Runner
@@ -60,8 +63,9 @@ class Model:
     block: int = 16
     rows: int = 64
     piece: int = 512
+    share: bool = True
     constraint: Callable[[str], Constraint] | None = None
-    attention: Callable[[Prompt, Sequence[int], Blocks], torch.Tensor] | None = None
+    attention: Callable[[Prompt, Sequence[int], list[int]], torch.Tensor] | None = None
 
 
 class Batching:
@@ -80,8 +84,8 @@ class Batching:
         self.context = min(model.context, loop.blocks.count * loop.blocks.size)
 
     @property
-    def model(self) -> Model:
-        """The runner and its facts.
+    def facts(self) -> Model:
+        """The runner and what belongs to it.
 
         Raises:
             EngineError: the engine is closed, or its thread is dead.
@@ -90,7 +94,7 @@ class Batching:
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[Token, None, None]:
         """The answer's tokens; see `trifocal.engines.base.Engine.stream`."""
-        model = self.model
+        model = self.facts
         if not len(prompt):
             raise EngineError("the prompt is empty: there is nothing to continue")
         if len(prompt) >= self.context:
@@ -110,14 +114,16 @@ class Batching:
 
     def attention(self, prompt: Prompt, ids: Sequence[int]) -> torch.Tensor:
         """Where it looked; see `trifocal.engines.base.Engine.attention`."""
-        ask = self.model.attention
+        ask = self.facts.attention
         if ask is None or not self.able.explains:
             raise UsageError(f"the engine {self._name} can't tell where it looks")
         if not len(prompt) or not ids:
             raise EngineError("there is no prompt or no answer to look at")
         if len(prompt) + len(ids) > self.context:
             raise PromptTooLong(len(prompt), prompt.image_positions, len(ids), self.context)
-        return self._loop.call(lambda: ask(prompt, ids, self._loop.blocks))
+        blocks = self._loop.blocks
+        names = names_of(position_keys(prompt)[:-1], blocks.size)
+        return self._loop.call(lambda: ask(prompt, ids, blocks.find(names)))
 
     def state(self) -> State:
         """How it is now."""
@@ -243,7 +249,7 @@ class _Loop:
             self._started.put(error)
             return False
         self.blocks = Blocks(model.runner.positions // model.block, model.block)
-        self.scheduler = Scheduler(self.blocks, rows=model.rows, piece=model.piece)
+        self.scheduler = Scheduler(self.blocks, rows=model.rows, piece=model.piece, share=model.share)
         self._model = model
         self._started.put(None)
         return True

@@ -6,7 +6,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 
-__all__ = ["Blocks", "chained"]
+__all__ = ["Blocks", "chained", "names_of"]
 
 
 class Blocks:
@@ -104,3 +104,11 @@ def chained(before: bytes, keys: Sequence[Hashable]) -> bytes:
     be able to make two that collide.
     """
     return hashlib.blake2b(before + repr(tuple(keys)).encode(), digest_size=16).digest()
+
+
+def names_of(keys: Sequence[Hashable], size: int, names: list[bytes] | None = None) -> list[bytes]:
+    """The names of the full blocks of ``size`` positions among ``keys``; ``names`` grows by them."""
+    found = [] if names is None else names
+    for at in range(len(found) * size, len(keys) // size * size, size):
+        found.append(chained(found[-1] if found else b"", keys[at : at + size]))
+    return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from trifocal.engines.base import Token
-from trifocal.engines.blocks import Blocks, chained
+from trifocal.engines.blocks import Blocks, names_of
 from trifocal.engines.prefixes import position_keys
 from trifocal.errors import TrifocalError
 from trifocal.prompt import Prompt, TokenSpan
@@ -95,14 +95,17 @@ class Scheduler(Generic[Row]):
     In a step every streaming request runs its one position, at most ``rows`` requests run, and of prompts at most
     ``piece`` positions beside streams and ``whole`` where nothing streams: so a long prompt stalls nobody. Requests
     begin in the order in which they came. Full blocks are found again, also by requests that came together: those
-    behind wait for the first to compute what they share. Where the pool is full the youngest gives its blocks up and
-    begins again later, where it was; the oldest never does, so that all come to an end.
+    behind wait for the first to compute what they share; without ``share`` nothing is found again. Where the pool is
+    full the youngest gives its blocks up and begins again later, where it was; the oldest never does, so that all come
+    to an end.
 
     Belongs to one thread, but for `Request.left`.
     """
 
-    def __init__(self, blocks: Blocks, *, rows: int = 64, piece: int = 512, whole: int | None = None) -> None:
-        self.blocks, self.rows = blocks, rows
+    def __init__(
+        self, blocks: Blocks, *, rows: int = 64, piece: int = 512, whole: int | None = None, share: bool = True
+    ) -> None:
+        self.blocks, self.rows, self.share = blocks, rows, share
         self.piece, self.whole = piece, max(piece, whole or 4 * piece)
         self.running: list[Request[Row]] = []  # the oldest first
         self.waiting: deque[Request[Row]] = deque()
@@ -246,14 +249,12 @@ class Scheduler(Generic[Row]):
         """Names the blocks that a run filled."""
         request, size = run.request, self.blocks.size
         names = self._names(request, request.computed)
-        for at in range(run.start // size, request.computed // size):
+        for at in range(run.start // size, len(names)):
             self.blocks.name(request.blocks[at], names[at])
 
     def _names(self, request: Request[Row], positions: int) -> list[bytes]:
         """The names of the full blocks among the first positions of a request."""
-        size, full = self.blocks.size, positions // self.blocks.size
-        while len(request.names) < full:
-            at = len(request.names)
-            before = request.names[-1] if request.names else b""
-            request.names.append(chained(before, request.keys[at * size : (at + 1) * size]))
-        return request.names[:full]
+        if not self.share:
+            return []
+        names_of(request.keys, self.blocks.size, request.names)
+        return request.names[: positions // self.blocks.size]

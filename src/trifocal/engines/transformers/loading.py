@@ -1,0 +1,279 @@
+"""Language models of transformers, filled tensor by tensor from a checkpoint and checked against it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trifocal.engines import int4 as packing
+from trifocal.engines.base import Attention, Language
+from trifocal.engines.grammar import Constraint, Grammars
+from trifocal.engines.tokenizer import FileTokenizer
+from trifocal.errors import CheckpointError, OutOfMemory
+from trifocal.files import read_object
+from trifocal.placement import Part, Placement
+from trifocal.weights.packed import Located
+
+__all__ = ["Loaded", "read", "size_of"]
+
+HEAD = "lm_head.weight"
+_TABLES = ("model.embed_tokens.weight", "transformer.wte.weight")
+_BLOCK = re.compile(r"(?:model\.layers|transformer\.blocks)\.(\d+)\.")
+# kinds of layers whose state is keys and values of the positions: what a prefix of a prompt can be cut out of
+_KEYS_AND_VALUES = {"full_attention", "sliding_attention", "chunked_attention"}
+# how it is packed and kept is the loader's affair; code that a repository brings along is nobody's
+_NOT_ITS_OWN = ("model_type", "quantization_config", "torch_dtype", "auto_map")
+LARGE = 4 << 30  # bytes of a dense model from which on four-bit layers stay packed by themselves
+
+log = logging.getLogger("trifocal")
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A causal language model of transformers on its device, and what an answer of it needs.
+
+    ``attention`` is that of `trifocal.engines.base.Language`.
+    """
+
+    model: Any
+    tokenizer: FileTokenizer
+    context: int
+    end_ids: frozenset[int]
+    attention: Attention
+    _grammars: Grammars | None = None
+    _preparing: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def hidden(self) -> int:
+        """The width of its embedding rows."""
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+    @property
+    def part(self) -> Part:
+        """What it is and where it lies."""
+        config, table = self.model.config, self.model.get_input_embeddings().weight
+        what = f"{config.model_type}, width {self.hidden}, {config.num_hidden_layers} blocks"
+        size = size_of(self.model)
+        return Part("language", what, str(table.device), str(table.dtype).removeprefix("torch."), size)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Embedding rows ``[n, hidden]`` of ids ``[n]``, on the model's device."""
+        table = self.model.get_input_embeddings()
+        rows: torch.Tensor = table(ids.to(table.weight.device))
+        return rows
+
+    def constraint(self, schema: str) -> Constraint:
+        """What holds an answer to its schema; the vocabulary is prepared when it is first needed."""
+        with self._preparing:
+            if self._grammars is None:
+                width = int(self.model.get_output_embeddings().weight.shape[0])
+                self._grammars = Grammars(self.tokenizer.definition, width, self.end_ids)
+        return self._grammars.constraint(schema)
+
+
+def read(language: Language, placement: Placement, *, context: int | None = None, int4: bool | None = None) -> Loaded:
+    """Loads a language model tensor by tensor onto its device; the options are those of the engine's ``load``."""
+    started = time.perf_counter()
+    device, dtype = placement.resolve()
+    config = _config(language)
+    try:
+        model = _empty(config, dtype, language)
+        large = sum(tensor.nbytes for tensor in model.state_dict().values()) >= LARGE
+        packed = packing.bind(model, language.weights, device) if int4 or (int4 is None and large) else frozenset()
+        model = _filled(model, config, language, device, dtype, packed)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(f"language model: {device} has no room for it; choose another placement") from error
+    seconds = time.perf_counter() - started
+    log.info("language model: %.1f MB on %s in %s, %.2f s", size_of(model) / 1e6, device, dtype, seconds)
+    length = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "max_seq_len", 0) or 2048)
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    ends = _end_ids(language, rows)
+    return Loaded(model, _tokenizer(language, rows), min(length, context or length), ends, language.attention)
+
+
+def _config(language: Language) -> Any:
+    from transformers import AutoConfig
+
+    values = {key: value for key, value in language.config.items() if key not in _NOT_ITS_OWN}
+    kind = str(language.config.get("model_type", "llama"))
+    try:
+        config = AutoConfig.for_model(kind, **values)
+    except Exception as error:
+        raise CheckpointError(
+            f"{_said(language)}: transformers has no use for model_type {kind!r} as configured ({_first_line(error)})"
+        ) from error
+    name = next((name for name in (*_TABLES, HEAD) if name in language.weights), None)
+    if name is not None:
+        table = language.weights[name]
+        if table.ndim != 2 or not len(table):
+            raise CheckpointError(f"{_file(language, name)}: {name} is {list(table.shape)}, a row a token was expected")
+        config.vocab_size = len(table)  # configurations are wrong about it, tensors are not
+    _check_blocks(config, language)
+    other = sorted(set(getattr(config, "layer_types", None) or ()) - _KEYS_AND_VALUES)
+    if other:
+        raise CheckpointError(
+            f"{_said(language)}: {kind!r} keeps other states than keys and values: {', '.join(map(str, other))}"
+        )
+    return config
+
+
+def _check_blocks(config: Any, language: Language) -> None:
+    """As many blocks are told as there are: a wrong number may be so large that nobody ever builds them."""
+    found = {match[1] for name in language.weights if (match := _BLOCK.match(name))}
+    told = getattr(config, "num_hidden_layers", None)
+    if found and told != len(found):
+        raise CheckpointError(
+            f"{_said(language)}: num_hidden_layers is {told}, of {len(found)} blocks there are tensors, up to "
+            f"{max(found, key=int)}"
+        )
+
+
+def _said(language: Language) -> Path:
+    """The file that tells the configuration."""
+    return language.folder / "config.json" if language.folder.is_dir() else language.folder
+
+
+def _file(language: Language, name: str) -> Path:
+    """The file of a tensor, as near as the weights tell it."""
+    return language.weights.where(name) if isinstance(language.weights, Located) else language.folder
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _empty(config: Any, dtype: torch.dtype, language: Language) -> Any:
+    """The model without weights: nothing is allocated."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            make: Any = AutoModelForCausalLM.from_config
+            return make(config, dtype=dtype, trust_remote_code=False).eval()
+    except Exception as error:  # whatever wrong values make of the code that computes with them
+        raise CheckpointError(
+            f"{_said(language)}: {config.model_type!r} is no causal language model as configured ({_first_line(error)})"
+        ) from error
+
+
+def _filled(
+    model: Any, config: Any, language: Language, device: torch.device, dtype: torch.dtype, packed: frozenset[str]
+) -> Any:
+    """The model with its weights, each cast and moved as it is read, but for those that are ``packed`` in it already.
+
+    Raises:
+        CheckpointError: a tensor that is missing, unknown or of another shape.
+    """
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    tied = _tied(model, config, language)
+    wanted.pop(tied, None)
+    missing = sorted(set(wanted) - set(language.weights))
+    unknown = sorted(set(language.weights) - set(wanted) - packed - {tied})
+    if missing or unknown:
+        named, what = (missing, "missing") if missing else (unknown, "unexpected")
+        raise CheckpointError(
+            f"{language.folder}: {len(named)} tensors of the language model are {what}, first {named[0]!r}"
+        )
+    state = {}
+    for name, shape in wanted.items():
+        tensor = language.weights[name]
+        file = _file(language, name)
+        if tensor.shape != shape:
+            raise CheckpointError(f"{file}: {name} is {list(tensor.shape)}, {list(shape)} was expected")
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{file}: {name} holds {tensor.dtype}, floating point numbers were expected")
+        state[name] = tensor.to(device=device, dtype=dtype, copy=True)
+        _check_finite(state[name], tensor, f"{file}: {name}")
+    model.load_state_dict(state, assign=True, strict=False)
+    if tied == HEAD:
+        model.lm_head.weight = model.get_input_embeddings().weight
+    elif tied:
+        model.get_input_embeddings().weight = model.lm_head.weight
+    _fill_buffers(model, config)
+    return model.to(device)
+
+
+def _tied(model: Any, config: Any, language: Language) -> str:
+    """Which of head and table is the other one again; nothing where both are the checkpoint's own.
+
+    As transformers has it: a configuration that ties them counts where one of the two is not stored, or both are
+    the same; a head of its own is used, whatever the configuration says.
+    """
+    table = next((name for name in _TABLES if name in model.state_dict()), "")
+    if not getattr(config, "tie_word_embeddings", False) or not table or HEAD not in model.state_dict():
+        return ""
+    stored = [name for name in (table, HEAD) if name in language.weights]
+    if len(stored) == 2:
+        return HEAD if torch.equal(language.weights[table], language.weights[HEAD]) else ""
+    return HEAD if stored == [table] else table
+
+
+def _check_finite(values: torch.Tensor, stored: torch.Tensor, what: str) -> None:
+    """Refuses what is no number. The sum is none where any of them is none, and costs one reading of the memory."""
+    if bool(torch.isfinite(values.sum(dtype=torch.float32))) or bool(torch.isfinite(values).all()):
+        return
+    if bool(torch.isfinite(stored.float()).all()):
+        raise CheckpointError(f"{what} holds numbers too large for {values.dtype}; place it in float32 or bfloat16")
+    raise CheckpointError(f"{what} holds numbers that are not finite")
+
+
+def _fill_buffers(model: Any, config: Any) -> None:
+    """Rotary frequencies are computed, not stored; on the meta device they were not."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if hasattr(child, "scalar_embed_scale"):  # Gemma's table, whose rows are scaled
+                child.embed_scale = torch.tensor(child.scalar_embed_scale)
+            elif any(buffer.is_meta for buffer in child.buffers(recurse=False)):
+                try:
+                    setattr(parent, name, type(child)(config))
+                except Exception as error:  # whatever wrong values make of the code that computes with them
+                    raise CheckpointError(
+                        f"language model: {config.model_type!r} computes values in {name!r} that we can't fill in"
+                    ) from error
+
+
+def _tokenizer(language: Language, rows: int) -> FileTokenizer:
+    """The tokenizer, each of whose words has its row in the embedding; control tokens may go without."""
+    bos = language.config.get("bos_token_id")
+    _ids_of(_said(language), language.config, "bos_token_id", rows)
+    begins = language.attention != "prompt"
+    tokenizer = FileTokenizer(language.folder, bos=bos, backend=language.tokenizer, rows=rows, begins=begins)
+    if tokenizer.largest >= rows:
+        file = language.folder / "tokenizer.json" if language.folder.is_dir() else language.folder
+        raise CheckpointError(f"{file}: has a token {tokenizer.largest}, the embedding (embed_tokens) has {rows} rows")
+    return tokenizer
+
+
+def _end_ids(language: Language, rows: int) -> frozenset[int]:
+    """All ids that end an answer, by the configuration and by ``generation_config.json``."""
+    file = language.folder / "generation_config.json"
+    generation = read_object(file) if file.is_file() else {}
+    own = _ids_of(_said(language), language.config, "eos_token_id", rows)
+    return own | _ids_of(file, generation, "eos_token_id", rows)
+
+
+def _ids_of(file: Path, config: Mapping[str, Any], key: str, rows: int) -> frozenset[int]:
+    """The ids under a key: none, one or several.
+
+    Raises:
+        CheckpointError: one is no id of the vocabulary.
+    """
+    value = config.get(key)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for token in ids:
+        if type(token) is not int or not 0 <= token < rows:
+            raise CheckpointError(f"{file}: {key} is {token!r}, an id below {rows} was expected")
+    return frozenset(ids)
+
+
+def size_of(model: Any) -> int:
+    """Bytes of a model's weights."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
