@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from trifocal import __version__
 from trifocal.api import anthropic, health, ollama, openai, textgen
 from trifocal.api.errors import Refusal, explain
-from trifocal.api.guard import ANSWERING, ASIDE, Bodies, Doorkeeper, Reporter
+from trifocal.api.guard import ANSWERING, ASIDE, Bodies, Doorkeeper, Reporter, Sockets
 from trifocal.api.serving import Server
 from trifocal.api.settings import ServerSettings
 from trifocal.api.strict_json import loads
@@ -58,7 +58,7 @@ class App(FastAPI):
         server: Server = self.state.server
         crowds = {**dict.fromkeys(ANSWERING, server.admission), **dict.fromkeys(ASIDE, server.aside)}
         inner = Bodies(super().build_middleware_stack(), server, crowds)
-        return Reporter(Doorkeeper(inner, server.settings), server, self.router.routes)
+        return Reporter(Doorkeeper(Sockets(inner, server.settings), server.settings), server, self.router.routes)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, in which a bad body is a 400 like any other bad request."""

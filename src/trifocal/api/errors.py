@@ -110,6 +110,8 @@ def explain(error: BaseException) -> Refusal:
             return Refusal(500, "engine_failure", "the language engine failed; this request is lost, others are not")
         case TimeoutError():
             return Refusal(504, "timeout", "the request took longer than the server's deadline")
+    if "outofmemory" in type(error).__name__.lower() or "out of memory" in str(error)[:400].lower():
+        return explain(OutOfMemory())  # as other packages' engines may say it
     return Refusal(500, "internal_error", "an error of ours; tell us the request id")
 
 

@@ -9,9 +9,9 @@ import logging
 import re
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,7 +23,7 @@ from trifocal.api.settings import ServerSettings, hash_key
 from trifocal.api.wire import dump
 from trifocal.errors import TrifocalError
 
-__all__ = ["ANSWERING", "ASIDE", "PUBLIC", "Bodies", "Doorkeeper", "Reporter"]
+__all__ = ["ANSWERING", "ASIDE", "PUBLIC", "Bodies", "Doorkeeper", "Reporter", "Sockets"]
 
 log = logging.getLogger("trifocal.api")
 PUBLIC = ("page", "livez", "readyz")  # names of the routes that need no key
@@ -39,6 +39,16 @@ ANSWERING = (  # paths of the routes that take a slot
 )
 ASIDE = ("/page/api/count", "/page/api/preview")  # paths of the routes that are worked on beside the answers
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_ONCE = (  # what decides who may come in and how a body is read
+    b"origin",
+    b"sec-fetch-site",
+    b"content-encoding",
+    b"content-length",
+    b"content-type",
+    b"transfer-encoding",
+    b"authorization",
+    b"x-api-key",
+)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SAFE = {
     "x-content-type-options": "nosniff",
@@ -168,6 +178,12 @@ class Doorkeeper:
                 f"{count} headers of {size} bytes; allowed are {settings.header_count} of {settings.header_bytes}",
             )
 
+        names = [name for name, _ in scope["headers"]]
+        doubled = next((name for name in _ONCE if names.count(name) > 1), None)
+        if doubled or (b"content-length" in names and b"transfer-encoding" in names):
+            what = f"the header {doubled.decode()} stands there twice" if doubled else "a body has two lengths"
+            raise Refusal(400, "invalid_request", f"{what}; programs on the way may read that in another way")
+
     def _check_host(self, scope: Scope) -> None:
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         name = re.sub(r":\d{1,5}$", "", hosts[0].decode("latin-1").lower()) if len(hosts) == 1 else ""
@@ -182,9 +198,7 @@ class Doorkeeper:
         origin = header(scope, b"origin")
         if origin in self._settings.origins and origin:
             return
-        own = (
-            origin and urlsplit(origin).netloc == header(scope, b"host") and origin.startswith(("http://", "https://"))
-        )
+        own = origin in (f"http://{header(scope, b'host')}", f"https://{header(scope, b'host')}")
         foreign = header(scope, b"sec-fetch-site") in ("cross-site", "same-site")
         if (origin and not own) or foreign:
             raise Refusal(403, "origin_not_allowed", "web pages of this origin may not call the server; see --origin")
@@ -202,6 +216,29 @@ class Doorkeeper:
             raise Refusal(401, "invalid_api_key", "a key is needed: Authorization: Bearer KEY (or x-api-key: KEY)")
 
 
+class Sockets:
+    """Bounds the websockets that are open at a time, all of them and each caller's."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self._app, self._settings = app, settings
+        self._open: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket":
+            await self._app(scope, receive, send)
+            return
+        caller, settings = scope["trifocal.caller"], self._settings
+        if self._open[caller] >= settings.sockets_per_caller or self._open.total() >= settings.sockets:
+            allowed = f"{settings.sockets_per_caller} a caller and {settings.sockets} in all"
+            await respond(scope, receive, send, server_busy(message=f"too many websockets are open: {allowed}"))
+            return
+        self._open[caller] += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._open -= Counter({caller: 1})
+
+
 class Bodies:
     """Reads a body whole before anything else happens: bounded, and not slower than a person on a train.
 
@@ -211,7 +248,6 @@ class Bodies:
 
     def __init__(self, app: ASGIApp, server: Server, crowds: Mapping[str, Admission]) -> None:
         self._app, self._server, self._settings, self._crowds = app, server, server.settings, crowds
-        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
@@ -227,7 +263,7 @@ class Bodies:
                 return
             await self._pass_on(scope, receive, send, bytes(body))
         finally:
-            self._held -= len(body)
+            self._server.held -= len(body)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
         sent = False
@@ -262,10 +298,10 @@ class Bodies:
                 raise ClientGone
             piece = message.get("body", b"")
             body += piece
-            self._held += len(piece)
+            self._server.held += len(piece)
             if len(body) > settings.body_bytes:
                 raise self._too_large("")
-            if self._held > settings.held_bytes:
+            if self._server.held > settings.held_bytes:
                 raise server_busy(message="too many large requests are under way")
             if not message.get("more_body", False):
                 return

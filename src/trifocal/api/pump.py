@@ -9,6 +9,8 @@ from concurrent.futures import Executor
 from contextlib import closing
 from typing import Generic, TypeVar
 
+from trifocal.errors import EngineError
+
 __all__ = ["Pump"]
 
 Item = TypeVar("Item")
@@ -58,8 +60,10 @@ class Pump(Generic[Item]):
                     for item in items:
                         if self._stop.is_set() or not self._give(item):
                             break
-        except BaseException as error:
+        except Exception as error:
             last = error
+        except BaseException as error:  # a panic of Rust's, an exit: nothing that may reach the event loop
+            last = EngineError(f"the engine raised {type(error).__name__}")
         self._tell(self._finish, last)
 
     def _give(self, item: Item) -> bool:

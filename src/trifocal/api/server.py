@@ -44,6 +44,7 @@ class Listener(uvicorn.Server):
             http=protocol(settings.header_seconds),
             ws="websockets-sansio",
             ws_max_size=settings.body_bytes,
+            ws_per_message_deflate=False,  # a megabyte of it can become a gigabyte
             ws_ping_interval=20.0,
             ws_ping_timeout=20.0,
             h11_max_incomplete_event_size=settings.header_bytes + 1024,

@@ -20,7 +20,7 @@ from trifocal.api.fetch import Fetcher
 from trifocal.api.metrics import Metrics
 from trifocal.api.pump import Pump
 from trifocal.api.settings import ServerSettings
-from trifocal.api.wire import Draft, Picture, Tagged, decode
+from trifocal.api.wire import Draft, Picture, Tagged, check_signs, decode, too_long
 from trifocal.conversation.history import Keep
 from trifocal.conversation.templates import ChatTemplate
 from trifocal.images import Limits
@@ -123,6 +123,7 @@ class Server:
         self._side = _Desk(self.aside, ThreadPoolExecutor(1, thread_name_prefix="answer-aside"))
         self._runs: set[_Run] = set()
         self.reading: set[asyncio.Timeout] = set()  # of bodies that are on their way
+        self.held = 0  # bytes of bodies and frames
 
     @property
     def name(self) -> str:
@@ -309,10 +310,12 @@ class Server:
         count = sum(len(draft.pictures) for draft in drafts)
         if count > limits.images:
             raise refuse("too_many_images", f"{count} pictures; allowed are {limits.images}")
-        for draft in drafts:
-            for part in draft.parts:
-                if isinstance(part, str) and len(part) > limits.text_bytes:
-                    raise refuse("invalid_value", f"a text is over {limits.text_bytes} characters", "messages")
+        parts = [part for draft in drafts for part in draft.parts]
+        if sum(len(part) for part in parts if isinstance(part, str)) > limits.text_bytes:
+            raise too_long(limits.text_bytes, "messages")
+        for part in parts:
+            if isinstance(part, Tagged):
+                check_signs(part.text, "prompt")
 
     async def _fetched(self, drafts: Sequence[Draft]) -> list[Draft]:
         """The drafts with the pictures behind URLs fetched."""
@@ -338,7 +341,8 @@ class Server:
                     yield Step(index, chunk.text, chunk.end, chunk.logprobs)
 
     def _decoded(self, drafts: Sequence[Draft]) -> list[Message]:
-        return decode(drafts, self.image_limits, self.settings.images, self.settings.decoded_bytes)
+        limits = self.settings
+        return decode(drafts, self.image_limits, limits.images, limits.decoded_bytes, limits.text_bytes)
 
     def _written(self, job: Job, messages: list[Message]) -> Written:
         """What will be asked: outlined once, whatever the number of answers."""

@@ -52,6 +52,8 @@ class ServerSettings:
     write_seconds: float = 30.0
     body_bytes: int = 32 << 20
     held_bytes: int = 512 << 20
+    sockets: int = 64
+    sockets_per_caller: int = 16
     header_bytes: int = 32 << 10
     header_count: int = 100
     image_bytes: int = 20 << 20
@@ -62,7 +64,7 @@ class ServerSettings:
     stops: int = 16
     stop_characters: int = 256
     json_depth: int = 64
-    json_values: int = 100_000
+    json_values: int = 50_000
     log_format: Literal["text", "json"] = "text"
 
     def __post_init__(self) -> None:

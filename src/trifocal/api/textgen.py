@@ -22,6 +22,7 @@ __all__ = ["ChatRequest", "GenerateRequest", "router"]
 
 router = APIRouter(tags=["text-generation-webui"])
 FRAMES_WAITING = 8
+EACH = 64 << 10  # characters of events for each piece of an answer
 
 
 class Lenient(BaseModel):
@@ -245,7 +246,7 @@ async def _talk(socket: WebSocket, kind: Kind) -> None:
     """Answers frame after frame until the client leaves, which also ends the answer under way."""
     server: Server = socket.app.state.server
     await socket.accept()
-    frames: asyncio.Queue[bytes] = asyncio.Queue()
+    frames = _Frames(server)
     tasks = [
         asyncio.ensure_future(_read(socket, frames)),
         asyncio.ensure_future(_answer_all(socket, server, kind, frames)),
@@ -256,28 +257,111 @@ async def _talk(socket: WebSocket, kind: Kind) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        frames.drop()
     if socket.client_state is WebSocketState.CONNECTED:
         with suppress(RuntimeError, WebSocketDisconnect):
             await socket.close(1008)
 
 
-async def _read(socket: WebSocket, frames: asyncio.Queue[bytes]) -> None:
+class _Frames:
+    """The frames of one websocket that wait or are answered; their bytes count like those of bodies."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._waiting: asyncio.Queue[bytes] = asyncio.Queue()
+        self._held = self._current = 0
+
+    def put(self, frame: bytes) -> bool:
+        """Takes one more; False where that is too much."""
+        settings, size = self._server.settings, len(frame)
+        if self._waiting.qsize() >= FRAMES_WAITING or self._held + size > settings.body_bytes:
+            return False
+        if self._server.held + size > settings.held_bytes:
+            return False
+        self._server.held += size
+        self._held += size
+        self._waiting.put_nowait(frame)
+        return True
+
+    async def next(self) -> bytes:
+        """The next one; the one before it is done with."""
+        self._forget(self._current)
+        frame = await self._waiting.get()
+        self._current = len(frame)
+        return frame
+
+    def drop(self) -> None:
+        """Forgets all of them."""
+        self._forget(self._held)
+
+    def _forget(self, size: int) -> None:
+        self._server.held -= size
+        self._held -= size
+        self._current = 0
+
+
+async def _read(socket: WebSocket, frames: _Frames) -> None:
     """Collects frames; ends when the client leaves, or sends more than it waits for."""
-    while frames.qsize() < FRAMES_WAITING:
+    while True:
         frame = await socket.receive()
         if frame["type"] == "websocket.disconnect":
             return
-        frames.put_nowait((frame.get("text") or "").encode("utf-8", "surrogatepass"))
+        if not frames.put((frame.get("text") or "").encode("utf-8", "surrogatepass")):
+            return
 
 
-async def _answer_all(socket: WebSocket, server: Server, kind: Kind, frames: asyncio.Queue[bytes]) -> None:
+async def _answer_all(socket: WebSocket, server: Server, kind: Kind, frames: _Frames) -> None:
     while True:
-        await _answer_frame(socket, server, kind, await frames.get())
+        await _answer_frame(socket, server, kind, await frames.next())
 
 
-async def _send(socket: WebSocket, server: Server, content: dict[str, Any]) -> None:
-    async with asyncio.timeout(server.settings.write_seconds):
-        await socket.send_text(dump(content))
+class _Gone(Exception):
+    """The socket takes nothing more: its client left, or does not read."""
+
+
+class _Events:
+    """What is sent of one answer: all of it, and where an event is large not each of its stages.
+
+    The chat's events carry the whole history each time: with pictures in it, a hundred words would be gigabytes.
+    """
+
+    def __init__(self, socket: WebSocket, server: Server, body: Body) -> None:
+        self._socket, self._server, self._body = socket, server, body
+        self._owed = 0
+        self.number = 0
+        self._said, self._waiting = "", ""
+
+    async def add(self, text: str) -> None:
+        """One more piece of the answer."""
+        if self.number == 0:
+            await self._event()
+        self._said += text
+        self._waiting += text
+        self._owed -= EACH
+        if text and self._owed <= 0:
+            await self._event()
+
+    async def end(self) -> None:
+        """What was kept back."""
+        if self._waiting:
+            await self._event()
+
+    async def _event(self) -> None:
+        content = _text_event(self._body, self.number, self._waiting, self._said)
+        self._owed = await _send(self._socket, self._server, content)
+        self._waiting = ""
+        self.number += 1
+
+
+async def _send(socket: WebSocket, server: Server, content: dict[str, Any]) -> int:
+    """Sends an event; how many characters it had."""
+    text = dump(content)
+    try:
+        async with asyncio.timeout(server.settings.write_seconds):
+            await socket.send_text(text)
+    except (WebSocketDisconnect, RuntimeError, TimeoutError) as error:
+        raise _Gone from error
+    return len(text)
 
 
 async def _answer_frame(socket: WebSocket, server: Server, kind: Kind, data: bytes) -> None:
@@ -285,21 +369,18 @@ async def _answer_frame(socket: WebSocket, server: Server, kind: Kind, data: byt
 
     Clients of that time read until stream_end, so it comes whatever happens.
     """
-    number = 0
+    number, content = 0, None
     try:
         content = loads(data, depth=server.settings.json_depth, values=server.settings.json_values)
         body = kind.model_validate(content)
+        events = _Events(socket, server, body)
         async with aclosing(server.steps(body.job(server), caller_of(socket))) as steps:
-            said = ""
             async for step in steps:
-                said += step.text
-                if number == 0:
-                    await _send(socket, server, _text_event(body, 0, "", ""))
-                    number = 1
-                if step.text:
-                    await _send(socket, server, _text_event(body, number, step.text, said))
-                    number += 1
-    except (WebSocketDisconnect, RuntimeError):
+                await events.add(step.text)
+                number = events.number
+        await events.end()
+        number = events.number
+    except _Gone:
         raise
     except Exception as error:
         refusal = invalid(error.errors(), content) if isinstance(error, ValidationError) else explain(error)

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict
 
 from trifocal.api.errors import Refusal, refuse
-from trifocal.conversation.markup import parse, tags
+from trifocal.conversation.markup import letters, parse, tags
 from trifocal.errors import BadImage
 from trifocal.images import Image, Limits, from_bytes, from_data_uri
 from trifocal.messages import Message, Role
@@ -24,15 +24,21 @@ __all__ = [
     "Picture",
     "Tagged",
     "Wire",
+    "check_signs",
     "check_text",
     "decode",
     "dump",
     "invalid",
+    "too_long",
     "user_text",
 ]
 
 # looked for where a run of such letters begins, and nowhere inside it
 _BLOB = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{512}")
+
+
+LONGEST_TEXT = 1 << 20  # characters of all texts of a request; settings may say less
+_MOST_SIGNS = 10_000  # letters "<" of a longer text, in which pictures are looked for
 
 
 class Wire(BaseModel):
@@ -108,28 +114,47 @@ def user_text(text: str, param: str) -> str | Tagged:
     """A user's text; ``<img src="data:...">`` inside it will be a picture, as old clients send it.
 
     Raises:
-        Refusal: base64 that stands in the text: it would be read as a hundred thousand words.
+        Refusal: it is too long, or has base64 in it, which would be read as a hundred thousand words.
     """
+    check_signs(text, param)
     if any(tag.holds_data for tag in tags(text)):
         return Tagged(text)
     check_text(text, param)
     return text
 
 
+def check_signs(text: str, param: str) -> None:
+    """Refuses a long text in which the search for pictures alone would take too long."""
+    if len(text) > LONGEST_TEXT and text.count("<") > _MOST_SIGNS:
+        raise too_long(LONGEST_TEXT, param)
+
+
+def too_long(most: int, param: str) -> Refusal:
+    """The refusal of a request whose texts have more than ``most`` characters."""
+    return refuse("invalid_value", f"the texts of a request may have {most} characters together", param)
+
+
 def check_text(text: str, param: str) -> None:
-    """Refuses text that is a picture in disguise."""
+    """Refuses text that is too long, or a picture in disguise."""
+    if len(text) > LONGEST_TEXT:
+        raise too_long(LONGEST_TEXT, param)
     if "data:" in text and _BLOB.search(text):
         raise refuse("invalid_value", "there is base64 data inside a text; send the picture as an image part", param)
 
 
-def decode(drafts: Sequence[Draft], limits: Limits, most: int, total: int) -> list[Message]:
+def decode(drafts: Sequence[Draft], limits: Limits, most: int, total: int, characters: int) -> list[Message]:
     """The messages with their pictures decoded: ``most`` of them, of ``total`` bytes of pixels at most.
 
     Raises:
+        Refusal: the texts have more than ``characters`` without their pictures.
         BadImage: a picture is refused, or all together are too many or too large.
         BadMarkup: a tag that holds no picture.
         BadMessages: a role that can't have pictures has one.
     """
+    tagged = [part.text for draft in drafts for part in draft.parts if isinstance(part, Tagged)]
+    texts = [part for draft in drafts for part in draft.parts if isinstance(part, str)]
+    if sum(map(letters, tagged)) + sum(map(len, texts)) > characters:
+        raise too_long(characters, "messages")
     left, pixels = most, total // 3
     messages = []
     for draft in drafts:

@@ -10,12 +10,13 @@ from trifocal.errors import BadImage, BadMarkup
 from trifocal.images import LIMITS, Image, Limits, from_data_uri
 from trifocal.messages import Part
 
-__all__ = ["Tag", "parse", "tags"]
+__all__ = ["Tag", "letters", "parse", "tags"]
 
 # nothing here can be matched in two ways, so nothing is tried twice
 _IMG = re.compile(r"<img\b", re.IGNORECASE)
 _QUOTE_OR_SRC = re.compile(r"""["']|\bsrc(?=\s*=)""", re.IGNORECASE)
-_VALUE = re.compile(r"""\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"']+))""")
+_IS = re.compile(r"""\s*=\s*(["']?)""")
+_BARE = re.compile(r"""[^\s"']*""")
 _OPENING = re.compile(r"""\s*=\s*["']?\s*(.{0,5})""", re.DOTALL)
 _QUOTE = re.compile(r"""["']""")
 _STRAY = re.compile(r"data:\s*image/[^;,\s]{0,40}(?:;[^;,\s]{0,40}){0,4},\s*[A-Za-z0-9+/_=-]{512}", re.IGNORECASE)
@@ -51,9 +52,7 @@ def tags(text: str) -> Iterator[Tag]:
         if at is None:
             continue
         opening = _OPENING.match(inside, at)
-        value = _VALUE.match(inside, at)
-        whole = value is not None and close >= 0 and _is_balanced(inside, value.end())
-        source = next(group for group in value.groups() if group is not None) if value and whole else None
+        source = _source(inside, at) if close >= 0 else None
         end = stop if close < 0 else close + 1
         yield Tag(found.start(), end, source, opening[1] if opening else "")
 
@@ -68,6 +67,24 @@ def _source_at(inside: str) -> int | None:
         if at == 0:
             return None
     return None
+
+
+def _source(inside: str, at: int) -> str | None:
+    """The source whose ``=`` stands there; None where it is empty without quotes, or a quote is not closed."""
+    begins = _IS.match(inside, at)
+    if begins is None:
+        return None
+    start, quote = begins.end(), begins[1]
+    bare = None if quote else _BARE.match(inside, start)
+    end = bare.end() if bare else inside.find(quote, start)
+    if end < start + (bare is not None) or not _is_balanced(inside, end + len(quote)):
+        return None
+    return inside[start:end]
+
+
+def letters(text: str) -> int:
+    """How many characters of a raw prompt are text, and no picture's."""
+    return len(text) - sum(len(tag.source or "") for tag in tags(text))
 
 
 def _is_balanced(inside: str, at: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 from pathlib import Path
@@ -73,7 +74,9 @@ class FileTokenizer:
     def encode(self, text: str, *, start: bool) -> list[int]:
         """Ids of plain text; see `trifocal.engines.base.Tokenizer.encode`."""
         coder = self._plain if start else self._later
-        ids: list[int] = coder.encode(text.encode("utf-8", "replace").decode(), add_special_tokens=False).ids
+        # as a batch of one: only a batch lets other threads run meanwhile, and a long text takes seconds
+        (read,) = coder.encode_batch_fast([text.encode("utf-8", "replace").decode()], add_special_tokens=False)
+        ids: list[int] = read.ids
         return [*self._start, *ids] if start else ids
 
     def decode(self, ids: list[int]) -> str:
@@ -106,6 +109,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _read(folder: Path) -> Backend:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it is asked for one text at a time
     from tokenizers import Tokenizer as Backend
 
     file = folder / "tokenizer.json"

@@ -1,0 +1,205 @@
+"""What one request may cost: characters of its texts, keys and signs of JSON, sockets, frames, an engine that dies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Generator
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import pytest
+from live import Gated, Live, data_uri, error_of, make_llava, running, user
+from test_doors import raw
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from trifocal.engines.echo import Echo
+from trifocal.messages import Sampling
+from trifocal.prompt import Prompt
+from waiting import PATIENCE, until
+
+CHAT = "/v1/chat/completions"
+MANY = 1 << 19
+TOO_LONG = {
+    "a raw prompt": ("/api/v1/generate", {"prompt": "x" * 3 * MANY}),
+    "a raw prompt around a picture": ("/api/v1/generate", {"prompt": f"{'x' * 3 * MANY}<img src='{data_uri()}'>"}),
+    "a prompt that is counted": ("/api/v1/token-count", {"prompt": "x" * 3 * MANY + "<img"}),
+    "a completion": ("/v1/completions", {"prompt": "x" * 3 * MANY}),
+    "signs of tags": ("/v1/completions", {"prompt": "<" * 3 * MANY}),
+    "turns": (CHAT, {"messages": [user("x" * MANY)] * 3}),
+    "parts": (CHAT, {"messages": [user(*[{"type": "text", "text": "x" * MANY}] * 3)]}),
+    "a long part": (CHAT, {"messages": [user("<img " * MANY)]}),
+    "another's chat": ("/v1/messages", {"model": "echo", "max_tokens": 1, "messages": [user("x" * MANY)] * 3}),
+    "a third one's": ("/api/chat", {"model": "echo", "messages": [user("x" * MANY)] * 3}),
+    "its prompt": ("/api/generate", {"model": "echo", "prompt": "x" * 3 * MANY}),
+    "a history": ("/api/v1/chat", {"user_input": "x", "history": {"internal": [["x" * MANY, "x" * MANY]] * 2}}),
+    "the page": ("/page/api/count", {"messages": [user("x" * MANY)] * 3}),
+}
+
+
+@pytest.mark.parametrize("name", TOO_LONG)
+def test_the_texts_of_a_request_are_bounded_together_before_one_is_tokenised(
+    name: str, live: Live, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    tokenizer = live.llava.engine.tokenizer
+    encode = tokenizer.encode
+    monkeypatch.setattr(type(tokenizer), "encode", lambda _, text, **how: read.append(len(text)) or encode(text, **how))
+    path, body = TOO_LONG[name]
+    error = error_of(client.post(path, json=body))
+    assert (error["code"], "1048576" in error["message"]) == ("invalid_value", True)
+    assert sum(read) < 1000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[]" * (1 << 20),
+        b"[" + b"[]," * 200_000 + b"[]]",
+        b'""' * (1 << 20),
+        b"{" + b"}{" * (1 << 19),
+        b":" * (1 << 20),
+    ],
+)
+def test_signs_of_json_are_counted_and_not_many(client: httpx.Client, body: bytes) -> None:
+    error = error_of(client.post(CHAT, content=body, headers={"Content-Type": "application/json"}))
+    assert error["code"] == "invalid_json"
+
+
+def test_unknown_keys_are_bounded(client: httpx.Client) -> None:
+    error = error_of(client.post(CHAT, json={f"k{at}": 1 for at in range(20_000)}))
+    assert "10000 keys" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "word"),
+    [
+        (["Host: localhost", "Origin: http://localhost", "Origin: http://evil.example"], b"origin stands there twice"),
+        (["Host: localhost", "Sec-Fetch-Site: none", "Sec-Fetch-Site: cross-site"], b"sec-fetch-site stands there"),
+        (["Host: localhost", "Content-Encoding: identity", "Content-Encoding: gzip"], b"content-encoding stands"),
+        (["Host: localhost", "Authorization: Bearer a", "Authorization: Bearer b"], b"authorization stands"),
+        (["Host: localhost", "Content-Length: 0", "Transfer-Encoding: chunked"], b"a body has two lengths"),
+    ],
+)
+def test_what_can_be_read_in_two_ways_is_refused(live: Live, lines: list[str], word: bytes) -> None:
+    answer = raw(live, "POST /v1/completions HTTP/1.1", *lines, body=b"0\r\n\r\n" if "Tr" in lines[-1] else b"")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert word in answer
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://", "null", "http://localhost:1", "http://]:5000", "\x7f"])
+def test_no_origin_is_our_error(client: httpx.Client, origin: str) -> None:
+    error_of(client.post("/v1/completions", json={"prompt": "x"}, headers={"Origin": origin}), 403)
+
+
+def url(live: Live, path: str = "/api/v1/stream") -> str:
+    return f"ws://127.0.0.1:{live.port}{path}"
+
+
+def test_frames_are_not_unpacked(live: Live) -> None:
+    with connect(url(live), proxy=None) as websocket:
+        assert websocket.response is not None
+        assert "Sec-WebSocket-Extensions" not in websocket.response.headers
+
+
+def test_the_sockets_of_a_caller_are_bounded_and_come_free() -> None:
+    with running(sockets_per_caller=3) as live:
+
+        def opened() -> bool:
+            try:
+                with connect(url(live), proxy=None):
+                    return True
+            except InvalidStatus as error:
+                assert error.response.status_code == 503
+                assert b"too many websockets" in (error.response.body or b"")
+            return False
+
+        with ExitStack() as held:
+            for _ in range(3):
+                held.enter_context(connect(url(live), proxy=None))
+            assert not opened()
+
+        until(opened, "the place of a closed socket")
+
+
+def test_frames_that_wait_are_held_within_bounds() -> None:
+    engine = Gated(hidden=8)
+    engine.gate.clear()
+    with running(make_llava(engine), body_bytes=10_000) as live:
+        with connect(url(live), proxy=None) as websocket:
+            websocket.send(json.dumps({"prompt": "x"}))
+            until(lambda: engine.open, "the first answer")
+            for _ in range(3):
+                websocket.send(json.dumps({"prompt": "x" * 4000}))
+            until(lambda: not live.server._runs, "the end of the socket")
+            engine.gate.set()
+            with pytest.raises(ConnectionClosed, match="1008"):
+                all(websocket.recv(timeout=PATIENCE) for _ in range(99))
+        assert live.settled()
+        until(lambda: live.server.held == 0, "what the frames held")
+
+
+def test_a_history_of_pictures_is_not_sent_again_for_every_word(live: Live) -> None:
+    picture = f'<img src="{data_uri()}">' + "y" * 400_000
+    body = {"user_input": "z" * 500, "history": {"internal": [[picture, "r"]], "visible": [[picture, "r"]]}}
+    body |= {"max_new_tokens": 300, "truncation_length": 900_000, "chat_prompt_size": 900_000}
+    llava = make_llava(Echo(hidden=8, context=1_000_000))
+    with running(llava) as other, connect(url(other, "/api/v1/chat-stream"), proxy=None, max_size=None) as websocket:
+        websocket.send(json.dumps(body))
+        frames = [websocket.recv(timeout=PATIENCE)]
+        while json.loads(frames[-1])["event"] == "text_stream":
+            frames.append(websocket.recv(timeout=PATIENCE))
+    assert json.loads(frames[-1])["event"] == "stream_end"
+    assert len(json.loads(frames[-2])["history"]["internal"][-1][1]) == 300
+    assert sum(map(len, frames)) < 60 * len(frames[0])
+
+
+class Dying(Echo):
+    """An engine that raises something after its first id."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(hidden=8)
+        self.error = error
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[int, None, None]:
+        ids = super().stream(prompt, sampling)
+        yield next(ids)
+        raise self.error
+
+
+class OutOfMemoryError(RuntimeError):
+    """As a package names it that is none of ours."""
+
+
+DEATHS: dict[str, tuple[BaseException, int, str]] = {
+    "a panic": (type("PanicException", (BaseException,), {})("/root/secret.rs:1"), 500, "engine_failure"),
+    "an exit": (SystemExit(1), 500, "engine_failure"),
+    "a cancelled task": (asyncio.CancelledError(), 500, "engine_failure"),
+    "an interrupt": (KeyboardInterrupt(), 500, "engine_failure"),
+    "no memory": (OutOfMemoryError("CUDA out of memory. Tried to allocate"), 503, "insufficient_memory"),
+    "no memory in words": (RuntimeError("[enforce fail] out of memory"), 503, "insufficient_memory"),
+    "a bug": (ValueError("/root/secret.py"), 500, "internal_error"),
+}
+
+
+@pytest.mark.parametrize("name", DEATHS)
+def test_whatever_an_engine_raises_the_client_is_told_and_the_server_lives(
+    name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    error, status, code = DEATHS[name]
+    with running(make_llava(Dying(error))) as live, live.client() as client:
+        body: dict[str, Any] = {"messages": [user("Hi")]}
+        assert error_of(client.post(CHAT, json=body), status)["code"] == code
+        text = client.post(CHAT, json={**body, "stream": True}).text
+        assert f'"code":"{code}"' in text
+        assert text.endswith("data: [DONE]\n\n")
+        with connect(url(live), proxy=None) as websocket:
+            websocket.send(json.dumps({"prompt": "Hi"}))
+            events = [json.loads(websocket.recv(timeout=PATIENCE)) for _ in range(4)]
+        assert [event["event"] for event in events][-2:] == ["error", "stream_end"]
+        assert live.settled()
+        assert client.get("/readyz").status_code == 200
+        assert "secret" not in text
+    assert "Traceback" not in capfd.readouterr().err
