@@ -60,13 +60,13 @@ def test_its_parts_are_told_and_are_one(door: Door) -> None:
     speaking = sum(tensor.nbytes for name, tensor in door.model.named_parameters() if "language_model" in name)
     whole = sum(tensor.nbytes for tensor in door.model.parameters())
     assert part.nbytes < whole - 0.8 * speaking  # hardly any language half came along
-    source = str(door.llava.checkpoint.tower.source)
+    source = str(door.llava.checkpoint.vision.source)
     with pytest.raises(UsageError, match="place both alike"):
         trifocal.load(checkpoint=source, template="plain", tower=EXACT, projector=Placement("cpu", "bfloat16"))
 
 
 def test_a_conversation_is_answered_and_a_video_refused(door: Door, drawn: Drawn) -> None:
-    source = str(door.llava.checkpoint.tower.source)
+    source = str(door.llava.checkpoint.vision.source)
     with trifocal.load(checkpoint=source, template="plain") as llava:
         reply = llava.complete([llava.question("What?", [drawn(1, 70, 40)])], Sampling(max_tokens=3, ignore_end=True))
         assert reply.end.image_tokens == count(llava.gallery.vision, drawn(1, 70, 40))
@@ -75,7 +75,7 @@ def test_a_conversation_is_answered_and_a_video_refused(door: Door, drawn: Drawn
 
 
 def test_its_own_chat_template_is_the_one_it_speaks(door: Door, drawn: Drawn) -> None:
-    source, mark = door.llava.checkpoint.tower.source, door.processor.image_token
+    source, mark = door.llava.checkpoint.vision.source, door.processor.image_token
     if "paligemma" in door.kind:  # it has none: it is no conversation's model
         with trifocal.load(checkpoint=str(source)) as llava:
             assert llava.template.name == "paligemma"

@@ -139,7 +139,7 @@ def test_the_identity_is_that_of_all_that_decides_over_the_rows(hf15: Path, own:
     assert len(identity) == 64
     assert loaded(own).identity == identity
     variants: list[Checkpoint] = [
-        replace(checkpoint, preprocessing=replace(checkpoint.preprocessing, **{key: value}))
+        checkpoint.seeing(preprocessing=replace(checkpoint.preprocessing, **{key: value}))
         for key, value in (
             ("fit", "pad"),
             ("resample", 2),
@@ -150,10 +150,10 @@ def test_the_identity_is_that_of_all_that_decides_over_the_rows(hf15: Path, own:
         )
     ]
     variants += [
-        replace(checkpoint, tower=replace(checkpoint.tower, **{key: value}))
+        checkpoint.seeing(tower=replace(checkpoint.tower, **{key: value}))
         for key, value in (("feature_layer", -3), ("keep_first", True), ("act", "gelu"), ("eps", 1e-6), ("heads", 4))
     ]
-    variants.append(replace(checkpoint, projector=replace(checkpoint.projector, act="linear")))
+    variants.append(checkpoint.seeing(projector=replace(checkpoint.projector, act="linear")))
     others = [load_vision(variant, CPU, CPU).identity for variant in variants]
     half = Placement("cpu", "bfloat16")
     others += [load_vision(checkpoint, half, CPU).identity, load_vision(checkpoint, CPU, half).identity]
@@ -283,7 +283,7 @@ def test_activations_that_are_not_known_are_named(own: Path, key: str, value: st
 def test_a_projector_of_an_unknown_kind_is_named(hf15: Path) -> None:
     checkpoint = from_folder(hf15)
     with pytest.raises(CheckpointError, match="projector of type 'resampler' is not known; known: linear, mlp1x"):
-        load_vision(replace(checkpoint, projector=replace(checkpoint.projector, kind="resampler")), CPU, CPU)
+        load_vision(checkpoint.seeing(projector=replace(checkpoint.projector, kind="resampler")), CPU, CPU)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_a_projector_s_activation_is_the_one_that_is_named(
     own: Path, drawn: Drawn, act: str, function: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     checkpoint = from_folder(own)
-    vision = load_vision(replace(checkpoint, projector=replace(checkpoint.projector, act=act)), CPU, CPU)
+    vision = load_vision(checkpoint.seeing(projector=replace(checkpoint.projector, act=act)), CPU, CPU)
     stored = tensors_of(own)
     first, second = (
         [stored[f"multi_modal_projector.linear_{at}.{kind}"] for kind in ("weight", "bias")] for at in (1, 2)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trifocal.checkpoints.configs import text_part
-from trifocal.checkpoints.parts import Preprocessing, Projector, Tower
+from trifocal.checkpoints.parts import Checkpoint, ForeignVision
 from trifocal.errors import CheckpointError
 from trifocal.weights.tensors import Weights, weight_files
 
@@ -94,37 +94,25 @@ def opens_door(config: Mapping[str, Any]) -> bool:
     return has_both and str(config.get("model_type")) not in _OWN
 
 
-def from_door(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+def from_door(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
     """A checkpoint whose pictures are seen by transformers' own classes.
 
     Raises:
         CheckpointError: a family or values that the installed transformers does not know.
     """
     kind = str(config.get("model_type"))
+    family = kind if kind != "llava" else "pixtral"
     vision, text = _filled(folder / "config.json", kind)
-    side = _first(vision.get("image_size"), 0)
-    tower = Tower(
-        source=folder,
-        hidden=_first(vision.get("hidden_size"), 0),
-        layers=_first(vision.get("num_hidden_layers"), 0),
-        heads=_first(vision.get("num_attention_heads"), 1),
-        mlp=_first(vision.get("intermediate_size"), 0),
-        image_size=side,
-        patch_size=_first(vision.get("patch_size"), 1),
-        feature_layer=-1,
-        keep_first=True,
-        kind="siglip",
+    sizes = [_first(vision.get(key), 0) for key in ("num_hidden_layers", "hidden_size", "image_size")]
+    what = "{}'s, {} blocks of {}, {} px".format(family, *sizes)
+    return Checkpoint(
+        name=folder.name,
+        family=family,
+        vision=ForeignVision("transformers", folder, what, sizes[-1]),
+        language=text_part(folder, text),
+        template="paligemma" if kind == "paligemma" else "checkpoint",
+        attention=_ATTENDS.get(kind, "causal"),
     )
-    return {
-        "family": kind if kind != "llava" else "pixtral",
-        "tower": tower,
-        "projector": Projector(folder, "transformers"),
-        "preprocessing": Preprocessing(side, "stretch"),
-        "language": text_part(folder, text),
-        "template": "paligemma" if kind == "paligemma" else "checkpoint",
-        "sees": "transformers",
-        "attention": _ATTENDS.get(kind, "causal"),
-    }
 
 
 def _filled(file: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:

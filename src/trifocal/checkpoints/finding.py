@@ -14,7 +14,7 @@ from trifocal.checkpoints.gguf_pair import from_gguf, gguf_pair
 from trifocal.checkpoints.hf import from_hf
 from trifocal.checkpoints.known import KNOWN, Source
 from trifocal.checkpoints.original import from_original, trained_with
-from trifocal.checkpoints.parts import FITS, Checkpoint, Fit, Preprocessing, Projector, Text, Tower
+from trifocal.checkpoints.parts import FITS, Checkpoint, Fit, ForeignVision, OwnVision, Text
 from trifocal.checkpoints.reading import own_config, read_json
 from trifocal.checkpoints.turns import template_of
 from trifocal.engines.base import Language
@@ -77,11 +77,11 @@ def refitted(checkpoint: Checkpoint, fit: Fit | None) -> Checkpoint:
         return checkpoint
     if fit not in FITS:
         raise UsageError(f"fit: {fit!r} is no way to make a picture square; known: {', '.join(FITS)}")
-    if checkpoint.sees != "llava":
+    if not isinstance(checkpoint.vision, OwnVision):
         raise UsageError(f"fit: the vision of {checkpoint.name} fits pictures by itself")
     shown = checkpoint.preprocessing
     newline = shown.newline and shown.tiles is None  # LLaVA 1.6 sees one square without its newline
-    return replace(checkpoint, preprocessing=replace(shown, fit=fit, tiles=None, newline=newline))
+    return checkpoint.seeing(preprocessing=replace(shown, fit=fit, tiles=None, newline=newline))
 
 
 def from_folder(
@@ -121,19 +121,15 @@ def from_folder(
     elsewhere = locate(tower, patterns) if tower else None
     check_fits(folder / "config.json", config)
     if opens_door(config) and not (tower or projector or language):
-        read = from_door(folder, config)
+        found = from_door(folder, config)
     elif "vision_config" in config and "text_config" in config:
-        read = from_hf(folder, config, elsewhere, projector_source, language_source)
+        found = from_hf(folder, config, elsewhere, projector_source, language_source)
     else:
-        read = from_original(folder, config, elsewhere, projector_source, language_source, adapter, patterns)
-    framed = bool(config.get("mm_use_im_start_end", read.pop("framed", False)))
-    return Checkpoint(
-        name=name or folder.name,
-        template=template or config.get("trifocal_template") or read.pop("template"),
-        image_start="<im_start>" if framed else "",
-        image_end="<im_end>" if framed else "",
-        **{key: value for key, value in read.items() if key != "template"},
-    )
+        found = from_original(folder, config, elsewhere, projector_source, language_source, adapter, patterns)
+    if "mm_use_im_start_end" in config:
+        found = found.framed(bool(config["mm_use_im_start_end"]))
+    template = template or config.get("trifocal_template") or found.template
+    return replace(found, name=name or folder.name, template=template)
 
 
 def _projector(name: str, patterns: Sequence[str]) -> Path:
@@ -145,17 +141,14 @@ def _projector(name: str, patterns: Sequence[str]) -> Path:
 
 
 def _language_alone(folder: Path, name: str, vision: str) -> Checkpoint:
-    """A language model whose pictures another package sees: tower and projector are that package's affair."""
+    """A language model whose pictures another package sees."""
     text = text_part(folder, own_config(folder))
     return Checkpoint(
         name=name,
         family=vision,
-        tower=Tower(folder, 0, 0, 1, 0, 0, 1, keep_first=True, kind="siglip"),
-        projector=Projector(folder, vision),
-        preprocessing=Preprocessing(0, "stretch"),
+        vision=ForeignVision(vision, folder),
         language=text,
         template=template_of(text, newer=False),
-        sees=vision,
     )
 
 
@@ -180,7 +173,7 @@ def load_language(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> Lang
         CheckpointError: weights missing, damaged, or pickles that are not allowed.
     """
     source, config = checkpoint.language.source, checkpoint.language.config
-    if checkpoint.sees == "transformers":
+    if checkpoint.vision.name == "transformers":
         weights = door_language(source)
         config = {**config, "tie_word_embeddings": "lm_head.weight" not in weights}  # whose flag counts, classes differ
     else:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from trifocal.checkpoints.configs import text_part, tower_part
-from trifocal.checkpoints.parts import Checkpoint, Preprocessing, Projector
+from trifocal.checkpoints.parts import Checkpoint, OwnVision, Preprocessing, Projector
 from trifocal.checkpoints.reading import knows, own_config
 from trifocal.checkpoints.tilings import Layout, original_layout
 from trifocal.checkpoints.turns import template_of, turns_of
@@ -67,17 +67,14 @@ def from_gguf(language: Path, mmproj: Path, *, name: str | None, template: str |
         raise CheckpointError(f"{mmproj}: image_mean and image_std are {mean} and {std}, expected three numbers each")
     recipe = turns_of(text, "llava_v0_webui") if first_family else template_of(text, newer=layout.tiles is not None)
     framed = first_family and knows(language, "<im_start>")
+    preprocessing = Preprocessing(
+        tower.image_size, "crop" if first_family else "pad", mean, std, tiles=layout.tiles, newline=layout.newline
+    )
     return Checkpoint(
         name=name or language.stem,
         family="llava-v0" if first_family else "llava-1.6" if layout.tiles else "llava-1.5",
-        tower=tower,
-        projector=Projector(mmproj, "linear" if first_family else "mlp2x"),
-        preprocessing=Preprocessing(
-            tower.image_size, "crop" if first_family else "pad", mean, std, tiles=layout.tiles, newline=layout.newline
-        ),
+        vision=OwnVision(tower, Projector(mmproj, "linear" if first_family else "mlp2x"), preprocessing),
         language=text,
         template=template or recipe,
-        image_start="<im_start>" if framed else "",
-        image_end="<im_end>" if framed else "",
         strip_around_images=first_family,
-    )
+    ).framed(framed)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trifocal.checkpoints.configs import text_part, tower_part
-from trifocal.checkpoints.parts import Projector
+from trifocal.checkpoints.parts import Checkpoint, OwnVision, Projector
 from trifocal.checkpoints.processors import preprocessing_part
 from trifocal.checkpoints.reading import layer_number, own_config, read_json
 from trifocal.checkpoints.tilings import hf_layout
@@ -35,7 +35,7 @@ FAMILIES = {
 
 def from_hf(
     folder: Path, config: dict[str, Any], tower: Path | None, projector: Path | None, language: Path
-) -> dict[str, Any]:
+) -> Checkpoint:
     """llava-hf's ``Llava``, ``LlavaNext`` and ``LlavaOnevision`` ``ForConditionalGeneration``."""
     file = folder / "config.json"
     kind = str(config.get("model_type", "llava"))
@@ -54,14 +54,14 @@ def from_hf(
     act = str(config.get("projector_hidden_act", "gelu"))
     text = text_part(language, _inner(config) if language == folder else own_config(language))
     layout = hf_layout(file, config, part.image_size)
-    return {
-        "family": family.name if layout.tiles or part.kind == "clip" else "llava-interleave",
-        "tower": part,
-        "projector": Projector(projector or folder, "mlp2x", act),
-        "preprocessing": preprocessing_part(tower or folder, part, config.get("image_aspect_ratio"), layout),
-        "language": text,
-        "template": template_of(text, newer=layout.tiles is not None),
-    }
+    preprocessing = preprocessing_part(tower or folder, part, config.get("image_aspect_ratio"), layout)
+    return Checkpoint(
+        name=folder.name,
+        family=family.name if layout.tiles or part.kind == "clip" else "llava-interleave",
+        vision=OwnVision(part, Projector(projector or folder, "mlp2x", act), preprocessing),
+        language=text,
+        template=template_of(text, newer=layout.tiles is not None),
+    )
 
 
 def _inner(config: dict[str, Any]) -> dict[str, Any]:

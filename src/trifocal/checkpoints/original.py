@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trifocal.checkpoints.configs import text_part, tower_part
-from trifocal.checkpoints.parts import CLIP_TOWER, Projector, Text, Tiling, Tower
+from trifocal.checkpoints.parts import CLIP_TOWER, Checkpoint, OwnVision, Projector, Text, Tiling, Tower
 from trifocal.checkpoints.processors import preprocessing_part
 from trifocal.checkpoints.reading import knows, layer_number, own_config, read_json
 from trifocal.checkpoints.tilings import original_layout
@@ -31,7 +31,7 @@ def from_original(
     language: Path,
     adapter: Path | None = None,
     patterns: Sequence[str] = EVERYTHING,
-) -> dict[str, Any]:
+) -> Checkpoint:
     """Original LLaVA, a LoRA of it, or a bare language model with tower and projector from elsewhere."""
     inside = _parts_inside(folder, adapter)
     part, home = _own_tower(folder, config, tower, inside.get("tower"), patterns)
@@ -51,16 +51,15 @@ def from_original(
     else:
         family = _family(part, layout.tiles)
         template = template_of(text, newer=family != "llava-1.5")
-    return {
-        "family": family,
-        "tower": part,
-        "projector": Projector(where, kind, act or "gelu"),
-        "preprocessing": preprocessing_part(home, part, aspect, layout),
-        "language": text,
-        "template": template,
-        "framed": framed and kind == "linear",
-        "strip_around_images": family == "llava-v0",
-    }
+    preprocessing = preprocessing_part(home, part, aspect, layout)
+    return Checkpoint(
+        name=folder.name,
+        family=family,
+        vision=OwnVision(part, Projector(where, kind, act or "gelu"), preprocessing),
+        language=text,
+        template=template,
+        strip_around_images=family == "llava-v0",
+    ).framed(framed and kind == "linear")
 
 
 def _parts_inside(folder: Path, adapter: Path | None) -> dict[str, Path]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from trifocal.errors import UsageError
 
 __all__ = [
     "CLIP_MEAN",
@@ -14,9 +16,11 @@ __all__ = [
     "FITS",
     "Checkpoint",
     "Fit",
+    "ForeignVision",
     "Frames",
     "Merge",
     "NewlinePosition",
+    "OwnVision",
     "Pool",
     "Preprocessing",
     "Projector",
@@ -192,25 +196,84 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnVision:
+    """What a checkpoint's pictures are seen with where that is our own tower and projectors."""
+
+    tower: Tower
+    projector: Projector
+    preprocessing: Preprocessing
+
+    @property
+    def name(self) -> str:
+        """Its name in the table of visions."""
+        return "llava"
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignVision:
+    """What sees a checkpoint's pictures elsewhere: transformers' classes, or the vision of another package.
+
+    ``name`` is ``transformers`` or that of the other package's entry point, ``source`` the folder that it is made of,
+    ``what`` says in words what it is and ``side`` how many pixels its squares have, as far as a configuration tells.
+    """
+
+    name: str
+    source: Path
+    what: str = ""
+    side: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A LLaVA checkpoint.
 
     ``template`` names its conversation template. ``image_start`` and ``image_end`` name the control
     tokens around a picture, where it was trained with them. ``strip_around_images`` is for LLaVA v0,
-    whose tokenizer took white space beside them away. ``sees`` names what sees its pictures: ``llava``
-    (our own tower and projectors) or ``transformers`` (its classes); ``attention`` is how its language
-    model attends: see `trifocal.engines.base.Language`.
+    whose tokenizer took white space beside them away. ``attention`` is how its language model attends:
+    see `trifocal.engines.base.Language`.
     """
 
     name: str
     family: str
-    tower: Tower
-    projector: Projector
-    preprocessing: Preprocessing
+    vision: OwnVision | ForeignVision
     language: Text
     template: str
     image_start: str = ""
     image_end: str = ""
     strip_around_images: bool = False
-    sees: str = "llava"
     attention: Literal["causal", "images", "prompt"] = "causal"
+
+    @property
+    def own(self) -> OwnVision:
+        """Its vision, where that is our own.
+
+        Raises:
+            UsageError: another sees its pictures.
+        """
+        if not isinstance(self.vision, OwnVision):
+            raise UsageError(f"{self.name}: its pictures are seen by {self.vision.name}, not by a tower of ours")
+        return self.vision
+
+    @property
+    def tower(self) -> Tower:
+        """The tower of its own vision."""
+        return self.own.tower
+
+    @property
+    def projector(self) -> Projector:
+        """The projector of its own vision."""
+        return self.own.projector
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The preprocessing of its own vision."""
+        return self.own.preprocessing
+
+    def seeing(self, **changes: Any) -> Checkpoint:
+        """The checkpoint with another ``tower``, ``projector`` or ``preprocessing`` of its own vision."""
+        return replace(self, vision=replace(self.own, **changes))
+
+    def framed(self, framed: bool) -> Checkpoint:
+        """The checkpoint with its pictures between ``<im_start>`` and ``<im_end>``, or not."""
+        start, end = ("<im_start>", "<im_end>") if framed else ("", "")
+        return replace(self, image_start=start, image_end=end)

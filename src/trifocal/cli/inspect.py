@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from trifocal.checkpoints import (
     FITS,
     KNOWN,
     Checkpoint,
+    ForeignVision,
+    OwnVision,
     Preprocessing,
     Source,
     find_checkpoint,
@@ -125,7 +127,11 @@ def expected_facts(checkpoint: Checkpoint) -> list[PartFacts]:
 
 def expected_numbers(checkpoint: Checkpoint, part: str) -> int:
     """How many numbers a part has, by its configuration; 0 where that does not tell."""
-    tower, config = checkpoint.tower, checkpoint.language.config
+    if part == "language":
+        return _language_numbers(checkpoint.language.config)
+    if not isinstance(checkpoint.vision, OwnVision):
+        return 0
+    tower = checkpoint.tower
     wide = tower.hidden
     if part == "tower":
         clip = tower.kind == "clip"
@@ -133,12 +139,10 @@ def expected_numbers(checkpoint: Checkpoint, part: str) -> int:
         places = wide * (tower.side**2 + clip) + (3 * wide if clip else 0)  # the class token and the norm before, too
         block = 4 * wide * (wide + 1) + 2 * wide * tower.mlp + tower.mlp + 5 * wide
         return patches + places + (tower.layers if clip else tower.blocks) * block + 2 * wide
-    if part == "projector":
-        hidden = checkpoint.language.hidden
-        linears = int(kind[3:-1]) if (kind := checkpoint.projector.kind).startswith("mlp") else 1
-        newline = hidden * checkpoint.preprocessing.has_newline
-        return hidden * (wide + 1) + (linears - 1) * hidden * (hidden + 1) + newline
-    return _language_numbers(config)
+    hidden = checkpoint.language.hidden
+    linears = int(kind[3:-1]) if (kind := checkpoint.projector.kind).startswith("mlp") else 1
+    newline = hidden * checkpoint.preprocessing.has_newline
+    return hidden * (wide + 1) + (linears - 1) * hidden * (hidden + 1) + newline
 
 
 def _language_numbers(config: Mapping[str, Any]) -> int:
@@ -158,14 +162,20 @@ def _language_numbers(config: Mapping[str, Any]) -> int:
 
 def _described(checkpoint: Checkpoint) -> dict[str, tuple[Path, str]]:
     """Where each part lies, and what it is."""
+    language = checkpoint.language.source, _language(checkpoint)
+    if isinstance(checkpoint.vision, ForeignVision):
+        source, name, what = checkpoint.vision.source, checkpoint.vision.name, checkpoint.vision.what
+        return {
+            "tower": (source, what or f"seen by {name}"),
+            "projector": (source, f"seen by {name}"),
+            "language": language,
+        }
     tower = checkpoint.tower
     kind, act = "CLIP ViT" if tower.kind == "clip" else "SigLIP ViT", f", {checkpoint.projector.act}"
-    if checkpoint.sees == "transformers":
-        kind, act = f"{checkpoint.family}'s", "' own"
     return {
         "tower": (tower.source, f"{kind}, {tower.layers} blocks of {tower.hidden}, {tower.image_size} px"),
         "projector": (checkpoint.projector.source, f"{checkpoint.projector.kind}{act}"),
-        "language": (checkpoint.language.source, _language(checkpoint)),
+        "language": language,
     }
 
 
@@ -205,7 +215,7 @@ def _language(checkpoint: Checkpoint) -> str:
 
 def _facts(checkpoint: Checkpoint, template: str | None) -> dict[str, Any]:
     """What concerns the whole checkpoint."""
-    tower, own = checkpoint.tower, checkpoint.sees == "llava"
+    own = checkpoint.vision if isinstance(checkpoint.vision, OwnVision) else None
     chosen = template or checkpoint.template
     speaks: dict[str, Any] = {"template": "none of its own; name one with --template"}
     if chosen != "checkpoint" or own_template(checkpoint.language.source) is not None:
@@ -215,9 +225,9 @@ def _facts(checkpoint: Checkpoint, template: str | None) -> dict[str, Any]:
         "name": checkpoint.name,
         "family": checkpoint.family,
         **speaks,
-        "pictures": _pictures(checkpoint.preprocessing) if own else f"as {checkpoint.sees} prepares them",
+        "pictures": _pictures(own.preprocessing) if own else f"as {checkpoint.vision.name} prepares them",
         "positions per picture": _positions(checkpoint),
-        **({"sees with": f"the output of block {tower.blocks} of {tower.layers}"} if own else {}),
+        **({"sees with": f"the output of block {own.tower.blocks} of {own.tower.layers}"} if own else {}),
         "context": checkpoint.language.context,
         "quantised": _quantised(checkpoint),
     }
@@ -238,22 +248,25 @@ def _pictures(preprocessing: Preprocessing) -> str:
 def _positions(checkpoint: Checkpoint) -> int | str:
     """What a picture takes; of pictures in tiles what some sizes take."""
     frame = bool(checkpoint.image_start) + bool(checkpoint.image_end)
-    tower = checkpoint.tower
-    sizes = [(tower.image_size, tower.image_size), (1024, 768), (1920, 1080)]
-    if checkpoint.sees == "transformers" and list(tower.source.glob("*processor_config.json")):
+    vision, sizes = checkpoint.vision, [(1024, 768), (1920, 1080)]
+    if isinstance(vision, ForeignVision):
+        if vision.name != "transformers" or not list(vision.source.glob("*processor_config.json")):
+            return "by its size"
         from trifocal.vision.door import count
 
-        counts = [count(tower.source, *size) for size in sizes]
-        told = [f"{number} ({w} x {h})" for number, (w, h) in zip(counts, sizes, strict=True)]
-        return counts[0] if len(set(counts)) == 1 else ", ".join(told)
-    if checkpoint.sees != "llava":
-        return "by its size"
-    tiles = checkpoint.preprocessing.tiles
-    if tiles is None:
-        return checkpoint.tower.patches + checkpoint.preprocessing.newline + frame
+        sizes = [(vision.side, vision.side), *sizes]
+        counts = [count(vision.source, *size) for size in sizes]
+        return counts[0] if len(set(counts)) == 1 else _by_size(counts, sizes)
+    tower, how = vision.tower, vision.preprocessing
+    if how.tiles is None:
+        return tower.patches + how.newline + frame
     from trifocal.vision.tiles import InTiles
 
-    counts = [InTiles(size, checkpoint.preprocessing, tower).rows + frame for size in sizes]
+    sizes = [(tower.image_size, tower.image_size), *sizes]
+    return _by_size([InTiles(size, how, tower).rows + frame for size in sizes], sizes)
+
+
+def _by_size(counts: Sequence[int], sizes: Sequence[tuple[int, int]]) -> str:
     return ", ".join(f"{number} ({w} x {h})" for number, (w, h) in zip(counts, sizes, strict=True))
 
 
@@ -310,7 +323,8 @@ def _print(checkpoint: Checkpoint, facts: dict[str, Any], parts: list[PartFacts]
         stored = f"{_size(part.nbytes)} {'/'.join(part.types)}"
         sizes = (_size(part.memory(32)), _size(part.memory(16)))
         table.add_row(part.name, part.what, f"{part.numbers / 1e6:,.1f} M", stored, *sizes)
-    room = min(checkpoint.language.context, checkpoint.tower.patches + ANSWER)
+    rows = checkpoint.tower.patches if isinstance(checkpoint.vision, OwnVision) else 0
+    room = min(checkpoint.language.context, rows + ANSWER)
     cache = _cache_bytes(checkpoint, room)
     table.add_row("cache", f"keys and values of {room} positions", "", "", _size(2 * cache), _size(cache))
     console.print(table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -21,20 +21,16 @@ from trifocal.vision.projectors import PROJECTORS
 from trifocal.vision.towers import VisionTransformer
 from trifocal.weights.tensors import Weights, part_weights
 
-__all__ = ["load_vision", "open_vision"]
+__all__ = ["VISIONS", "load_vision", "open_vision"]
 
 NEWLINE = "image_newline"
 _BLOCK = re.compile(r"encoder\.layers\.(\d+)\.")
 
 
 def open_vision(
-    checkpoint: Checkpoint,
-    tower: Placement,
-    projector: Placement,
-    *,
-    allow_pickle: bool = False,
+    checkpoint: Checkpoint, tower: Placement, projector: Placement, *, allow_pickle: bool = False
 ) -> Vision:
-    """What sees this checkpoint's pictures: our own tower and projectors, transformers' classes, or another package.
+    """What sees this checkpoint's pictures: one of the table of `VISIONS`, or another package's.
 
     Raises:
         CheckpointError: the vision half can't be made of the files.
@@ -42,13 +38,8 @@ def open_vision(
         UsageError: parts placed apart that are one.
         OutOfMemory: a device has no room for its part.
     """
-    if checkpoint.sees == "transformers":
-        from trifocal.vision.door import load_door
-
-        return load_door(checkpoint, tower, projector)
-    if checkpoint.sees != "llava":
-        return open_plugged(checkpoint, tower)
-    return load_vision(checkpoint, tower, projector, hidden=checkpoint.language.hidden, allow_pickle=allow_pickle)
+    load = VISIONS.get(checkpoint.vision.name, _load_plugged)
+    return load(checkpoint, tower, projector, allow_pickle)
 
 
 def load_vision(
@@ -116,6 +107,27 @@ def load_vision(
         identity=_identity(checkpoint, seeing.state_dict(), reading.state_dict(), newline),
         newline=newline.get(NEWLINE),
     )
+
+
+def _load_own(checkpoint: Checkpoint, tower: Placement, projector: Placement, allow_pickle: bool) -> Vision:
+    return load_vision(checkpoint, tower, projector, hidden=checkpoint.language.hidden, allow_pickle=allow_pickle)
+
+
+def _load_door(checkpoint: Checkpoint, tower: Placement, projector: Placement, _: bool) -> Vision:
+    from trifocal.vision.door import load_door  # transformers' models are not imported for our own
+
+    return load_door(checkpoint, tower, projector)
+
+
+def _load_plugged(checkpoint: Checkpoint, tower: Placement, _: Placement, __: bool) -> Vision:
+    return open_plugged(checkpoint, tower)
+
+
+# the name of a checkpoint's vision -> what loads it
+VISIONS: dict[str, Callable[[Checkpoint, Placement, Placement, bool], Vision]] = {
+    "llava": _load_own,
+    "transformers": _load_door,
+}
 
 
 def _empty(tower: Tower, weights: Weights) -> VisionTransformer:

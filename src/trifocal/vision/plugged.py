@@ -57,22 +57,22 @@ def plugged_names() -> list[str]:
 
 
 def open_plugged(checkpoint: Checkpoint, placement: Placement) -> Vision:
-    """The vision that a package offers under the checkpoint's ``sees``.
+    """The vision that a package offers under the checkpoint's vision.
 
     Raises:
         UnknownName: no installed package offers it.
         MissingExtra: what that package needs is not installed.
         UsageError: what it gives is no vision.
     """
-    found = list(entry_points(group=GROUP, name=checkpoint.sees))
+    found = list(entry_points(group=GROUP, name=checkpoint.vision.name))
     if not found:
-        raise UnknownName("vision", checkpoint.sees, plugged_names())
+        raise UnknownName("vision", checkpoint.vision.name, plugged_names())
     try:
         load: Loader = found[0].load()
         vision = load(checkpoint, placement)
     except ModuleNotFoundError as error:
-        raise MissingExtra(f"the vision {checkpoint.sees} ({error.name})", checkpoint.sees) from error
+        raise MissingExtra(f"the vision {checkpoint.vision.name} ({error.name})", checkpoint.vision.name) from error
     absent = [name for name in ("hidden", "identity", "looks", "see") if not hasattr(vision, name)]
     if absent:
-        raise UsageError(f"the vision {checkpoint.sees} has no {', '.join(absent)}; see trifocal.vision.Vision")
+        raise UsageError(f"the vision {checkpoint.vision.name} has no {', '.join(absent)}; see trifocal.vision.Vision")
     return vision

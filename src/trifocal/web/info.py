@@ -11,12 +11,12 @@ from fastapi.responses import Response
 
 from trifocal.api.serving import Server, Serving
 from trifocal.api.wire import Json
-from trifocal.checkpoints import FITS, Checkpoint, Preprocessing
+from trifocal.checkpoints import FITS, Checkpoint, OwnVision
 from trifocal.conversation.templates import TEMPLATES
 from trifocal.images import FORMATS
 from trifocal.web.pages import samples
 
-__all__ = ["FIT_WORDS", "fit_words", "router"]
+__all__ = ["FIT_WORDS", "fit_of", "fit_words", "router"]
 
 router = APIRouter(tags=["Page"])
 FIT_WORDS = {
@@ -38,7 +38,7 @@ assert FIT_WORDS.keys() == FITS.keys()
 async def info(server: Serving) -> Response:
     """The model, its three parts, its templates, and what the server takes."""
     llava = server.llava
-    checkpoint, preprocessing = llava.checkpoint, llava.checkpoint.preprocessing
+    checkpoint = llava.checkpoint
     return Json(
         {
             "name": server.name,
@@ -51,8 +51,8 @@ async def info(server: Serving) -> Response:
             "systems": {name: template.system for name, template in TEMPLATES.items()},
             "places": {name: template.pictures for name, template in TEMPLATES.items()},
             "images": llava.images,
-            "fit": preprocessing.fit,
-            "fit_words": fit_words(preprocessing),
+            "fit": fit_of(checkpoint),
+            "fit_words": fit_words(checkpoint),
             "parts": _parts(server),
             "engine": {
                 "name": type(llava.engine).__name__.lower(),
@@ -66,9 +66,17 @@ async def info(server: Serving) -> Response:
     )
 
 
-def fit_words(preprocessing: Preprocessing) -> str:
+def fit_of(checkpoint: Checkpoint) -> str | None:
+    """How a picture becomes a square, by the name of the way; None where another sees it."""
+    return checkpoint.preprocessing.fit if isinstance(checkpoint.vision, OwnVision) else None
+
+
+def fit_words(checkpoint: Checkpoint) -> str:
     """How a picture becomes what the model sees, as a sentence."""
-    return TILES if preprocessing.tiles else FIT_WORDS[preprocessing.fit]
+    if not isinstance(checkpoint.vision, OwnVision):
+        return f"Pictures are prepared by {checkpoint.vision.name}, as the model was trained with them."
+    how = checkpoint.preprocessing
+    return TILES if how.tiles else FIT_WORDS[how.fit]
 
 
 def is_bundled(checkpoint: Checkpoint) -> bool:
@@ -83,12 +91,13 @@ def _parts(server: Server) -> list[dict[str, Any]]:
     ]
 
 
-def useful_side(preprocessing: Preprocessing) -> int:
+def useful_side(checkpoint: Checkpoint) -> int:
     """The long side in pixels beyond which the page makes a picture smaller before it is sent.
 
     Never below `SHARP`: a picture that is cropped or enlarged keeps more than the model looks at.
     """
-    canvases = preprocessing.tiles.pinpoints if preprocessing.tiles else ()
+    tiles = checkpoint.preprocessing.tiles if isinstance(checkpoint.vision, OwnVision) else None
+    canvases = tiles.pinpoints if tiles else ()
     return max([SHARP, *(max(canvas) for canvas in canvases)])
 
 
@@ -100,6 +109,6 @@ def _limits(server: Server) -> dict[str, Any]:
         "body_bytes": settings.body_bytes,
         "max_text": settings.text_bytes,
         "aspect": server.image_limits.aspect,
-        "useful_side": useful_side(server.llava.checkpoint.preprocessing),
+        "useful_side": useful_side(server.llava.checkpoint),
         "formats": list(FORMATS),
     }

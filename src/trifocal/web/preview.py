@@ -14,7 +14,7 @@ from trifocal.api.serving import Server, Serving
 from trifocal.api.wire import Draft, ErrorBody, Json, Picture, Wire
 from trifocal.messages import Message
 from trifocal.vision import Box, Showing, View
-from trifocal.web.info import fit_words
+from trifocal.web.info import fit_of, fit_words
 
 __all__ = ["PreviewRequest", "router"]
 
@@ -42,11 +42,11 @@ def _shown(server: Server, messages: list[Message]) -> dict[str, Any]:
         raise Refusal(501, "not_supported", "this model's vision can't show what it is given")
     (look,) = gallery.looks([image])
     views = vision.views(look)
-    preprocessing = server.llava.checkpoint.preprocessing
+    checkpoint = server.llava.checkpoint
     return {
         "size": [image.width, image.height],
-        "fit": preprocessing.fit,
-        "fit_words": fit_words(preprocessing),
+        "fit": fit_of(checkpoint),
+        "fit_words": fit_words(checkpoint),
         "positions": look.rows,
         "tiles": [{"image": _uri(view), "title": view.title, "box": _inside(view.box)} for view in views],
         "seen": _inside(_around([view.box for view in views])),

@@ -56,14 +56,11 @@ class Eyes:
 
     def on(self, bare: Checkpoint) -> Checkpoint:
         """These eyes on a checkpoint that was read from a bare language model's folder."""
-        return replace(
-            bare,
+        seeing = bare.seeing(
             projector=Projector(bare.projector.source, self.kind),
             preprocessing=replace(bare.preprocessing, fit=self.fit),
-            image_start="<im_start>" if self.framed else "",
-            image_end="<im_end>" if self.framed else "",
-            strip_around_images=self.framed,
         )
+        return replace(seeing.framed(self.framed), strip_around_images=self.framed)
 
 
 _LARGE = "openai/clip-vit-large-patch14-336"

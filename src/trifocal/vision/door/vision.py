@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from trifocal.checkpoints import Checkpoint
+from trifocal.checkpoints import Checkpoint, ForeignVision
 from trifocal.checkpoints.door import PROVEN, stored_parts
 from trifocal.errors import BadImage, CheckpointError, UsageError
 from trifocal.images import Image
@@ -127,7 +127,8 @@ def load_door(checkpoint: Checkpoint, tower: Placement, projector: Placement) ->
         raise UsageError(f"{checkpoint.family}: tower and projector are one part here; place both alike")
     device, dtype = tower.resolve()
     started = time.perf_counter()
-    folder = checkpoint.tower.source
+    assert isinstance(checkpoint.vision, ForeignVision)
+    folder = checkpoint.vision.source
     state = stored_parts(folder)
     with room("vision tower"):
         model = build(folder, state, dtype).to(device).eval().requires_grad_(False)
