@@ -14,7 +14,8 @@ PAGE = ROOT / "ARCHITECTURE.md"
 FLOORS = [
     ["errors", "timing"],
     ["files", "images", "prompt", "placement"],
-    ["messages", "gguf", "hub"],
+    ["messages", "tokens", "hub"],
+    ["gguf"],
     ["conversation", "weights"],
     ["engines"],
     ["checkpoints"],

@@ -30,6 +30,7 @@ from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.errors import CheckpointError
 from trifocal.images import Image
 from trifocal.model.composer import Composer
+from trifocal.tokens.folder import read_words
 from trifocal.vision import Gallery, Look
 
 OPENAI_CLIP = {  # openai/clip-vit-large-patch14
@@ -203,7 +204,7 @@ def test_v0_pictures_take_258_positions_whatever_the_ids(
     folder_of(tmp_path / "llama", {"model_type": "llama", **TEXT})
     checkpoint = from_folder(tmp_path / "llama", tower=str(tower), projector=str(tmp_path / "mm_projector.safetensors"))
     assert checkpoint.tower.patches == 256
-    ours = FileTokenizer(tmp_path / "llama")
+    ours = FileTokenizer(read_words(tmp_path / "llama"))
     first = tokenizer.get_vocab_size() - 3
     assert [ours.token(name) for name in added[-3:]] == [first, first + 1, first + 2]
     composer = Composer(
@@ -323,7 +324,7 @@ def test_every_known_checkpoint_names_a_template_that_exists(name: str) -> None:
 def test_thimble_is_read_by_the_ordinary_path() -> None:
     checkpoint = find_checkpoint("thimble")
     assert (checkpoint.name, checkpoint.preprocessing.fit) == ("thimble", "pad")
-    tokenizer = FileTokenizer(checkpoint.language.source)
+    tokenizer = FileTokenizer(read_words(checkpoint.language.source))
     assert [tokenizer.token(name) for name in ("<im_patch>", checkpoint.image_start, checkpoint.image_end)] == [
         3069,
         3070,

@@ -10,6 +10,7 @@ from trifocal.engines import schemas
 from trifocal.engines.grammar import Grammars
 from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.errors import BadSampling
+from trifocal.tokens.folder import read_words
 
 WIDTH = 5000
 
@@ -18,7 +19,7 @@ WIDTH = 5000
 def tokenizer() -> FileTokenizer:
     from trifocal.checkpoints import find_checkpoint
 
-    return FileTokenizer(find_checkpoint("thimble").language.source)
+    return FileTokenizer(read_words(find_checkpoint("thimble").language.source))
 
 
 @pytest.fixture(scope="module")

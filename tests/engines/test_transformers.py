@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from checkpoint_maker import bytes_tokenizer, llama_tokenizer, save_tokenizer
 from trifocal.checkpoints import from_folder, load_language
 from trifocal.engines.base import Language
 from trifocal.engines.prefixes import Prefixes, position_keys
 from trifocal.engines.scheduler import Run
-from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.engines.transformers import Transformers, load
 from trifocal.errors import CheckpointError, EngineError, OutOfMemory
 from trifocal.messages import Sampling
@@ -217,53 +215,3 @@ def test_a_configuration_that_is_none_is_refused(language: Language) -> None:
 def test_the_vocabulary_is_that_of_the_tensor(language: Language) -> None:
     wrong = replace(language, config={**language.config, "vocab_size": 7})
     assert load(wrong, CPU).model.config.vocab_size == language.weights["model.embed_tokens.weight"].shape[0]
-
-
-def test_text_after_a_picture_is_encoded_as_llavas_tokenizer_does(tmp_path: Path) -> None:
-    legacy = llama_tokenizer(["<x>"])
-    save_tokenizer(legacy, tmp_path)
-    ours = FileTokenizer(tmp_path, bos=1)
-    assert ours.encode("What is", start=True) == legacy.encode("What is").ids
-    assert ours.encode("What is", start=True)[1:] == ours.encode("What is", start=False)  # a space before every run
-    assert ours.encode("", start=True) == [1]
-
-
-def test_a_tokenizer_that_begins_only_once_begins_only_once(tmp_path: Path) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    words = {"<unk>": 0, "<s>": 1, "▁a": 2, "a": 3, "▁": 4}
-    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[("▁", "a")], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
-    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="first")
-    tokenizer.add_special_tokens(["<s>"])
-    save_tokenizer(tokenizer, tmp_path)
-    ours = FileTokenizer(tmp_path, bos=1)
-    assert (ours.encode("a", start=True), ours.encode("a", start=False)) == ([1, 2], [3])
-
-
-def test_a_unigram_vocabulary_spells_no_control_token(tmp_path: Path) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    controls = ["<unk>", "<s>", "</s>"]
-    pieces = [(name, 0.0) for name in controls] + [(letter, -3.0) for letter in "▁abs</>"]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    tokenizer.add_special_tokens(controls)
-    save_tokenizer(tokenizer, tmp_path)
-    ours = FileTokenizer(tmp_path, bos=1)
-    ids = ours.encode("a</s>b", start=False)
-    assert ours.token("</s>") == 2
-    assert not {1, 2} & set(ids)
-    assert ours.decode(ids) == "a</s>b"
-
-
-def test_a_tokenizer_without_a_start_token_gets_none(tmp_path: Path) -> None:
-    save_tokenizer(bytes_tokenizer(["<|im_end|>"]), tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": null}')
-    ours = FileTokenizer(tmp_path)
-    assert ours.encode("a", start=True) == ours.encode("a", start=False)
-
-
-def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no tokenizer"):
-        FileTokenizer(tmp_path)

@@ -13,76 +13,122 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.errors import CheckpointError
 from trifocal.gguf.container import GgufFile
 from trifocal.gguf.tokenizer import tokenizer
+from trifocal.tokens.words import Words
 
 
-def built(folder: Path, metadata: dict[str, Any]) -> Tokenizer:
+def built(folder: Path, metadata: dict[str, Any]) -> FileTokenizer:
+    return FileTokenizer(words(folder, metadata))
+
+
+def words(folder: Path, metadata: dict[str, Any]) -> Words:
     tensors: dict[str, tuple[Any, str]] = {"t": (np.zeros((1, 4)), "F32")}
     return tokenizer(GgufFile(maker.write(folder / "t.gguf", {"general.architecture": "llama", **metadata}, tensors)))
 
 
+def shown(found: Words, text: str) -> list[str]:
+    """The tokens of a text, as the file calls them."""
+    ids = FileTokenizer(found).encode(text, start=False)
+    return [str(found.backend.id_to_token(at)) for at in ids]
+
+
 def test_sentencepiece_joins_the_best_scored_pieces(tmp_path: Path) -> None:
-    found = built(tmp_path, maker.SENTENCEPIECE)
-    pieces = found.encode("cat at").tokens
-    assert pieces == [f"{maker.SPACE}cat", maker.SPACE, "at"]
-    assert found.encode("cat", add_special_tokens=True).tokens == [f"{maker.SPACE}cat"]
+    found = words(tmp_path, maker.SENTENCEPIECE)
+    assert shown(found, "cat at") == [f"{maker.SPACE}cat", maker.SPACE, "at"]
 
 
 def test_what_is_in_no_piece_falls_back_to_bytes(tmp_path: Path) -> None:
-    found = built(tmp_path, maker.SENTENCEPIECE)
-    ids = found.encode("\u20ac").ids
-    assert [found.id_to_token(at) for at in ids] == [maker.SPACE, "<0xE2>", "<0x82>", "<0xAC>"]
-    assert found.decode(ids) == "\u20ac"
+    found = words(tmp_path, maker.SENTENCEPIECE)
+    assert shown(found, "\u20ac") == [maker.SPACE, "<0xE2>", "<0x82>", "<0xAC>"]
+    assert built(tmp_path, maker.SENTENCEPIECE).decode([found.backend.token_to_id("<0xE2>")]) == "\ufffd"
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.text(st.characters(exclude_categories=("Cs",)), max_size=20).filter(lambda text: maker.SPACE not in text))
 def test_sentencepiece_gives_every_text_back(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
-    folder = tmp_path_factory.getbasetemp()
-    found = built(folder, maker.SENTENCEPIECE)
-    if not any(token in text for token in ("<unk>", "<s>", "</s>", "<im_patch>")):
-        assert found.decode(found.encode(text).ids) == text
+    found = built(tmp_path_factory.getbasetemp(), maker.SENTENCEPIECE)
+    assert found.decode(found.encode(text, start=False)) == text
 
 
 def test_control_and_user_tokens_keep_their_ids(tmp_path: Path) -> None:
     found = built(tmp_path, maker.SENTENCEPIECE)
-    assert [found.token_to_id(token) for token in ("<unk>", "<s>", "</s>", "<im_patch>")] == [0, 1, 2, 259]
-    assert found.encode("a<im_patch>a").ids[2] == 259
-    assert found.decode([1, *found.encode("cat").ids, 2]) == "cat"
-    assert found.get_vocab_size() == len(maker.SENTENCEPIECE["tokenizer.ggml.tokens"])
+    assert [found.token(token) for token in ("<unk>", "<s>", "</s>", "<im_patch>")] == [0, 1, 2, 259]
+    assert found.decode([1, *found.encode("cat", start=False), 2]) == "cat"
+    typed = found.encode("a</s>b<im_patch>", start=False)
+    assert not {1, 2, 259} & set(typed)
+    assert found.decode(typed) == "a</s>b<im_patch>"
 
 
-@pytest.mark.parametrize("cut", ["default", "gpt-2"])
-def test_byte_level_equals_the_tokenizer_it_came_from(tmp_path: Path, cut: str) -> None:
+def test_no_merge_spells_a_control_token(tmp_path: Path) -> None:
+    tokens = ["<unk>", "<s>", "<", "s", ">", "<s", "a", maker.SPACE]
+    table = {
+        "tokens": tokens,
+        "scores": [0.0, 9.0, 0.0, 0.0, 0.0, 5.0, 0.0, 0.0],
+        "token_type": [2, 3, 1, 1, 1, 1, 1, 1],
+    }
+    metadata = {"tokenizer.ggml.model": "llama", **{f"tokenizer.ggml.{key}": value for key, value in table.items()}}
+    assert shown(words(tmp_path, metadata), "a<s>") == [maker.SPACE, "a", "<s", ">"]
+
+
+def test_tokens_of_the_maker_are_found_whole_and_shown(tmp_path: Path) -> None:
+    tokens = ["<unk>", "<table>", "a", maker.SPACE, "  "]
+    table = {"tokens": tokens, "scores": [0.0] * 5, "token_type": [2, 4, 1, 1, 4]}
+    metadata = {"tokenizer.ggml.model": "llama", **{f"tokenizer.ggml.{key}": value for key, value in table.items()}}
+    bare = {**metadata, "tokenizer.ggml.add_space_prefix": False}
+    assert FileTokenizer(words(tmp_path, bare)).encode("a<table>a  a", start=False) == [2, 1, 2, 4, 2]
+    prefixed = FileTokenizer(words(tmp_path, metadata))
+    assert prefixed.encode("a<table>a", start=False) == [3, 2, 1, 3, 2]
+    assert prefixed.decode([2, 1, 2]) == "a<table>a"
+
+
+def byte_level(merged: str) -> tuple[Tokenizer, dict[str, Any]]:
+    """A byte-level tokenizer whose merges were learned from a text, and its tables."""
     source = Tokenizer(models.BPE())
     source.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     source.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
-    source.train_from_iterator(["the cat sat on the mat, the 1234 cats"], trainer)
+    source.train_from_iterator([merged], trainer)
     state = json.loads(source.to_str())["model"]
     tokens = sorted(state["vocab"], key=state["vocab"].get)
-    metadata = {
+    return source, {
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": cut,
         "tokenizer.ggml.tokens": [*tokens, "<|im_end|>"],
         "tokenizer.ggml.merges": [" ".join(pair) for pair in state["merges"]],
         "tokenizer.ggml.token_type": [1] * len(tokens) + [3],
     }
-    found = built(tmp_path, metadata)
+
+
+def test_byte_level_equals_the_tokenizer_it_came_from(tmp_path: Path) -> None:
+    source, metadata = byte_level("the cat sat on the mat, the 1234 cats")
+    found = built(tmp_path, {**metadata, "tokenizer.ggml.pre": "gpt-2"})
     for text in ("the cat sat", "th\u00e9 \u732b\n\n 12", " cats  mats"):
-        assert found.encode(text).ids == source.encode(text).ids
-        assert found.decode(found.encode(text).ids) == text
-    assert found.encode("<|im_end|>").ids == [len(tokens)]
+        assert found.encode(text, start=False) == source.encode(text).ids
+        assert found.decode(found.encode(text, start=False)) == text
+    end = len(metadata["tokenizer.ggml.tokens"]) - 1
+    assert found.token("<|im_end|>") == end
+    assert end not in found.encode("<|im_end|>", start=False)
 
 
 def test_qwen_cuts_digits_one_by_one(tmp_path: Path) -> None:
     tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "12"]
     metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": ["1 2"]}
-    assert built(tmp_path, {**metadata, "tokenizer.ggml.pre": "qwen2"}).encode("12").tokens == ["1", "2"]
-    assert built(tmp_path, {**metadata, "tokenizer.ggml.pre": "llama-bpe"}).encode("12").tokens == ["12"]
+    assert shown(words(tmp_path, {**metadata, "tokenizer.ggml.pre": "qwen2"}), "12") == ["1", "2"]
+    assert shown(words(tmp_path, {**metadata, "tokenizer.ggml.pre": "llama-bpe"}), "12") == ["12"]
+
+
+def test_a_family_begins_where_its_file_does_not_say(tmp_path: Path) -> None:
+    _, metadata = byte_level("cat")
+    told = {**metadata, "tokenizer.ggml.bos_token_id": 7}
+    assert built(tmp_path, {**told, "tokenizer.ggml.pre": "llama-bpe"}).encode("", start=True) == [7]
+    assert built(tmp_path, {**told, "tokenizer.ggml.pre": "qwen2"}).encode("", start=True) == []
+    silent = {**told, "tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.add_bos_token": False}
+    assert built(tmp_path, silent).encode("", start=True) == []
+    asked = {**told, "tokenizer.ggml.pre": "qwen2", "tokenizer.ggml.add_bos_token": True}
+    assert built(tmp_path, asked).encode("", start=True) == [7]
 
 
 @pytest.mark.parametrize(

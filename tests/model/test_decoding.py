@@ -14,6 +14,7 @@ from trifocal.engines.echo import Bytes
 from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.messages import Chunk, End, Sampling
 from trifocal.model.decoding import Decoder, collect, stream_text
+from trifocal.tokens.folder import read_words
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> list[Tokenizer]:
     for name, tokenizer in [("llama", llama_tokenizer(["<x>"])), ("bytes", bytes_tokenizer(["<x>"]))]:
         folder = tmp_path_factory.mktemp(name)
         save_tokenizer(tokenizer, folder)
-        made.append(FileTokenizer(folder))
+        made.append(FileTokenizer(read_words(folder)))
     return made
 
 

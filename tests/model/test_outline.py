@@ -29,7 +29,7 @@ class Counting(Bytes):
     def __init__(self) -> None:
         self.met: Counter[str] = Counter()
 
-    def encode(self, text: str, *, start: bool) -> list[int]:
+    def encode(self, text: str, *, start: bool, after: str | None = None, before: str | None = None) -> list[int]:
         self.met.update(text.split())
         return super().encode(text, start=start)
 

@@ -182,6 +182,6 @@ def load_language(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> Lang
         from trifocal.gguf.container import GgufFile
         from trifocal.gguf.tokenizer import tokenizer
 
-        return Language(source, config, weights, tokenizer(GgufFile(source)))
+        return Language(source, config, weights, tokenizer(GgufFile(source)), original=checkpoint.original)
     dense = open_weights(weights, config, source, lambda name: str(weights.where(name)))
-    return Language(source, config, dense, attention=checkpoint.attention)
+    return Language(source, config, dense, attention=checkpoint.attention, original=checkpoint.original)

@@ -77,4 +77,5 @@ def from_gguf(language: Path, mmproj: Path, *, name: str | None, template: str |
         language=text,
         template=template or recipe,
         strip_around_images=first_family,
+        original=True,
     ).framed(framed)

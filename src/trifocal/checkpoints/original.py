@@ -59,6 +59,7 @@ def from_original(
         language=text,
         template=template,
         strip_around_images=family == "llava-v0",
+        original=True,
     ).framed(framed and kind == "linear")
 
 

@@ -229,8 +229,8 @@ class Checkpoint:
 
     ``template`` names its conversation template. ``image_start`` and ``image_end`` name the control
     tokens around a picture, where it was trained with them. ``strip_around_images`` is for LLaVA v0,
-    whose tokenizer took white space beside them away. ``attention`` is how its language model attends:
-    see `trifocal.engines.base.Language`.
+    whose tokenizer took white space beside them away. ``attention`` is how its language model attends,
+    ``original`` how its text is cut up: see `trifocal.engines.base.Language`.
     """
 
     name: str
@@ -242,6 +242,7 @@ class Checkpoint:
     image_end: str = ""
     strip_around_images: bool = False
     attention: Literal["causal", "images", "prompt"] = "causal"
+    original: bool = False
 
     @property
     def own(self) -> OwnVision:

@@ -13,7 +13,8 @@ from trifocal.prompt import Prompt
 
 if TYPE_CHECKING:
     import torch
-    from tokenizers import Tokenizer as Backend
+
+    from trifocal.tokens.words import Words
 
 __all__ = [
     "Abilities",
@@ -39,13 +40,16 @@ class Language:
     file holds it (GGUF): then ``folder`` is that file. ``attention`` is ``images`` where the positions
     of a picture see each other in both directions (Gemma 3), and ``prompt`` where all of a prompt's do
     (PaliGemma, a prefix language model, whose templates say themselves where the beginning token stands);
-    an engine that can't do that refuses it.
+    an engine that can't do that refuses it. ``original`` says that text is cut up as original LLaVA did it: with
+    transformers' slow tokenizers (`trifocal.tokens.folder.read_words`), and so that what stands behind a picture is a
+    text of its own; transformers' processors have the picture as a token in the text, which goes on behind it.
     """
 
     folder: Path
     config: Mapping[str, Any]
     weights: Mapping[str, torch.Tensor]
-    tokenizer: Backend | None = None
+    tokenizer: Words | None = None
+    original: bool = False
     attention: Attention = "causal"
 
 
@@ -53,11 +57,13 @@ class Language:
 class Tokenizer(Protocol):
     """Text to ids and back, as the language model's own tokenizer does it."""
 
-    def encode(self, text: str, *, start: bool) -> list[int]:
+    def encode(self, text: str, *, start: bool, after: str | None = None, before: str | None = None) -> list[int]:
         """Ids of plain text. Nothing in ``text`` ever becomes a control token.
 
         ``start`` says that this is the beginning of a prompt: the tokenizer's own beginning token,
-        if it has one, goes in front.
+        if it has one, goes in front. ``after`` and ``before`` name the control tokens right beside the text; without
+        them it stands beside a picture or an end. Many tokenizers put a space or take one away by that, and some even
+        where the text is empty.
         """
         ...
 

@@ -38,7 +38,7 @@ SURE = 1e4  # a logit that no temperature makes doubtful
 class Bytes:
     """A tokenizer whose ids are control tokens, then the 256 bytes."""
 
-    def encode(self, text: str, *, start: bool) -> list[int]:
+    def encode(self, text: str, *, start: bool, after: str | None = None, before: str | None = None) -> list[int]:
         """The bytes of the text in UTF-8, after ``<s>`` at the start of a prompt."""
         ids = [len(CONTROLS) + byte for byte in text.encode("utf-8", "surrogatepass")]
         return [CONTROLS.index("<s>"), *ids] if start else ids

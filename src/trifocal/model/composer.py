@@ -86,22 +86,25 @@ class Composer:
         return self.prompt(outline, self.gallery.rows(outline.looks, timings, scope=scope))
 
     def _spans(self, parts: Sequence[Piece], looks: Sequence[Look]) -> Iterator[TokenSpan | Rows]:
-        """Token spans and rows in prompt order. A run of text between others is tokenised whole."""
-        runs = list(_runs(self._placed(self._known(parts), looks)))
-        for at, part in enumerate(runs):
-            before, after = runs[at - 1] if at else None, runs[at + 1] if at + 1 < len(runs) else None
-            if at == 0 and not isinstance(part, str):
-                yield TokenSpan(tuple(self._tokenizer.encode("", start=True)))
+        """Token spans and rows in prompt order. A run of text between others is tokenised whole.
+
+        The tokenizer is asked at every border, even where no text stands: some have a token for that.
+        """
+        run = ""
+        last: Control | Rows | None = None
+        for part in (*self._placed(self._known(parts), looks), None):
             if isinstance(part, str):
-                text = self._stripped(part, self._is_mark(before), self._is_mark(after))
-                if text or at == 0:
-                    yield TokenSpan(tuple(self._tokenizer.encode(text, start=at == 0)))
-            elif isinstance(part, Control):
+                run += part
+                continue
+            text = self._stripped(run, self._is_mark(last), self._is_mark(part))
+            ids = self._tokenizer.encode(text, start=last is None, after=_name(last), before=_name(part))
+            if ids:
+                yield TokenSpan(tuple(ids))
+            if isinstance(part, Control):
                 yield TokenSpan(self._control(part.name))
-            else:
+            elif part is not None:
                 yield part
-        if not runs:
-            yield TokenSpan(tuple(self._tokenizer.encode("", start=True)))
+            run, last = "", part
 
     def _placed(self, parts: Iterable[Piece], looks: Sequence[Look]) -> Iterator[str | Control | Rows]:
         """The parts with every picture as its rows, and with the tokens that stand around and between them."""
@@ -184,25 +187,16 @@ class _Remembering:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._known: dict[tuple[str, bool], list[int]] = {}
+        self._known: dict[tuple[str, bool, str | None, str | None], list[int]] = {}
         self.decode, self.token = tokenizer.decode, tokenizer.token
 
-    def encode(self, text: str, *, start: bool) -> list[int]:
-        if (text, start) not in self._known:
-            self._known[text, start] = self._tokenizer.encode(text, start=start)
-        return self._known[text, start]
+    def encode(self, text: str, *, start: bool, after: str | None = None, before: str | None = None) -> list[int]:
+        key = (text, start, after, before)
+        if key not in self._known:
+            self._known[key] = self._tokenizer.encode(text, start=start, after=after, before=before)
+        return self._known[key]
 
 
-def _runs(parts: Iterable[str | Control | Rows]) -> Iterator[str | Control | Rows]:
-    """The parts with neighbouring texts joined and empty ones gone."""
-    run = ""
-    for part in parts:
-        if isinstance(part, str):
-            run += part
-            continue
-        if run:
-            yield run
-            run = ""
-        yield part
-    if run:
-        yield run
+def _name(part: Control | Rows | None) -> str | None:
+    """What a tokenizer is told of the part beside a text: a control token's name."""
+    return part.name if isinstance(part, Control) else None

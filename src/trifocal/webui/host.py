@@ -183,7 +183,7 @@ class HostTokenizer:
     def __init__(self, host: Host, *, add_bos: bool) -> None:
         self._host, self._add_bos = host, add_bos
 
-    def encode(self, text: str, *, start: bool) -> list[int]:
+    def encode(self, text: str, *, start: bool, after: str | None = None, before: str | None = None) -> list[int]:
         """Ids of ``text``; ``start`` puts the beginning token in front if the host's state asks for it."""
         first, *rest = _PICTURE_TOKENS.split(text)
         ids = self._host.encode(first, self._add_bos) if start else self._plain(first)

@@ -20,6 +20,7 @@ from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.errors import CheckpointError, OutOfMemory
 from trifocal.files import read_object
 from trifocal.placement import Part, Placement
+from trifocal.tokens.folder import read_words
 from trifocal.weights.packed import Located
 
 __all__ = ["Loaded", "read", "size_of"]
@@ -245,9 +246,11 @@ def _tokenizer(language: Language, rows: int) -> FileTokenizer:
     bos = language.config.get("bos_token_id")
     _ids_of(_said(language), language.config, "bos_token_id", rows)
     begins = language.attention != "prompt"
-    tokenizer = FileTokenizer(language.folder, bos=bos, backend=language.tokenizer, rows=rows, begins=begins)
+    words = language.tokenizer or read_words(language.folder, bos=bos, slow=language.original)
+    tokenizer = FileTokenizer(words, rows=rows, begins=begins, parts=language.original)
     if tokenizer.largest >= rows:
-        file = language.folder / "tokenizer.json" if language.folder.is_dir() else language.folder
+        names = ("tokenizer.json", "tokenizer.model", "vocab.json")
+        file = next((language.folder / name for name in names if (language.folder / name).is_file()), language.folder)
         raise CheckpointError(f"{file}: has a token {tokenizer.largest}, the embedding (embed_tokens) has {rows} rows")
     return tokenizer
 

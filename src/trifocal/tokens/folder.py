@@ -1,0 +1,222 @@
+"""The tokenizer in a checkpoint's folder, in whichever of its forms it was released."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from trifocal.errors import CheckpointError
+from trifocal.files import read_object, read_text
+from trifocal.tokens.bytelevel import CLASSES, byte_level
+from trifocal.tokens.generations import Manner, manner
+from trifocal.tokens.pieces import PieceCoder, read_pieces
+from trifocal.tokens.words import Added, Whole, Words, add, kept
+
+__all__ = ["read_words"]
+
+_PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_MORE = "additional_special_tokens"
+# a word of the vocabulary that settings call special is one if it looks it: some take "!" to pad with
+_MARK = re.compile(r"<.+>|\[.+\]")
+
+
+def read_words(folder: Path, *, bos: int | None = None, slow: bool = False) -> Words:
+    """What the files in a folder say of its tokenizer.
+
+    ``bos`` is the id that starts a prompt, where the configuration names it. ``slow`` says that the checkpoint was
+    used with transformers' slow tokenizers, as every original LLaVA was: then ``tokenizer.model`` counts where there is
+    a ``tokenizer.json``, too, since the one was made from the other by rules of another day.
+
+    Raises:
+        CheckpointError: there is no tokenizer in the folder, or it can't be read.
+    """
+    found = _Files(folder)
+    pieces = next((folder / name for name in _PIECES if (folder / name).is_file()), None)
+    whole = folder / "tokenizer.json"
+    try:
+        if pieces is not None and (slow or not whole.exists()):
+            return _from_pieces(pieces, found, bos)
+        if whole.exists():
+            return _from_whole(whole, read_text(whole), found, bos)
+        if (folder / "vocab.json").is_file():
+            return _from_merges(folder / "vocab.json", found, bos)
+        return _from_transformers(folder, found, bos)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the library's bare Exception, and whatever odd values in JSON come to
+        file = pieces if pieces is not None and (slow or not whole.exists()) else whole if whole.exists() else folder
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(f"{file}: no tokenizer that can be read there ({said})") from error
+
+
+class _Files:
+    """The small files beside a vocabulary: which tokens have names, and what they do to the text beside them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.settings = self._read("tokenizer_config.json")
+        self.map = self._read("special_tokens_map.json")
+        self.ids = self._read("added_tokens.json")
+        self.listed = self.settings.get("added_tokens_decoder")
+
+    def _read(self, name: str) -> dict[str, Any]:
+        file = self.folder / name
+        return read_object(file) if file.exists() else {}
+
+    def manner(self) -> Manner:
+        """How the slow tokenizer of these files' day cut a prompt up."""
+        settings = self.settings
+        return manner(
+            self._read("config.json").get("transformers_version"),
+            legacy=settings.get("legacy") is not False,
+            named=isinstance(self.listed, dict),
+            prefix=settings.get("add_prefix_space"),
+        )
+
+    def named(self, key: str) -> str | None:
+        """The token under ``bos_token`` and the like.
+
+        Raises:
+            CheckpointError: it has no content.
+        """
+        for file, values in (("special_tokens_map.json", self.map), ("tokenizer_config.json", self.settings)):
+            value = values.get(key)
+            if isinstance(value, dict) and not isinstance(value.get("content"), str):
+                raise CheckpointError(f"{self.folder / file}: {key} is {value!r}, without its content")
+            if value is not None:
+                return str(value["content"] if isinstance(value, dict) else value)
+        return None
+
+    def special(self) -> dict[str, Mapping[str, Any] | None]:
+        """The special tokens with the flags that the files give each.
+
+        None is for one that only a plain string in ``special_tokens_map.json`` names, or a list of further tokens: a
+        slow tokenizer learned those last and as plain strings, which took white space away up to 4.33.
+        """
+        told: list[tuple[Any, Mapping[str, Any] | None]] = []
+        for key in _NAMES:
+            late = self.map.get(key) is not None
+            told.append((self.map[key] if late else self.settings.get(key), None if late else {}))
+        more = self.map.get(_MORE) or self.settings.get(_MORE)
+        told += [(one, None) for one in (more if isinstance(more, list) else ())]
+        found: dict[str, Mapping[str, Any] | None] = {}
+        for value, plain in told:
+            name, flags = (value.get("content"), value) if isinstance(value, dict) else (value, plain)
+            if isinstance(name, str) and found.get(name) is None:
+                found[name] = flags
+        return found
+
+    def added(self, known: Mapping[str, int], *, trims: bool = False) -> Iterator[Added]:
+        """The tokens with a name and an id; ``known`` are the vocabulary's own, ``trims`` see `Manner`."""
+        special = self.special()
+        listed = self.listed if isinstance(self.listed, dict) else {}
+        for at, flags in listed.items():
+            yield _flagged(str(flags["content"]), int(at), flags, special=bool(flags.get("special")))
+        told = {str(flags["content"]) for flags in listed.values()}
+        for name, at in {**{name: known[name] for name in special if name in known}, **self.ids}.items():
+            if name not in told:
+                said = special.get(name)
+                bare = trims and said is None
+                flags = {"lstrip": bare, "rstrip": bare} if said is None else said
+                yield _flagged(name, int(at), flags, special=name in special)
+
+    def start(self, added: Mapping[str, Added], bos: int | None, asked: bool) -> tuple[int, ...]:
+        """The beginning token, where the settings want one; ``asked`` is what they mean by saying nothing."""
+        held = added.get(self.named("bos_token") or "<s>")
+        wanted = bos if bos is not None else held.id if held is not None else None
+        says = self.settings.get("add_bos_token")
+        return (wanted,) if wanted is not None and (asked if says is None else says) else ()
+
+
+def _flagged(name: str, at: int, flags: Mapping[str, Any], *, special: bool) -> Added:
+    return Added(name, at, special, bool(flags.get("lstrip")), bool(flags.get("rstrip")))
+
+
+def _from_pieces(file: Path, found: _Files, bos: int | None) -> Words:
+    """A SentencePiece model, as the slow tokenizer of its day used it."""
+    pieces = read_pieces(file)
+    rules = found.manner()
+    if not pieces.prefix:
+        rules = Manner("keep", "keep", rules.trims)
+    added = pieces.added()
+    known = {name: at for at, name in enumerate(pieces.names)}
+    added |= {token.content: token for token in found.added(known, trims=rules.trims)}
+    backend = pieces.backend()
+    add(backend, added.values())
+    start = found.start(added, bos, asked=True)
+    return Words(backend, PieceCoder(pieces, added, rules), added, start)
+
+
+def _from_whole(file: Path, text: str, found: _Files, bos: int | None) -> Words:
+    """A ``tokenizer.json``, as it stands."""
+    from tokenizers import Tokenizer as Backend
+
+    backend = Backend.from_str(text)
+    told = json.loads(backend.to_str())
+    made = kept({**told, "added_tokens": json.loads(text).get("added_tokens") or []})
+    if made["added_tokens"] != told["added_tokens"] or made["model"] is not told["model"]:
+        backend = Backend.from_str(json.dumps(made))
+    added = _held(backend, made)
+    vocabulary = backend.get_vocab()
+    for token in found.added(vocabulary):
+        held = added.get(token.content)
+        if held is not None:
+            added[token.content] = replace(held, special=held.special or token.special)
+        elif vocabulary.get(token.content) == token.id and _MARK.fullmatch(token.content):
+            added[token.content] = token
+    return _words(backend, made, added, found, bos)
+
+
+def _held(backend: Any, made: Mapping[str, Any]) -> dict[str, Added]:
+    """The named tokens of a tokenizer.json, each with the id that it has in the end."""
+    return {
+        one["content"]: _flagged(
+            one["content"], backend.token_to_id(one["content"]), one, special=bool(one.get("special"))
+        )
+        for one in made["added_tokens"]
+    }
+
+
+def _words(backend: Any, made: dict[str, Any], added: dict[str, Added], found: _Files, bos: int | None) -> Words:
+    first = backend.encode("").ids[:1]
+    held = added.get(found.named("bos_token") or "")
+    puts = bool(first) and first[0] in (bos, held.id if held else None)
+    return Words(backend, Whole(made, added), added, found.start(added, bos, asked=puts))
+
+
+def _from_merges(file: Path, found: _Files, bos: int | None) -> Words:
+    """``vocab.json`` and ``merges.txt``: a slow byte-level tokenizer."""
+    kind = str(found.settings.get("tokenizer_class") or _class_of(found.folder)).removesuffix("Fast")
+    if kind not in CLASSES:
+        raise CheckpointError(
+            f"{found.folder}: tokenizer_config.json says how vocab.json is used: its tokenizer_class is {kind!r}, "
+            f"known are {', '.join(CLASSES)}, any other needs its tokenizer.json"
+        )
+    vocabulary = read_object(file)
+    lines = read_text(found.folder / "merges.txt").splitlines()
+    pairs = [tuple(line.split(" ", 1)) for line in lines if line.strip() and not line.startswith("#version")]
+    backend = byte_level(vocabulary, [(pair[0], pair[1]) for pair in pairs], CLASSES[kind])
+    added = {token.content: token for token in found.added(vocabulary)}
+    add(backend, added.values())
+    return Words(backend, Whole(json.loads(backend.to_str()), added), added, found.start(added, bos, asked=False))
+
+
+def _class_of(folder: Path) -> str:
+    """The class that a language model's own kind goes with, where no settings name one."""
+    file = folder / "config.json"
+    told = json.dumps(read_object(file)).lower() if file.is_file() else ""
+    return "Qwen2Tokenizer" if "qwen" in told else ""
+
+
+def _from_transformers(folder: Path, found: _Files, bos: int | None) -> Words:
+    """What transformers itself can make of the folder: older formats of families that LLaVA has not met."""
+    from transformers import AutoTokenizer
+
+    read = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    made = json.loads(read.backend_tokenizer.to_str())
+    return _words(read.backend_tokenizer, made, _held(read.backend_tokenizer, made), found, bos)

@@ -1,0 +1,251 @@
+"""SentencePiece: a vocabulary of pieces with scores, read from ``tokenizer.model`` or a GGUF file's metadata."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trifocal.errors import CheckpointError
+from trifocal.files import TEXT_LIMIT, size_of
+from trifocal.tokens.generations import Manner
+from trifocal.tokens.words import Added, add, coded, named
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+__all__ = ["BYTE", "CONTROL", "NORMAL", "SPACE", "UNKNOWN", "USER", "PieceCoder", "Pieces", "read_pieces"]
+
+NORMAL, UNKNOWN, CONTROL, USER, _UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+_UNIGRAM, _BPE = 1, 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pieces:
+    """A SentencePiece model.
+
+    ``kinds`` are its own numbers for what a piece is. ``prefix`` says that it puts a space before every text,
+    ``strip`` that it takes white space at both ends and doubled spaces away; ``charsmap`` is its table of letters that
+    it writes as others.
+    """
+
+    names: list[str]
+    scores: list[float]
+    kinds: list[int]
+    unigram: bool = False
+    fallback: bool = True
+    prefix: bool = True
+    strip: bool = False
+    charsmap: bytes = b""
+    unknown: int = 0
+
+    @property
+    def user(self) -> frozenset[str]:
+        """The pieces that its maker defined: found in a text whole, before anything else."""
+        return frozenset(name for name, kind in zip(self.names, self.kinds, strict=True) if kind == USER)
+
+    def added(self) -> dict[str, Added]:
+        """The pieces that no text becomes, and those that its maker defined."""
+        kinds = {UNKNOWN: True, CONTROL: True, USER: False}
+        return {
+            name: Added(name, at, special=kinds[kind])
+            for at, (name, kind) in enumerate(zip(self.names, self.kinds, strict=True))
+            if kind in kinds
+        }
+
+    def backend(self) -> Backend:
+        """The tokenizer of these pieces, without any named token and without the space before a text."""
+        from tokenizers import Regex, Tokenizer, decoders, normalizers
+
+        built = Tokenizer(self._unigram() if self.unigram else self._byte_pairs())
+        first: list[Any] = [normalizers.Precompiled(self.charsmap)] if self.charsmap else []
+        if self.strip:
+            first.append(normalizers.Replace(Regex(" {2,}"), " "))
+        built.normalizer = normalizers.Sequence([*first, normalizers.Replace(" ", SPACE)])
+        last: list[Any] = [decoders.Strip(" ", 1, 0)] if self.prefix else []
+        built.decoder = decoders.Sequence(
+            [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *last]
+        )
+        return built
+
+    def _byte_pairs(self) -> Any:
+        from tokenizers import models
+
+        vocabulary = {name: at for at, name in enumerate(self.names)}
+        return models.BPE(
+            vocabulary,
+            list(self._merges(vocabulary)),
+            unk_token=self.names[self.unknown],
+            fuse_unk=True,
+            byte_fallback=self.fallback,
+        )
+
+    def _unigram(self) -> Any:
+        from tokenizers import models
+
+        pieces = [
+            # what is found whole is found before, and what no text becomes is never found
+            (name if kind in (NORMAL, BYTE) else f"\N{NULL}{at}", score)
+            for at, (name, score, kind) in enumerate(zip(self.names, self.scores, self.kinds, strict=True))
+        ]
+        return models.Unigram(pieces, self.unknown, self.fallback)
+
+    def _merges(self, vocabulary: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+        """Every way to join two pieces to a third, best score first: the order in which SentencePiece joins."""
+        normal = {name for name, kind in zip(self.names, self.kinds, strict=True) if kind == NORMAL}
+        found: list[tuple[float, int, int, str, str]] = []
+        for piece in normal:
+            for cut in range(1, len(piece)):
+                left, right = piece[:cut], piece[cut:]
+                if left in normal and right in normal:
+                    found.append((-self.scores[vocabulary[piece]], vocabulary[left], vocabulary[right], left, right))
+        found.sort()
+        return ((left, right) for *_, left, right in found)
+
+
+class PieceCoder:
+    """Text to SentencePiece's ids, as a slow tokenizer of some generation cut it up.
+
+    That one looked for its added tokens first and gave SentencePiece what stood between them. Pieces of the model's
+    maker are found by SentencePiece itself (``inner``), so that text behind one is still the same text.
+    """
+
+    def __init__(self, pieces: Pieces, added: Mapping[str, Added], manner: Manner, *, inner: bool = True) -> None:
+        self._added, self._manner = added, manner
+        self._inner = pieces.user & added.keys() if inner else frozenset[str]()
+        self._strip = pieces.strip
+        self._typed = named(name for name, token in added.items() if not token.guarded and name not in self._inner)
+        self._backend = pieces.backend()
+        add(self._backend, (added[name] for name in self._inner if not added[name].guarded), normalized=True)
+        self._ids = {name: at for at, name in enumerate(pieces.names)}
+        self._unknown = pieces.unknown
+
+    def encode(self, text: str, *, new: bool, after: str | None, before: str | None) -> list[int]:
+        """See `Coder.encode`."""
+        if self._manner.within != "put":  # then a typed space mark was written as the space it stands for, before all
+            text = text.replace(SPACE, " ")
+        ids: list[int] = []
+        at = 0
+        for found in self._typed.finditer(text):
+            ids += self._piece(text[at : found.start()], new and at == 0, after, found[0])
+            ids.append(self._added[found[0]].id)
+            at, after = found.end(), found[0]
+        return ids + self._piece(text[at:], new and at == 0, after, before)
+
+    def _piece(self, text: str, new: bool, after: str | None, before: str | None) -> list[int]:
+        """Ids of what stands between two added tokens."""
+        left, right = self._added.get(after or ""), self._added.get(before or "")
+        text = text.lstrip() if left is not None and left.right else text
+        text = text.rstrip() if right is not None and right.left else text
+        space = self._manner.begins if new else "keep" if after in self._inner else self._manner.within
+        if self._strip:
+            text = text.strip(" ")
+        if text:
+            return self._cut(text, space)
+        return [self._ids[SPACE]] if SPACE in self._ids and self._alone(right, new, space) else []
+
+    def _alone(self, before: Added | None, new: bool, space: str) -> bool:
+        """Whether the space before a text stays where the text begins with a token."""
+        if before is None or space != "put":
+            return False
+        return before.content in self._inner or (new and self._manner.alone and not before.special)
+
+    def _cut(self, text: str, space: str) -> list[int]:
+        if space == "keep":
+            return self._coded(text)
+        ids = self._coded(SPACE + text)
+        if space == "put" or text.startswith((" ", SPACE)):
+            return ids
+        first = str(self._backend.id_to_token(ids[0]))
+        if not first.startswith(SPACE):
+            return ids
+        return [*([self._ids.get(first[1:], self._unknown)] if len(first) > 1 else []), *ids[1:]]
+
+    def _coded(self, text: str) -> list[int]:
+        return coded(self._backend, text)
+
+
+def read_pieces(file: Path) -> Pieces:
+    """The pieces in a ``tokenizer.model``.
+
+    Raises:
+        CheckpointError: it is no SentencePiece model, or of a kind that can't be read.
+    """
+    size = size_of(file)
+    if size > TEXT_LIMIT:
+        raise CheckpointError(f"{file}: has {size} bytes; up to {TEXT_LIMIT} are read")
+    try:
+        fields = list(_fields(file.read_bytes()))
+        pieces = [dict(_fields(_bytes(value))) for key, value in fields if key == 1]
+        trained = dict(one for key, value in fields if key == 2 for one in _fields(_bytes(value)))
+        rules = dict(one for key, value in fields if key == 3 for one in _fields(_bytes(value)))
+        names = [_bytes(piece[1]).decode() for piece in pieces]
+        scores = [float(struct.unpack("<f", _bytes(piece.get(2, bytes(4))))[0]) for piece in pieces]
+        kinds = [_whole(piece.get(3, NORMAL)) for piece in pieces]
+        kind = _whole(trained.get(3, _UNIGRAM))
+        charsmap = _bytes(rules.get(2, b""))
+    except OSError as error:
+        raise CheckpointError(f"{file}: {error.strerror or 'can not be read'}") from error
+    except (ValueError, KeyError, IndexError, struct.error) as error:
+        raise CheckpointError(f"{file}: this is no SentencePiece model") from error
+    if not names:
+        raise CheckpointError(f"{file}: this is no SentencePiece model, or one without any piece")
+    if kind not in (_UNIGRAM, _BPE) or trained.get(24):
+        raise CheckpointError(f"{file}: a SentencePiece model of words or letters; byte pairs and unigrams can be read")
+    if len(set(names)) != len(names):
+        raise CheckpointError(f"{file}: {len(names) - len(set(names))} pieces stand in the vocabulary twice")
+    return Pieces(
+        names,
+        scores,
+        kinds,
+        unigram=kind == _UNIGRAM,
+        fallback=bool(trained.get(35, 0)),
+        prefix=bool(rules.get(3, 1)),
+        strip=bool(rules.get(4, 1)),
+        charsmap=charsmap,
+        unknown=kinds.index(UNKNOWN) if UNKNOWN in kinds else 0,
+    )
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Number and value of each field of a protocol buffer message."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        kind = key & 7
+        if kind == 0:
+            value, at = _varint(data, at)
+            yield key >> 3, value
+            continue
+        size, at = _varint(data, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
+        if at + size > len(data):
+            raise ValueError("a field ends after the file")
+        yield key >> 3, data[at : at + size]
+        at += size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+        if shift > 63:
+            raise ValueError("a number that has no end")
+
+
+def _bytes(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise ValueError("a number where bytes were expected")
+    return value
+
+
+def _whole(value: int | bytes) -> int:
+    if isinstance(value, bytes):
+        raise ValueError("bytes where a number was expected")
+    return value

@@ -1,0 +1,175 @@
+"""Tokenizers out of folders: every format, every id where its file has it, control tokens out of reach of any text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from checkpoint_maker import bytes_tokenizer, llama_tokenizer, save_tokenizer
+from trifocal.engines.tokenizer import FileTokenizer
+from trifocal.errors import CheckpointError
+from trifocal.tokens.folder import read_words
+
+
+def opened(folder: Path, **options: Any) -> FileTokenizer:
+    return FileTokenizer(read_words(folder, bos=options.pop("bos", 1)), **options)
+
+
+def test_text_after_a_picture_is_encoded_as_llavas_tokenizer_does(tmp_path: Path) -> None:
+    legacy = llama_tokenizer(["<x>"])
+    save_tokenizer(legacy, tmp_path)
+    ours = opened(tmp_path)
+    assert ours.encode("What is", start=True) == legacy.encode("What is").ids
+    assert ours.encode("What is", start=True)[1:] == ours.encode("What is", start=False)  # a space before every run
+    assert ours.encode("", start=True) == [1]
+
+
+def test_a_tokenizer_that_begins_only_once_begins_once_a_text(tmp_path: Path) -> None:
+    words = {"<unk>": 0, "<s>": 1, "▁a": 2, "a": 3, "▁": 4}
+    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[("▁", "a")], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="first")
+    tokenizer.add_special_tokens(["<s>"])
+    save_tokenizer(tokenizer, tmp_path)
+    original, processor = opened(tmp_path), opened(tmp_path, parts=False)
+    assert original.encode("a", start=True) == processor.encode("a", start=True) == [1, 2]
+    assert original.encode("a", start=False) == [2]  # behind a picture original LLaVA begins a new text
+    assert processor.encode("a", start=False) == [3]  # and to transformers' processors a picture is a token in it
+    assert original.encode("a", start=False, after="<s>") == processor.encode("a", start=False, after="<s>") == [3]
+
+
+def test_a_unigram_vocabulary_spells_no_control_token(tmp_path: Path) -> None:
+    controls = ["<unk>", "<s>", "</s>"]
+    pieces = [(name, 0.0) for name in controls] + [(letter, -3.0) for letter in "▁abs</>"]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.add_special_tokens(controls)
+    save_tokenizer(tokenizer, tmp_path)
+    ours = opened(tmp_path)
+    ids = ours.encode("a</s>b", start=False)
+    assert ours.token("</s>") == 2
+    assert not {1, 2} & set(ids)
+    assert ours.decode(ids) == "a</s>b"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_no_merge_and_no_whole_word_is_a_control_token(tmp_path: Path, whole: bool) -> None:
+    words = {"<": 0, "s": 1, ">": 2, "<s": 3, "<s>": 4, "a": 5}
+    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[("<", "s"), ("<s", ">")], ignore_merges=whole))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>"])
+    save_tokenizer(tokenizer, tmp_path)
+    assert opened(tmp_path).encode("<s>", start=False) == [3, 2]
+    assert opened(tmp_path).encode("a<s>a", start=False) == [5, 3, 2, 5]
+
+
+def test_a_tokenizer_without_a_start_token_gets_none(tmp_path: Path) -> None:
+    save_tokenizer(bytes_tokenizer(["<|im_end|>"]), tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": null}')
+    ours = FileTokenizer(read_words(tmp_path))
+    assert ours.encode("a", start=True) == ours.encode("a", start=False)
+
+
+def write(folder: Path, added: list[tuple[int, str, bool]], **flags: bool) -> Path:
+    """A tokenizer.json of three letters and these added tokens: id, content, special."""
+    tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "\u0120": 2}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    plain = {**dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False), **flags}
+    made = json.loads(tokenizer.to_str())
+    made["added_tokens"] = [
+        {"id": at, "content": content, "special": special, **plain} for at, content, special in added
+    ]
+    (folder / "tokenizer.json").write_text(json.dumps(made))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("added", "text", "ids"),
+    [
+        ([(3, "<|endoftext|>", True), (4, "   ", False), (5, "  ", False)], "a   b", [0, 4, 1]),
+        ([(3, "<|endoftext|>", True), (7, "   ", False), (9, "  ", False)], "a   b  a", [0, 7, 1, 9, 0]),
+        ([(8, "<x>", False), (5, "<y>", False)], "<y>a<x>", [5, 0, 8]),
+        ([(5, "<e>", True), (4, "<d>", False), (3, "<c>", True)], "a<c><d>", [0, 4]),
+        ([(1, "<x>", False)], "a<x>a", [0, 1, 0]),
+    ],
+)
+def test_ids_never_move(tmp_path: Path, added: list[tuple[int, str, bool]], text: str, ids: list[int]) -> None:
+    """An added token keeps the id that its file gives it, whatever lies before it, is left out or stands elsewhere."""
+    ours = FileTokenizer(read_words(write(tmp_path, added)))
+    assert ours.encode(text, start=False) == ids
+    assert {name: ours.token(name) for _, name, _ in added} == {name: at for at, name, _ in added}
+    for at, name, special in added:
+        assert ours.decode([0, at, 0]) == ("aa" if special else f"a{name}a")
+
+
+def test_only_what_is_special_is_hidden_and_out_of_reach(tmp_path: Path) -> None:
+    added = [(3, "<eos>", True), (4, "<loc0398>", False), (5, "<table>", False), (6, "<think>", False)]
+    ours = FileTokenizer(read_words(write(tmp_path, added)))
+    assert ours.decode([4, 5, 3, 6]) == "<loc0398><table><think>"
+    assert ours.encode("<loc0398>a<think>", start=False) == [4, 0, 6]
+    assert 3 not in ours.encode("<eos>", start=False)
+
+
+def test_what_templates_write_is_out_of_reach_whatever_a_file_calls_it(tmp_path: Path) -> None:
+    ours = FileTokenizer(read_words(write(tmp_path, [(3, "<|im_start|>", False), (4, "<im_end>", False)])))
+    assert (ours.token("<|im_start|>"), ours.token("<im_end>")) == (3, 4)
+    assert not {3, 4} & set(ours.encode("a<|im_start|>b<im_end>", start=False))
+
+
+def test_settings_say_what_is_special_too(tmp_path: Path) -> None:
+    write(tmp_path, [(3, "<x>", False), (4, "<y>", False)])
+    listed = {"3": {"content": "<x>", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": listed, "pad_token": "b"}))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": ["<y>"]}))
+    ours = FileTokenizer(read_words(tmp_path))
+    assert ours.decode([0, 3, 4, 1, 0]) == "aba"
+    assert not {3, 4} & set(ours.encode("<x><y>", start=False))
+
+
+def test_tokens_take_the_white_space_beside_them_away_that_their_file_says(tmp_path: Path) -> None:
+    ours = FileTokenizer(read_words(write(tmp_path, [(3, "<|user|>", True)], lstrip=True, rstrip=True)))
+    assert ours.encode(" a ", start=False, after="<|user|>") == [0, 2]
+    assert ours.encode(" a ", start=False, before="<|user|>") == [2, 0]
+    assert ours.encode(" a ", start=False, after="<other>", before="<other>") == [2, 0, 2]
+
+
+def test_vocab_and_merges_are_cut_as_their_class_does(tmp_path: Path) -> None:
+    source = bytes_tokenizer([])
+    source.model.save(str(tmp_path))
+    settings = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "added_tokens_decoder": {
+            str(source.get_vocab_size() + 3): {"content": "<|im_start|>", "special": True},
+            str(source.get_vocab_size() + 9): {"content": "<tool_call>", "special": False},
+        },
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours = FileTokenizer(read_words(tmp_path))
+    first = source.get_vocab_size()
+    assert ours.token("<|im_start|>") == first + 3
+    assert ours.encode("The picture<tool_call>", start=True) == [*source.encode("The picture").ids, first + 9]
+    assert ours.decode(ours.encode("A<|im_start|>e\u0301 12\n", start=False)) == "A<|im_start|>\u00e9 12\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({}, "no tokenizer"),
+        ({"vocab.json": "{}", "merges.txt": ""}, "its tokenizer_class is ''"),
+        ({"vocab.json": "{}", "tokenizer_config.json": '{"tokenizer_class": "Qwen2Tokenizer"}'}, "merges.txt: No such"),
+        ({"tokenizer.model": "IQ== 0\nIg== 1\n"}, "tokenizer.model: this is no SentencePiece model"),
+        ({"tokenizer.model": ""}, "tokenizer.model: this is no SentencePiece model, or one without any piece"),
+        ({"tokenizer.json": "{}"}, "tokenizer.json: no tokenizer that can be read there"),
+        ({"tokenizer.json": '{"added_tokens": []'}, "tokenizer.json: "),
+    ],
+)
+def test_what_can_not_be_read_is_told_with_its_file_and_cause(tmp_path: Path, files: dict[str, str], told: str) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match=told):
+        read_words(tmp_path)
