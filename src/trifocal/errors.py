@@ -74,10 +74,10 @@ class BadMarkup(UsageError):
 
 
 class BadSampling(UsageError):
-    """A sampling option out of its range. ``option`` is its name."""
+    """A sampling option out of its range. ``option`` is its name, ``detail`` what is wrong with it."""
 
     def __init__(self, option: str, detail: str) -> None:
-        self.option = option
+        self.option, self.detail = option, detail
         super().__init__(f"{option}: {detail}")
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from trifocal.errors import BadMessages, BadSampling
 from trifocal.images import Image
@@ -47,6 +48,15 @@ class Call:
     name: str
     arguments: str
     id: str = ""
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The arguments; none where the answer was cut within them."""
+        try:
+            found = json.loads(self.arguments)
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,11 +227,13 @@ class Chunk:
     """A piece of an answer's text as soon as it is sure; the last one carries `End`.
 
     ``logprobs`` are those of the tokens since the chunk before, where ``top_logprobs`` asked for them.
+    ``prompt_tokens`` are known from the first one on.
     """
 
     text: str
     end: End | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

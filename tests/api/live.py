@@ -20,6 +20,7 @@ from PIL import Image as Pictures
 from starlette.routing import BaseRoute
 
 from trifocal.api.app import create_app
+from trifocal.api.errors import dialect_of
 from trifocal.api.server import Listener, listen
 from trifocal.api.settings import ServerSettings
 from trifocal.checkpoints import find_checkpoint
@@ -173,17 +174,24 @@ def full(count: int, ci: int) -> int:
 
 
 def error_of(response: httpx.Response, status: int = 400) -> dict[str, Any]:
-    """The error object of a refusal, which has the one shape that all have."""
+    """The error of a refusal, which has the shape of the dialect that was spoken, as OpenAI's."""
     assert response.status_code == status, response.text[:300]
     assert response.headers["content-type"].startswith("application/json")
     assert len(response.content) <= 8192
-    body = response.json()
-    assert set(body) == {"error"}
-    assert set(body["error"]) == {"message", "type", "param", "code"}
-    error: dict[str, Any] = body["error"]
+    body, error = response.json(), response.json()["error"]
+    match dialect_of(response.request.url.path):
+        case "Ollama":
+            assert set(body) == {"error"}
+            error = {"message": error, "type": None, "param": None, "code": None}
+        case "Anthropic":
+            assert (set(body), body["type"]) == ({"type", "error"}, "error")
+            error = {**error, "param": None, "code": None}
+        case "OpenAI":
+            assert set(body) == {"error"}
+            assert isinstance(error["code"], str)
+    assert set(error) == {"message", "type", "param", "code"}
     assert isinstance(error["message"], str)
-    assert isinstance(error["code"], str)
-    return error
+    return dict(error)
 
 
 def events_of(response: httpx.Response) -> list[Any]:

@@ -122,10 +122,11 @@ def test_max_completion_tokens_is_max_tokens(client: httpx.Client) -> None:
 
 def test_completions_go_on_with_the_prompt_alone(client: httpx.Client) -> None:
     prompt = f'Look <img src="{data_uri("red")}"> and say'
-    body = client.post("/v1/completions", json={"prompt": prompt}).json()
+    assert client.post("/v1/completions", json={"prompt": prompt}).json()["choices"][0]["text"] == "Look [picture: 4"
+    body = client.post("/v1/completions", json={"prompt": prompt, "max_tokens": 99}).json()
     assert body["object"] == "text_completion"
     assert body["choices"][0]["text"] == "Look [picture: 4 positions, mean 85.000000] and say"
-    events = events_of(client.post("/v1/completions", json={"prompt": prompt, "stream": True}))
+    events = events_of(client.post("/v1/completions", json={"prompt": prompt, "max_tokens": 99, "stream": True}))
     assert "".join(event["choices"][0]["text"] for event in events[:-1]) == body["choices"][0]["text"]
 
 
@@ -144,7 +145,7 @@ def test_models_are_the_served_one_and_its_other_names() -> None:
         ({"temperature": "1"}, "invalid_type", "temperature"),
         ({"temperature": -1}, "invalid_value", "temperature"),
         ({"n": 9}, "invalid_value", "n"),
-        ({"tools": [{"type": "function"}]}, "unsupported_parameter", "tools"),
+        ({"tools": [{"type": "function"}]}, "missing_required_parameter", "tools[0].name"),
         ({"logit_bias": {"5": 1}}, "unsupported_parameter", "logit_bias"),
         ({"logprobs": True}, "invalid_value", "top_logprobs"),
         ({"top_logprobs": 2}, "invalid_value", "top_logprobs"),

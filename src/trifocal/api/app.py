@@ -11,23 +11,33 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 from fastapi.routing import APIRoute, APIRouter
 from starlette.exceptions import HTTPException
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from trifocal import __version__
-from trifocal.api import anthropic, health, ollama, openai, textgen
-from trifocal.api.errors import Refusal, explain
+from trifocal.api import anthropic, health, ollama, openai, places, responses, textgen
+from trifocal.api.errors import ErrorBody, Refusal, error_model, explain
 from trifocal.api.guard import ANSWERING, ASIDE, Bodies, Doorkeeper, Reporter, Sockets
 from trifocal.api.serving import Server
 from trifocal.api.settings import ServerSettings
 from trifocal.api.strict_json import loads
-from trifocal.api.wire import ErrorBody, Json, invalid
+from trifocal.api.wire import Json, invalid
 from trifocal.errors import TrifocalError
 from trifocal.model.llava import Llava
 
 __all__ = ["DIALECTS", "App", "create_app"]
 
-DIALECTS: tuple[APIRouter, ...] = (openai.router, textgen.router, anthropic.router, ollama.router, health.router)
+DIALECTS: tuple[APIRouter, ...] = (
+    openai.router,
+    responses.router,
+    textgen.router,
+    anthropic.router,
+    ollama.router,
+    health.router,
+    places.router,
+)
+# what clients say of JSON: nothing, what curl says when nothing is said, or the truth
+_JSON_KINDS = ("", "application/x-www-form-urlencoded", "application/json")
 _STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 500, 502, 503, 504)
 
 
@@ -47,7 +57,7 @@ class App(FastAPI):
         for dialect in DIALECTS:
             for route in dialect.routes:
                 self._adopt(route)
-        for route in page:
+        for route in page or [Route("/", places.greeting, name="page")]:
             self._adopt(route)
         self.add_exception_handler(Exception, _answer_error)
         for kind in (TrifocalError, Refusal, HTTPException, RequestValidationError, MemoryError, TimeoutError):
@@ -58,7 +68,8 @@ class App(FastAPI):
         server: Server = self.state.server
         crowds = {**dict.fromkeys(ANSWERING, server.admission), **dict.fromkeys(ASIDE, server.aside)}
         inner = Bodies(super().build_middleware_stack(), server, crowds)
-        return Reporter(Doorkeeper(Sockets(inner, server.settings), server.settings), server, self.router.routes)
+        guarded = Doorkeeper(Sockets(inner, server.settings), server.settings)
+        return places.Places(Reporter(guarded, server, self.router.routes))
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, in which a bad body is a 400 like any other bad request."""
@@ -83,7 +94,7 @@ class App(FastAPI):
                 tags=route.tags,
                 summary=route.summary,
                 status_code=route.status_code,
-                responses={**{status: {"model": ErrorBody} for status in _STATUSES}, **route.responses},
+                responses={**{status: {"model": error_model(route.path)} for status in _STATUSES}, **route.responses},
                 response_class=route.response_class,
             )
         self.router.routes.append(route)
@@ -108,10 +119,15 @@ class _StrictRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
-            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if self.body_field and kind != "application/json":
-                raise Refusal(415, "unsupported_media_type", "the body must be JSON: content-type: application/json")
-            ours = _StrictRequest(request.scope, request.receive)
+            scope = request.scope
+            if self.body_field:
+                kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+                if kind not in _JSON_KINDS and not kind.endswith("+json"):
+                    words = f"the body must be JSON, not {kind}: content-type: application/json"
+                    raise Refusal(415, "unsupported_media_type", words)
+                others = [pair for pair in scope["headers"] if pair[0] != b"content-type"]
+                scope = {**scope, "headers": [*others, (b"content-type", b"application/json")]}
+            ours = _StrictRequest(scope, request.receive)
             if self.body_field:
                 await ours.json()  # here, since FastAPI would hide what is wrong with it
             return await handler(ours)
@@ -129,17 +145,22 @@ def create_app(llava: Llava, settings: ServerSettings, page: Sequence[BaseRoute]
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    refusal = _translated(error)
-    return Json(refusal.body, refusal.status, refusal.headers)
+    refusal = _translated(request, error)
+    return Json(refusal.body(request.scope["path"]), refusal.status, refusal.headers)
 
 
-def _translated(error: Exception) -> Refusal:
+def _translated(request: Request, error: Exception) -> Refusal:
     """FastAPI's and Starlette's own errors as ours."""
     if isinstance(error, RequestValidationError):
         errors = [{**each, "loc": each["loc"][1:]} for each in error.errors()]  # without "body" or "path"
         return invalid(errors, error.body)
     if isinstance(error, HTTPException):
-        codes = {404: ("not_found", "there is nothing here"), 405: ("method_not_allowed", "another method is needed")}
+        path, routes = request.scope["path"], request.app.router.routes
+        methods = (error.headers or {}).get("Allow", "another method")
+        codes = {
+            404: ("not_found", places.nearest(path, routes)),
+            405: ("method_not_allowed", f"{methods} is needed here"),
+        }
         code, message = codes.get(error.status_code, ("invalid_request", "the request can't be read"))
         return Refusal(error.status_code, code, message)
     return explain(error)

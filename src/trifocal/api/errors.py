@@ -1,12 +1,15 @@
-"""The one place where an error becomes a status and the error object that every route answers with.
+"""The one place where an error becomes a status and the error object of the dialect that was spoken.
 
-The shape is OpenAI's: ``{"error": {"message", "type", "param", "code"}}`` with string codes.
+OpenAI's is ``{"error": {"message", "type", "param", "code"}}`` with string codes, and every route's that is nobody's;
+Anthropic's has its own names of types; Ollama's is ``{"error": "words"}``.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel
 
 from trifocal.errors import (
     BadImage,
@@ -19,10 +22,20 @@ from trifocal.errors import (
     UsageError,
 )
 
-__all__ = ["Refusal", "explain", "refuse", "server_busy", "shutting_down"]
+__all__ = ["ErrorBody", "Refusal", "dialect_of", "error_model", "explain", "refuse", "server_busy", "shutting_down"]
 
 LONGEST_MESSAGE = 600
 _TYPES = {401: "invalid_request_error", 403: "permission_error", 429: "rate_limit_error", 409: "conflict_error"}
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 _IMAGE_CODES = {
     "unsupported_format": "unsupported_image_format",
     "too_many_bytes": "image_too_large",
@@ -33,6 +46,54 @@ _IMAGE_CODES = {
     "url_not_allowed": "image_url_not_allowed",
     "bad_url": "invalid_image_url",
 }
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The error object of OpenAI's dialect, and of routes that are nobody's."""
+
+    error: ErrorDetail
+
+
+class AnthropicDetail(BaseModel):
+    """What went wrong."""
+
+    type: str
+    message: str
+
+
+class AnthropicErrorBody(BaseModel):
+    """The error object of Anthropic's dialect."""
+
+    type: Literal["error"]
+    error: AnthropicDetail
+
+
+class OllamaErrorBody(BaseModel):
+    """The error of Ollama's dialect: words."""
+
+    error: str
+
+
+def dialect_of(path: str) -> Literal["OpenAI", "Anthropic", "Ollama"]:
+    """Whose errors the clients of a path can read."""
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return "Anthropic"
+    return "Ollama" if path.startswith("/api/") and not path.startswith("/api/v1/") else "OpenAI"
+
+
+def error_model(path: str) -> type[BaseModel]:
+    """What an error of that path looks like."""
+    models: dict[str, type[BaseModel]] = {"Anthropic": AnthropicErrorBody, "Ollama": OllamaErrorBody}
+    return models.get(dialect_of(path), ErrorBody)
 
 
 class Refusal(Exception):
@@ -52,11 +113,21 @@ class Refusal(Exception):
             return "service_unavailable_error"
         return _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
 
-    @property
-    def body(self) -> dict[str, Any]:
-        """The error object."""
+    def body(self, path: str = "") -> dict[str, Any]:
+        """The error object, as the clients of that path expect it."""
+        match dialect_of(path):
+            case "Anthropic":
+                return {"type": "error", "error": {"type": _anthropic_type(self.status), "message": self.told}}
+            case "Ollama":
+                return {"error": self.told}
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": error}
+
+    @property
+    def told(self) -> str:
+        """The message with its place, for dialects whose errors have no field for it."""
+        said = self.param is None or self.param in self.message
+        return self.message if said else _plain(f"{self.param}: {self.message}")
 
     @property
     def headers(self) -> dict[str, str]:
@@ -113,6 +184,10 @@ def explain(error: BaseException) -> Refusal:
     if "outofmemory" in type(error).__name__.lower() or "out of memory" in str(error)[:400].lower():
         return explain(OutOfMemory())  # as other packages' engines may say it
     return Refusal(500, "internal_error", "an error of ours; tell us the request id")
+
+
+def _anthropic_type(status: int) -> str:
+    return _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
 
 
 def _plain(message: str) -> str:

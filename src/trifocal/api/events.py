@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -26,9 +26,13 @@ class EventStream(Response):
     """Writes an async generator's texts and closes it when the client leaves or stops reading."""
 
     def __init__(
-        self, texts: AsyncGenerator[str, None], patience: float, media_type: str = "text/event-stream"
+        self,
+        texts: AsyncGenerator[str, None],
+        patience: float,
+        media_type: str = "text/event-stream",
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(media_type=media_type, headers={"x-accel-buffering": "no"})
+        super().__init__(media_type=media_type, headers={"x-accel-buffering": "no", **(headers or {})})
         del self.headers["content-length"]
         self._texts, self._patience = texts, patience
 

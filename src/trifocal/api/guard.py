@@ -26,10 +26,11 @@ from trifocal.errors import TrifocalError
 __all__ = ["ANSWERING", "ASIDE", "PUBLIC", "Bodies", "Doorkeeper", "Reporter", "Sockets"]
 
 log = logging.getLogger("trifocal.api")
-PUBLIC = ("page", "livez", "readyz")  # names of the routes that need no key
+PUBLIC = ("page", "livez", "readyz", "health")  # names of the routes that need no key
 ANSWERING = (  # paths of the routes that take a slot
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/responses",
     "/v1/messages",
     "/api/chat",
     "/api/generate",
@@ -37,7 +38,16 @@ ANSWERING = (  # paths of the routes that take a slot
     "/api/v1/chat",
     "/page/api/explain",
 )
-ASIDE = ("/page/api/count", "/page/api/preview")  # paths of the routes that are worked on beside the answers
+ASIDE = (
+    "/page/api/count",
+    "/page/api/preview",
+    "/v1/messages/count_tokens",
+    "/tokenize",
+    "/detokenize",
+    "/v1/internal/encode",
+    "/v1/internal/decode",
+    "/v1/internal/token-count",
+)  # paths of the routes that are worked on beside the answers
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _ONCE = (  # what decides who may come in and how a body is read
     b"origin",
@@ -49,6 +59,7 @@ _ONCE = (  # what decides who may come in and how a body is read
     b"authorization",
     b"x-api-key",
 )
+_HEADERS = re.compile(r"[A-Za-z0-9_-]{1,64}(?: ?, ?[A-Za-z0-9_-]{1,64}){0,63}")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SAFE = {
     "x-content-type-options": "nosniff",
@@ -120,7 +131,7 @@ class Reporter:
         if origin and origin in self._server.settings.origins:
             pairs |= {
                 "access-control-allow-origin": origin,
-                "access-control-expose-headers": "x-request-id, retry-after",
+                "access-control-expose-headers": "x-request-id, retry-after, x-trifocal-notes",
                 "vary": "origin",
             }
         return [(name.encode(), value.encode()) for name, value in pairs.items()]
@@ -155,7 +166,7 @@ class Doorkeeper:
             try:
                 self._check(scope)
                 if scope.get("method") == "OPTIONS" and header(scope, b"origin") in self._settings.origins:
-                    await preflight(send)
+                    await preflight(scope, send)
                     return
                 self._check_key(scope)
             except Refusal as refusal:
@@ -335,7 +346,7 @@ async def respond(scope: Scope, receive: Receive, send: Send, refusal: Refusal, 
     if scope["type"] == "websocket":
         await _deny(scope, send, refusal)
         return
-    body = dump(refusal.body).encode()
+    body = dump(refusal.body(scope["path"])).encode()
     headers = {**refusal.headers, "content-type": "application/json", "content-length": str(len(body))}
     start = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": refusal.status, "headers": start})
@@ -357,18 +368,23 @@ async def _deny(scope: Scope, send: Send, refusal: Refusal) -> None:
     if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008, "reason": refusal.code})
         return
-    body = dump(refusal.body).encode()
+    body = dump(refusal.body(scope["path"])).encode()
     headers = [(name.encode(), value.encode()) for name, value in refusal.headers.items()]
     headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "websocket.http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": body})
 
 
-async def preflight(send: Send) -> None:
-    """Answers a browser that asks whether a listed page may call; the origin itself is added by `Reporter`."""
+async def preflight(scope: Scope, send: Send) -> None:
+    """Answers a browser that asks whether a listed page may call; the origin itself is added by `Reporter`.
+
+    The headers that it asks for are allowed: clients in pages send a dozen of their own, and none has a power here.
+    """
+    asked = header(scope, b"access-control-request-headers")
+    allowed = asked if _HEADERS.fullmatch(asked) else "authorization, content-type, x-api-key, x-request-id"
     headers = [
-        (b"access-control-allow-methods", b"GET, POST"),
-        (b"access-control-allow-headers", b"authorization, content-type, x-api-key, x-request-id"),
+        (b"access-control-allow-methods", b"GET, HEAD, POST, DELETE"),
+        (b"access-control-allow-headers", allowed.encode("latin-1")),
         (b"access-control-max-age", b"600"),
     ]
     await send({"type": "http.response.start", "status": 204, "headers": headers})

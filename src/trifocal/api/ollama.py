@@ -1,8 +1,8 @@
-"""Ollama's dialect: chat, generate, tags, show and version; streams are lines of JSON, and the default."""
+"""Ollama's dialect: chat, generate, and what its clients ask of a model; streams are lines of JSON, and the default."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -11,167 +11,295 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from trifocal import __version__
-from trifocal.api.anthropic import from_base64
-from trifocal.api.errors import explain, refuse
+from trifocal.api.answers import additions_of, scored
+from trifocal.api.errors import Refusal, explain, refuse
 from trifocal.api.events import LINES, EventStream
-from trifocal.api.openai import additions_of
+from trifocal.api.parameters import UNTOLD, Penalty, Repetition, Seed, Share, Stop, Temperature, TopK, Whole, bound
 from trifocal.api.serving import Answers, Job, Server, Serving, Step
-from trifocal.api.wire import Draft, Json, Picture, Tagged, Wire, check_text, dump, user_text
-from trifocal.messages import Sampling
+from trifocal.api.tools import call_of, offer_of
+from trifocal.api.wire import (
+    Draft,
+    Echoed,
+    Json,
+    Picture,
+    Tagged,
+    Wire,
+    check_text,
+    dump,
+    from_base64,
+    notes_header,
+    user_text,
+)
+from trifocal.messages import Call, Role, Sampling, TokenLogprob
 
 __all__ = ["ChatRequest", "GenerateRequest", "router"]
 
 router = APIRouter(tags=["Ollama"])
-Shape = Callable[[str], dict[str, Any]]
+LEVEL = "0.13.0"  # of Ollama, whose API this is: clients ask for it before they use what came later
+Shape = Callable[[Step, str], dict[str, Any]]
 
 
 class Options(Wire):
-    """How the answer is drawn. Options of Ollama's loader have no meaning here and are refused by name."""
+    """How the answer is drawn, and within how many positions. Ollama's loader has no part in it here."""
 
-    temperature: float | None = Field(None, ge=0, le=100)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repeat_penalty: float | None = Field(None, gt=0, le=10)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    num_predict: int | None = Field(None, ge=-2)
-    stop: str | list[str] | None = None
+    untold = UNTOLD | {
+        "draft_num_predict", "embedding_only", "f16_kv", "logits_all", "low_vram", "main_gpu", "num_batch", "num_gpu",
+        "num_gqa", "num_keep", "num_thread", "numa", "use_mlock", "use_mmap", "vocab_only",
+    }  # fmt: skip
+    lenient = True
 
-    def sampling(self, server: Server, schema: str | None) -> Sampling:
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    top_k: TopK | None = None
+    min_p: Share | None = None
+    repeat_penalty: Repetition | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    seed: Seed | None = None
+    num_predict: Whole | None = Field(None, ge=-2)
+    num_ctx: Whole | None = Field(None, ge=0)
+    stop: Stop | None = None
+
+    def sampling(self, server: Server, **more: Any) -> Sampling:
         """These options as a `Sampling`; greedy unless a temperature is given."""
-        given = self.model_dump(exclude_none=True, exclude={"num_predict", "repeat_penalty", "stop"})
-        if self.repeat_penalty is not None:
-            given["repetition_penalty"] = self.repeat_penalty
-        if self.num_predict == 0:
-            raise refuse("invalid_value", "num_predict is 1 or more, or -1 for as many as fit", "options.num_predict")
-        most = self.num_predict if self.num_predict is not None and self.num_predict > 0 else None
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop
-        return server.sampling(max_tokens=most, stop=stop, schema=schema, **given)
+        names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "seed", "stop")
+        given = {name: getattr(self, name) for name in names}
+        penalty = self.repeat_penalty
+        return server.sampling(max_tokens=bound(self.num_predict), repetition_penalty=penalty, **given, **more)
 
 
 class Shared(Wire):
     """What chat and generate share."""
 
+    untold = UNTOLD | {"shift", "debug_render_only", "_debug_render_only"}
+
     model: str
     stream: bool | None = None
     options: Options | None = None
     keep_alive: str | float | None = None
-    think: bool | str | None = None
     format: Literal["json", ""] | dict[str, Any] | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Whole | None = Field(None, ge=0, le=20)
+    truncate: Literal[True] | None = None
 
-    def check(self, server: Server) -> None:
-        """Refuses by name what this server can't do."""
-        server.check_model(self.model)
-        for name in ("think", "logprobs", "top_logprobs"):
-            if getattr(self, name) not in (None, False, ""):
-                raise refuse("unsupported_parameter", f"{name} is not supported: leave it out", name)
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What of the request has no effect here."""
+        return (*self.notes, *(self.options.notes if self.options else ()))
+
+    @property
+    def leaves(self) -> bool:
+        """Whether the model is to go after this request; it stays, but the client is answered in its words."""
+        given = self.keep_alive.rstrip("hms") if isinstance(self.keep_alive, str) else self.keep_alive
+        try:
+            return given is not None and float(given) == 0
+        except ValueError:
+            return False
+
+    def job(self, server: Server, drafts: Sequence[Draft], **more: Any) -> Job:
+        """What is asked for."""
+        schema = {"type": "object"} if self.format == "json" else self.format
+        options = self.options or Options.model_validate({})
+        top = (self.top_logprobs or 0) if self.logprobs else None
+        sampling = options.sampling(server, schema=dump(schema) if schema else None, top_logprobs=top)
+        return Job(drafts, sampling, notes=self.told, held="format", room=options.num_ctx or None, **more)
 
 
-class Turn(Wire):
+class CalledFunction(Echoed):
+    """A function's name and its arguments."""
+
+    name: str
+    arguments: dict[str, Any] | str = Field(default_factory=dict)
+
+
+class ToolCall(Echoed):
+    """A call that an answer asked for."""
+
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Turn(Echoed):
     """One turn; ``images`` are base64."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str = ""
     images: list[str] | None = None
+    tool_calls: list[ToolCall] | None = Field(None, max_length=128)
+    tool_name: str | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
 
 
 class ChatRequest(Shared):
-    """A conversation to go on with."""
+    """A conversation to go on with; without one the model is only loaded."""
 
-    messages: list[Turn] = Field(min_length=1, max_length=1024)
+    messages: list[Turn] = Field(default_factory=list, max_length=1024)
     tools: list[dict[str, Any]] | None = None
 
 
 class GenerateRequest(Shared):
-    """One question, in the model's template unless ``raw``."""
+    """One question, in the model's template unless ``raw``; without one the model is only loaded."""
 
     prompt: str = ""
     images: list[str] | None = None
     system: str | None = None
     raw: bool | None = None
+    template: str | None = None
+    context: list[Whole] | None = None
 
 
-class ShowRequest(Wire):
+class ModelRequest(Wire):
     """Which model."""
+
+    lenient = True
 
     model: str | None = None
     name: str | None = None
-    verbose: bool | None = None
+    stream: bool | None = None
 
 
 @router.post("/api/chat", summary="Answer a conversation", responses=LINES)
 async def chat(request: Request, body: ChatRequest, server: Serving) -> Response:
     """The next turn of a conversation with pictures."""
-    body.check(server)
-    if body.tools:
-        raise refuse("unsupported_parameter", "tools: no served template has tool calls", "tools")
+    server.check_model(body.model)
+    if not body.messages:
+        return _loaded(server, body, {"message": {"role": "assistant", "content": ""}})
     drafts = [_draft(turn, f"messages[{at}]") for at, turn in enumerate(body.messages)]
-    return await _reply(
-        request, server, body, Job(drafts, _sampling(body, server)), lambda text: {"message": _message(text)}
-    )
+    return await _reply(request, server, body, body.job(server, drafts, offer=offer_of(body.tools, "auto")), _message)
 
 
 @router.post("/api/generate", summary="Answer one question", responses=LINES)
 async def generate(request: Request, body: GenerateRequest, server: Serving) -> Response:
     """The answer to one question with pictures."""
-    body.check(server)
+    server.check_model(body.model)
+    for name in ("template", "context"):
+        if getattr(body, name):
+            raise refuse("unsupported_parameter", f"{name} is not supported: leave it out", name)
     if body.raw and (body.images or body.system):
         raise refuse("invalid_value", "a raw prompt holds its pictures and its system text itself", "raw")
+    if not body.prompt and not body.images:
+        return _loaded(server, body, {"response": ""})
     if body.raw:
-        job = Job([Draft("user", (Tagged(body.prompt),))], _sampling(body, server), raw=True)
+        job = body.job(server, [Draft("user", (Tagged(body.prompt),))], raw=True)
     else:
-        turns = [Turn(role="system", content=body.system)] if body.system else []
-        turns.append(Turn(role="user", content=body.prompt, images=body.images))
-        job = Job([_draft(turn, "prompt") for turn in turns], _sampling(body, server))
-    return await _reply(request, server, body, job, lambda text: {"response": text})
+        said: list[dict[str, Any]] = [{"role": "user", "content": body.prompt, "images": body.images}]
+        said = [{"role": "system", "content": body.system}, *said] if body.system else said
+        job = body.job(server, [_draft(Turn.model_validate(turn), "prompt") for turn in said])
+    return await _reply(request, server, body, job, lambda step, text: {"response": text})
 
 
 @router.get("/api/tags", summary="The served model")
 async def tags(server: Serving) -> Response:
-    """The one model that is served."""
-    return Json({"models": [{"name": server.name, "model": server.name, "modified_at": _now(), **_facts(server)}]})
+    """The one model that is served, and its other names."""
+    return Json({"models": _models(server, {"modified_at": _time(server.modified)})})
+
+
+@router.get("/api/ps", summary="The model that is loaded")
+async def loaded(server: Serving) -> Response:
+    """The one model: it stays."""
+    more = {"size_vram": server.gpu_bytes, "context_length": server.llava.engine.context}
+    return Json({"models": _models(server, {"expires_at": "2318-01-01T00:00:00Z", **more})})
 
 
 @router.post("/api/show", summary="What the served model is")
-async def show(body: ShowRequest, server: Serving) -> Response:
+async def show(body: ModelRequest, server: Serving) -> Response:
     """Family, context and capabilities."""
     server.check_model(body.model or body.name)
-    info = {"general.architecture": server.llava.checkpoint.family, "context_length": server.llava.engine.context}
-    return Json({**_facts(server), "model_info": info, "capabilities": ["completion", "vision"], "modified_at": _now()})
+    family, context = server.llava.checkpoint.family, server.llava.engine.context
+    has_tools = server.llava.template.has_tools
+    info = {"general.architecture": family, "context_length": context, f"{family}.context_length": context}
+    return Json(
+        {
+            "modelfile": "",
+            "parameters": "",
+            "template": "{{ .Tools }}{{ .System }}{{ .Prompt }}" if has_tools else "{{ .System }}{{ .Prompt }}",
+            "details": _details(server),
+            "model_info": info,
+            "capabilities": ["completion", "vision", *(["tools"] if has_tools else [])],
+            "modified_at": _time(server.modified),
+        }
+    )
 
 
-@router.get("/api/version", summary="Trifocal's version")
+@router.get("/api/version", summary="The level of Ollama's API that is spoken")
 async def version() -> Response:
-    """`{"version": ...}`."""
-    return Json({"version": __version__})
+    """`{"version": ...}`, as Ollama numbers it, and Trifocal's own."""
+    return Json({"version": LEVEL, "trifocal": __version__})
+
+
+@router.post("/api/pull", summary="Whether a model is there", responses=LINES)
+async def pull(body: ModelRequest, server: Serving) -> Response:
+    """Success for the served model; others are fetched on the command line."""
+    name = body.model or body.name
+    try:
+        server.check_model(name)
+    except Refusal as error:
+        words = f"{name}: this server has one model, {server.name}; on the command line: trifocal pull NAME"
+        raise Refusal(404, "model_not_found", words, param="model") from error
+    done = {"status": "success"}
+    return Json(done) if body.stream is False else Response(dump(done) + "\n", media_type="application/x-ndjson")
+
+
+@router.post("/api/embed", summary="There are no embeddings")
+async def embed(server: Serving) -> Response:
+    """Says that the served model makes none."""
+    raise Refusal(400, "not_supported", f"{server.name} answers questions; it makes no embeddings")
+
+
+@router.post("/api/embeddings", summary="There are no embeddings")
+async def embeddings(server: Serving) -> Response:
+    """Says that the served model makes none."""
+    return await embed(server)
+
+
+async def _managed() -> Response:
+    """Says where models are managed."""
+    words = "the served model is chosen when the server starts; on the command line: trifocal pull, list, serve -m"
+    raise Refusal(400, "not_supported", words)
+
+
+for _path, _method in (
+    ("/api/create", "POST"),
+    ("/api/copy", "POST"),
+    ("/api/push", "POST"),
+    ("/api/delete", "DELETE"),
+):
+    router.add_api_route(_path, _managed, methods=[_method], summary="Models are managed on the command line")
 
 
 async def _reply(request: Request, server: Server, body: Shared, job: Job, shape: Shape) -> Response:
+    headers = notes_header((*job.notes, *job.offer.notes))
     if body.stream is not False:
         answers = await server.answer(request, job)
         lines = _lines(answers, server, shape)
-        return EventStream(lines, server.settings.write_seconds, "application/x-ndjson")
+        return EventStream(lines, server.settings.write_seconds, "application/x-ndjson", headers)
     ((text, step),) = await server.collect(request, job)
-    return Json({**_head(server), **shape(text), **_final(step)})
+    return Json({**_head(server), **shape(step, text), **_logprobs(step.logprobs), **_final(step)}, headers=headers)
 
 
 async def _lines(answers: Answers, server: Server, shape: Shape) -> AsyncGenerator[str, None]:
     try:
         async for step in answers.all():
-            if step.text:
-                yield dump({**_head(server), **shape(step.text), "done": False}) + "\n"
+            if step.text or step.calls or step.logprobs:
+                said = {**shape(step, step.text), **_logprobs(step.logprobs)}
+                yield dump({**_head(server), **said, "done": False}) + "\n"
             if step.end:
-                yield dump({**_head(server), **shape(""), **_final(step)}) + "\n"
+                yield dump({**_head(server), **shape(Step(0, ""), ""), **_final(step)}) + "\n"
     except Exception as error:
-        yield dump({"error": explain(error).message}) + "\n"
+        yield dump(explain(error).body("/api/chat")) + "\n"
+
+
+def _loaded(server: Server, body: Shared, said: dict[str, Any]) -> Response:
+    """What a request without a question is answered: the model is there, and stays."""
+    reason = "unload" if body.leaves else "load"
+    notes = (*body.told, *(["the model stays loaded"] if body.leaves else []))
+    return Json({**_head(server), **said, "done": True, "done_reason": reason}, headers=notes_header(notes))
 
 
 def _head(server: Server) -> dict[str, Any]:
-    return {"model": server.name, "created_at": _now()}
+    return {"model": server.name, "created_at": _time(None)}
 
 
 def _final(step: Step) -> dict[str, Any]:
@@ -193,31 +321,56 @@ def _final(step: Step) -> dict[str, Any]:
     }
 
 
-def _sampling(body: Shared, server: Server) -> Sampling:
-    schema = {"type": "object"} if body.format == "json" else body.format
-    return (body.options or Options.model_validate({})).sampling(server, dump(schema) if schema else None)
+def _logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    told = [
+        {**scored(token.text, token.logprob), "top_logprobs": [scored(*each) for each in token.top]} for token in tokens
+    ]
+    return {"logprobs": told} if told else {}
+
+
+def _message(step: Step, text: str) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if step.calls:
+        message["tool_calls"] = [_called(at, call) for at, call in enumerate(step.calls)]
+    return {"message": message}
+
+
+def _called(at: int, call: Call) -> dict[str, Any]:
+    return {"id": call.id, "function": {"index": at, "name": call.name, "arguments": call.values}}
 
 
 def _draft(turn: Turn, where: str) -> Draft:
-    if turn.images and turn.role != "user":
-        raise refuse("invalid_value", "only user messages hold pictures", where)
-    if turn.role != "user":
-        check_text(turn.content, where)
-        return Draft(turn.role, (turn.content,))
-    names = [f"{where}.images[{at}]" for at in range(len(turn.images or []))]
-    pictures = [Picture(from_base64(data, name), name) for data, name in zip(turn.images or [], names, strict=True)]
-    return Draft("user", (*pictures, *([user_text(turn.content, where)] if turn.content else [])))
+    role: Role = "system" if turn.role == "developer" else turn.role
+    if turn.images and role not in ("user", "tool"):
+        raise refuse("invalid_value", "only user messages and results of tools hold pictures", where)
+    pictures = [_picture(data, f"{where}.images[{at}]") for at, data in enumerate(turn.images or [])]
+    if role == "user":
+        return Draft(role, (*pictures, *([user_text(turn.content, where)] if turn.content else [])))
+    check_text(turn.content, where)
+    calls = tuple(
+        call_of(call.function.name, call.function.arguments, call.id, f"{where}.tool_calls[{at}]")
+        for at, call in enumerate(turn.tool_calls or ())
+    )
+    name, answers = turn.tool_name or turn.name or "", turn.tool_call_id or ""
+    return Draft(role, (turn.content, *pictures), calls=calls, answers=answers, name=name)
 
 
-def _message(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
+def _picture(data: str, name: str) -> Picture:
+    """A picture as base64 or a data URI; Ollama's clients read files and addresses themselves."""
+    return Picture(data if data[:8].lower().startswith(("http:", "https:")) else from_base64(data, name), name)
 
 
-def _facts(server: Server) -> dict[str, Any]:
+def _models(server: Server, more: dict[str, Any]) -> list[dict[str, Any]]:
+    facts = {"size": server.bytes, "digest": server.digest, "details": _details(server), **more}
+    return [{"name": name, "model": name, **facts} for name in (server.name, *server.settings.aliases)]
+
+
+def _details(server: Server) -> dict[str, Any]:
     family = server.llava.checkpoint.family
     details = {"format": "safetensors", "family": family, "families": [family], "parent_model": ""}
-    return {"details": {**details, "parameter_size": "", "quantization_level": ""}}
+    return {**details, "parameter_size": "", "quantization_level": ""}
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+def _time(seconds: float | None) -> str:
+    when = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return when.isoformat().replace("+00:00", "Z")

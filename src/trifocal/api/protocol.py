@@ -86,7 +86,7 @@ class _Timed(H11Protocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Writes the answer by hand: there is no request that an application could answer."""
-        body = dump(refusal.body).encode()
+        body = dump(refusal.body()).encode()
         head = f"HTTP/1.1 {refusal.status} Refused\r\ncontent-type: application/json\r\n"
         head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE, h11.ERROR):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
@@ -18,13 +21,17 @@ from trifocal.api.admission import Admission
 from trifocal.api.errors import Refusal, refuse, shutting_down
 from trifocal.api.fetch import Fetcher
 from trifocal.api.metrics import Metrics
+from trifocal.api.parameters import drawn
 from trifocal.api.pump import Pump
 from trifocal.api.settings import ServerSettings
+from trifocal.api.stored import StoredResponses
+from trifocal.api.tools import Offer, Reader, numbered
 from trifocal.api.wire import Draft, Picture, Tagged, check_signs, decode, too_long
 from trifocal.conversation.history import Keep
 from trifocal.conversation.templates import ChatTemplate
+from trifocal.errors import BadSampling
 from trifocal.images import Limits
-from trifocal.messages import End, Message, Sampling, TokenLogprob, Tool
+from trifocal.messages import Call, Chunk, End, Message, Sampling, TokenLogprob
 from trifocal.model.llava import Llava, Written
 
 __all__ = ["Answers", "ClientGone", "Job", "Server", "Serving", "Step", "caller_of"]
@@ -39,11 +46,12 @@ class ClientGone(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a dialect asks for: a conversation, or a raw prompt (``raw``) in one draft.
+    """What a dialect asks for: a conversation, or raw prompts (``raw``), one a draft.
 
-    ``answers`` are drawn one after the other, the second with the next seed and so on. ``room``
+    ``answers`` to each prompt are drawn one after the other, the second with the next seed and so on. ``room``
     bounds prompt and answer together below the model's context. ``images`` says which past
-    pictures stay, ``template`` how the conversation is written down.
+    pictures stay, ``template`` how the conversation is written down. ``offer`` are the functions that may be called,
+    ``notes`` what is to be told of the request, ``held`` the parameter that holds the answer to a schema.
     """
 
     drafts: Sequence[Draft]
@@ -52,27 +60,37 @@ class Job:
     answers: int = 1
     images: Keep | None = None
     template: ChatTemplate | None = None
-    tools: tuple[Tool, ...] = ()
+    offer: Offer = field(default_factory=Offer)
+    notes: tuple[str, ...] = ()
+    held: str = "response_format"
     room: int | None = None
     stoppable: bool = False
+
+    @property
+    def total(self) -> int:
+        """How many answers there are in all."""
+        return self.answers * (len(self.drafts) if self.raw else 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A piece of answer number ``index``; its last one carries ``end``."""
+    """A piece of answer number ``index``; its last one carries ``end``, and ``calls`` of functions."""
 
     index: int
     text: str
     end: End | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    calls: tuple[Call, ...] = ()
+    prompt_tokens: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class Answers:
-    """The steps of a request under way. Use `aclose`, or read to the end."""
+    """The steps of a request under way, ``each`` answers a prompt. Use `aclose`, or read to the end."""
 
     steps: AsyncGenerator[Step, None]
     first: Step
+    each: int = 1
 
     async def all(self) -> AsyncGenerator[Step, None]:
         """Every step, the first one included."""
@@ -115,6 +133,7 @@ class Server:
         self.aside = Admission(1, settings.queue, per_key)
         self.metrics = Metrics(self.admission)
         self.fetcher = Fetcher(settings.url_hosts, settings.image_bytes)
+        self.responses = StoredResponses(settings.responses, settings.responses_bytes)
         self.draining = False
         self.cut = False
         self.started = int(time.time())
@@ -131,6 +150,30 @@ class Server:
         return self.llava.checkpoint.name
 
     @property
+    def bytes(self) -> int:
+        """Of the weights as they are loaded."""
+        return sum(part.nbytes for part in self.llava.parts)
+
+    @property
+    def gpu_bytes(self) -> int:
+        """Those of them that are not in the main memory."""
+        return sum(part.nbytes for part in self.llava.parts if part.device != "cpu")
+
+    @cached_property
+    def digest(self) -> str:
+        """A name for the served model by what it is made of: the same at every start."""
+        made = (self.name, *(f"{part.name} {part.what} {part.nbytes}" for part in self.llava.parts))
+        return hashlib.sha256("\n".join(made).encode("utf-8", "replace")).hexdigest()
+
+    @cached_property
+    def modified(self) -> float:
+        """When the language model's files were last changed; the server's start where nobody knows."""
+        try:
+            return self.llava.checkpoint.language.source.stat().st_mtime
+        except OSError:
+            return float(self.started)
+
+    @property
     def busy(self) -> bool:
         """Whether a request is under way."""
         return bool(self._runs) or bool(self.admission.running)
@@ -143,12 +186,13 @@ class Server:
             raise Refusal(404, "model_not_found", f"there is no such model here; known: {names}", param="model")
 
     def sampling(self, **options: Any) -> Sampling:
-        """The sampling of a request, its stop strings bounded."""
-        stop = tuple(options.get("stop") or ())
+        """The sampling of a request, its stop strings bounded; see `trifocal.api.parameters.drawn`."""
+        options = drawn(**options)
+        stop = options["stop"]
         if len(stop) > self.settings.stops or any(len(text) > self.settings.stop_characters for text in stop):
             allowed = f"{self.settings.stops} stop strings of {self.settings.stop_characters} characters"
             raise refuse("invalid_value", f"at most {allowed} are taken", "stop")
-        return Sampling(**{**options, "stop": stop})
+        return Sampling(**options)
 
     async def answer(self, request: Request, job: Job) -> Answers:
         """The answers to a job, after the first piece is there: what is refused is refused here.
@@ -164,7 +208,7 @@ class Server:
         except BaseException:
             await steps.aclose()
             raise
-        return Answers(steps, first)
+        return Answers(steps, first, job.answers)
 
     async def collect(self, request: Request, job: Job) -> list[tuple[str, Step]]:
         """Whole answers: the text and the last step of each, which has all the log-probabilities."""
@@ -201,8 +245,9 @@ class Server:
     async def steps(self, job: Job, caller: str) -> AsyncGenerator[Step, None]:
         """The steps of all answers. Closing it ends the work after the token that is being made."""
         self._check(job.drafts)
-        if job.answers > self.settings.answers:
-            raise refuse("invalid_value", f"{job.answers} answers; allowed are {self.settings.answers}", "n")
+        if job.total > self.settings.answers:
+            param = "n" if job.answers > self.settings.answers else "prompt"
+            raise refuse("invalid_value", f"{job.total} answers; allowed are {self.settings.answers}", param)
         run = _Run(caller, job.stoppable)
 
         def work(drafts: Sequence[Draft]) -> Generator[Step, None, None]:
@@ -254,8 +299,8 @@ class Server:
             desk.threads.shutdown(wait=False, cancel_futures=True)
 
     async def _collected(self, job: Job, caller: str) -> list[tuple[str, Step]]:
-        texts: list[list[str]] = [[] for _ in range(job.answers)]
-        last = [Step(index, "") for index in range(job.answers)]
+        texts: list[list[str]] = [[] for _ in range(job.total)]
+        last = [Step(index, "") for index in range(job.total)]
         async with aclosing(self.steps(job, caller)) as steps:
             async for step in steps:
                 texts[step.index].append(step.text)
@@ -332,13 +377,14 @@ class Server:
 
     def _work(self, job: Job) -> Generator[Step, None, None]:
         """What the worker thread does: decode, look, generate."""
-        written = self._written(job, self._decoded(job.drafts))
-        for index in range(job.answers):
-            seed = job.sampling.seed
-            sampling = replace(job.sampling, seed=None if seed is None else seed + index)
-            with closing(self.llava.answer(written, sampling)) as chunks:
-                for chunk in chunks:
-                    yield Step(index, chunk.text, chunk.end, chunk.logprobs)
+        messages = self._decoded(job.drafts)
+        for at, talk in enumerate([[message] for message in messages] if job.raw else [messages]):
+            written = self._written(job, talk)
+            for index in range(job.answers):
+                seed = job.sampling.seed
+                sampling = replace(job.sampling, seed=None if seed is None else seed + index)
+                with closing(_steps(at * job.answers + index, self.llava.answer(written, sampling), job)) as steps:
+                    yield from steps
 
     def _decoded(self, drafts: Sequence[Draft]) -> list[Message]:
         limits = self.settings
@@ -348,14 +394,36 @@ class Server:
         """What will be asked: outlined once, whatever the number of answers."""
         if job.raw:
             return Written(self.llava.composer.outline(messages[0].parts), room=job.room)
+        template = job.template or self.llava.template
         return self.llava.write(
             messages,
             job.sampling.max_tokens,
             images=job.images,
-            template=job.template,
-            tools=job.tools,
+            template=template,
+            tools=() if job.offer.forced and not template.has_tools else job.offer.tools,
             room=job.room,
         )
+
+
+def _steps(index: int, chunks: Generator[Chunk, None, None], job: Job) -> Generator[Step, None, None]:
+    """One answer's chunks with the calls in it apart; log-probabilities go with the text."""
+    reader, waiting = Reader(job.offer), list[TokenLogprob]()
+    try:
+        with closing(chunks):
+            for chunk in chunks:
+                waiting += chunk.logprobs
+                text, end, calls = reader.push(chunk.text), chunk.end, tuple[Call, ...]()
+                if end:
+                    rest, calls = reader.finish()
+                    calls = numbered(calls, [f"call_{secrets.token_hex(12)}" for _ in calls])
+                    text, end = text + rest, replace(end, notes=(*job.notes, *job.offer.notes, *end.notes))
+                if text or end or not reader.holds:
+                    yield Step(index, text, end, () if calls else tuple(waiting), calls, chunk.prompt_tokens)
+                    waiting.clear()
+    except BadSampling as error:
+        if error.option != "schema":
+            raise
+        raise refuse("invalid_value", error.detail, job.held) from error
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

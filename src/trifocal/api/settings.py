@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ __all__ = ["KEY_VARIABLE", "ServerSettings", "hash_key"]
 
 KEY_VARIABLE = "TRIFOCAL_API_KEY"
 SHORTEST_KEY = 16
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +28,8 @@ class ServerSettings:
     kept as sha256 digests. ``public_hosts`` are the names under which clients may ask for the
     server beside the loopback ones, ``origins`` the web pages that may call it, ``url_hosts`` the
     hosts from which pictures are fetched (none: URLs are refused). ``slots`` answers are made at
-    once, ``queue`` requests wait, each key has at most ``per_key`` of both. A request may take
-    ``deadline`` seconds in all and wait ``queue_wait`` of them.
+    once, ``queue`` requests wait, each key has at most ``per_key`` of both, and ``responses`` that are
+    kept. A request may take ``deadline`` seconds in all and wait ``queue_wait`` of them.
     """
 
     host: str = "127.0.0.1"
@@ -61,6 +63,8 @@ class ServerSettings:
     decoded_bytes: int = 512 << 20
     text_bytes: int = 1 << 20
     answers: int = 8
+    responses: int = 64
+    responses_bytes: int = 64 << 20
     stops: int = 16
     stop_characters: int = 256
     json_depth: int = 64
@@ -68,6 +72,8 @@ class ServerSettings:
     log_format: Literal["text", "json"] = "text"
 
     def __post_init__(self) -> None:
+        for origin in self.origins:
+            _check_origin(origin)
         for name in ("slots", "per_key", "deadline", "queue_wait", "header_seconds", "body_seconds", "write_seconds"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name}: {getattr(self, name)} is not above 0")
@@ -94,6 +100,21 @@ class ServerSettings:
             UsageError: the file can't be read, holds no key, or a key is short enough to guess.
         """
         return replace(self, keys=read_keys(file, os.environ if environ is None else environ))
+
+
+def _check_origin(origin: str) -> None:
+    """Refuses what no browser says of a page.
+
+    Raises:
+        UsageError: a pattern, or an address that is no origin.
+    """
+    example = "as in --origin https://page.example, once for each"
+    if "*" in origin or origin == "null":
+        raise UsageError(
+            f"--origin {origin}: any page of the web could ask this server; name each page's own, {example}"
+        )
+    if not _ORIGIN.fullmatch(origin):
+        raise UsageError(f"--origin {origin}: an origin is scheme://host or scheme://host:port, {example}")
 
 
 def hash_key(key: str) -> str:

@@ -384,7 +384,7 @@ async def _answer_frame(socket: WebSocket, server: Server, kind: Kind, data: byt
         raise
     except Exception as error:
         refusal = invalid(error.errors(), content) if isinstance(error, ValidationError) else explain(error)
-        await _send(socket, server, {"event": "error", "message_num": number, **refusal.body})
+        await _send(socket, server, {"event": "error", "message_num": number, **refusal.body()})
     await _send(socket, server, {"event": "stream_end", "message_num": number})
 
 

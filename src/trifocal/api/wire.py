@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from trifocal.api.errors import Refusal, refuse
-from trifocal.conversation.markup import letters, parse, tags
+from trifocal.api.parameters import ECHOED, HINTS, NEUTRAL, UNTOLD, is_neutral, is_off
+from trifocal.conversation.markup import letters, parse, stray, tags
 from trifocal.errors import BadImage
 from trifocal.images import Image, Limits, from_bytes, from_data_uri
-from trifocal.messages import Message, Role
+from trifocal.messages import Call, Message, Role
 
 __all__ = [
     "Draft",
-    "ErrorBody",
+    "Echoed",
     "Json",
     "Picture",
     "Tagged",
@@ -28,38 +33,67 @@ __all__ = [
     "check_text",
     "decode",
     "dump",
+    "from_base64",
     "invalid",
+    "notes_header",
+    "picture",
     "too_long",
     "user_text",
 ]
 
-# looked for where a run of such letters begins, and nowhere inside it
-_BLOB = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{512}")
-
-
+_BARE = re.compile(r"\s*[A-Za-z0-9+/_-]{64}")
+_URL_SAFE = str.maketrans("-_", "+/")
 LONGEST_TEXT = 1 << 20  # characters of all texts of a request; settings may say less
 _MOST_SIGNS = 10_000  # letters "<" of a longer text, in which pictures are looked for
 
 
 class Wire(BaseModel):
-    """A request body: every field known, every value of its type."""
+    """A request body or a part of one: every name known, every value of its type, and null as if it were not there.
 
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+    What is no field is looked up in the tables of `trifocal.api.parameters`.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
+    untold: ClassVar[frozenset[str]] = UNTOLD
+    lenient: ClassVar[bool] = False  # whether an unknown name is told rather than refused
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
+
+    @model_validator(mode="after")
+    def _all_known(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if name in self.untold or name in HINTS or (self.lenient and name not in NEUTRAL):
+                continue
+            facts = {"param": name}
+            if name not in NEUTRAL:
+                raise PydanticCustomError("extra_forbidden", "there is no such parameter", facts)
+            if not is_neutral(name, value):
+                raise PydanticCustomError("unsupported_parameter", "it is not supported: leave it out", facts)
+        return self
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """In words, which parameters have no effect here though somebody may have hoped for one."""
+        known = self.untold | NEUTRAL.keys()
+        extra = sorted((self.model_extra or {}).items())
+        told = [name for name, value in extra if (name in HINTS or name not in known) and not is_off(value)]
+        return tuple(f"{name} has no effect here" for name in told)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The schema without the names that are taken for nothing: docs/api.md lists them."""
+        found = handler(core)
+        handler.resolve_ref_schema(found)["additionalProperties"] = False
+        return found
 
 
-class ErrorDetail(BaseModel):
-    """What went wrong."""
+class Echoed(Wire):
+    """A message or a part of one, which may be an answer that is sent back as it came."""
 
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(BaseModel):
-    """The error object that every route answers with."""
-
-    error: ErrorDetail
+    untold = ECHOED
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +118,24 @@ class Tagged:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A message whose pictures are not decoded yet."""
+    """A message whose pictures are not decoded yet; see `Message`."""
 
     role: Role
     parts: tuple[str | Picture | Tagged, ...]
+    calls: tuple[Call, ...] = ()
+    answers: str = ""
+    name: str = ""
 
     @property
     def pictures(self) -> list[Picture]:
         """What is still to be decoded."""
         return [part for part in self.parts if isinstance(part, Picture)]
+
+
+def notes_header(notes: Sequence[str]) -> dict[str, str]:
+    """The header that tells what was done otherwise than asked, where a dialect's clients read no more of the body."""
+    text = "; ".join(notes)[:1024].encode("ascii", "replace").decode()
+    return {"x-trifocal-notes": "".join(letter if letter.isprintable() else "?" for letter in text)} if text else {}
 
 
 class Json(Response):
@@ -135,11 +178,40 @@ def too_long(most: int, param: str) -> Refusal:
 
 
 def check_text(text: str, param: str) -> None:
-    """Refuses text that is too long, or a picture in disguise."""
+    """Refuses text that is too long, or a picture in disguise; other base64, as in a Secret of Kubernetes, is text."""
     if len(text) > LONGEST_TEXT:
         raise too_long(LONGEST_TEXT, param)
-    if "data:" in text and _BLOB.search(text):
-        raise refuse("invalid_value", "there is base64 data inside a text; send the picture as an image part", param)
+    if stray(text) is not None:
+        raise refuse("invalid_value", "a picture's base64 is inside a text; send the picture as an image part", param)
+
+
+def picture(source: str, name: str) -> Picture:
+    """A picture by its address, a data URI or a URL.
+
+    Raises:
+        Refusal: it is neither, but base64 alone, or nothing.
+    """
+    if not source.strip():
+        raise refuse("invalid_image_url", "there is no address of a picture: it is empty", name)
+    if _BARE.match(source):
+        words = "this is base64 without the beginning of a data URI: put data:image/png;base64, in front of it"
+        raise refuse("invalid_image_url", words, name)
+    return Picture(source, name)
+
+
+def from_base64(text: str, name: str) -> bytes:
+    """The bytes of plain base64, padded or not, of either alphabet; a data URI's own is taken, too.
+
+    Raises:
+        Refusal: it is none.
+    """
+    if text[:5].lower() == "data:":
+        text = text.partition(",")[2]
+    plain = "".join(text.split()).rstrip("=").translate(_URL_SAFE)
+    try:
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise refuse("invalid_image", f"{name}: the base64 is broken", name) from error
 
 
 def decode(drafts: Sequence[Draft], limits: Limits, most: int, total: int, characters: int) -> list[Message]:
@@ -153,7 +225,8 @@ def decode(drafts: Sequence[Draft], limits: Limits, most: int, total: int, chara
     """
     tagged = [part.text for draft in drafts for part in draft.parts if isinstance(part, Tagged)]
     texts = [part for draft in drafts for part in draft.parts if isinstance(part, str)]
-    if sum(map(letters, tagged)) + sum(map(len, texts)) > characters:
+    called = [call.arguments for draft in drafts for call in draft.calls]
+    if sum(map(letters, tagged)) + sum(map(len, (*texts, *called))) > characters:
         raise too_long(characters, "messages")
     left, pixels = most, total // 3
     messages = []
@@ -165,7 +238,7 @@ def decode(drafts: Sequence[Draft], limits: Limits, most: int, total: int, chara
                 if isinstance(parts[-1], Image):
                     left, pixels = left - 1, pixels - parts[-1].width * parts[-1].height
                     _check_room(left, pixels, most, total // 3, parts[-1].name)
-        messages.append(Message(draft.role, parts))
+        messages.append(Message(draft.role, parts, calls=draft.calls, answers=draft.answers, name=draft.name))
     return messages
 
 
@@ -187,7 +260,11 @@ def invalid(errors: Sequence[Any], body: Any) -> Refusal:
 
     ``errors`` are pydantic's for ``body``.
     """
-    codes = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
+    codes = {
+        "missing": "missing_required_parameter",
+        "extra_forbidden": "unknown_parameter",
+        "unsupported_parameter": "unsupported_parameter",
+    }
     words = {"extra_forbidden": "there is no such parameter", "missing": "it is required"}
     placed = [(error, _steps(error, body)) for error in errors]
     first, steps = max(placed, key=lambda pair: len(pair[1]))
@@ -202,11 +279,12 @@ def _steps(error: Any, body: Any) -> list[str | int]:
     """An error's way through the body; the names of the types that were tried on it are no steps."""
     found: list[str | int] = []
     value = body
-    for at, step in enumerate(error["loc"]):
+    way = (*error["loc"], *filter(None, [error.get("ctx", {}).get("param")]))
+    for at, step in enumerate(way):
         inside = isinstance(value, list) and isinstance(step, int) and step < len(value)
         if inside or (isinstance(value, dict) and step in value):
             found.append(step)
             value = value[step]
-        elif error["type"] == "missing" and at == len(error["loc"]) - 1:
+        elif error["type"] == "missing" and at == len(way) - 1:
             found.append(step)
     return found

@@ -10,7 +10,7 @@ from trifocal.errors import BadImage, BadMarkup
 from trifocal.images import LIMITS, Image, Limits, from_data_uri
 from trifocal.messages import Part
 
-__all__ = ["Tag", "letters", "parse", "tags"]
+__all__ = ["Tag", "letters", "parse", "stray", "tags"]
 
 # nothing here can be matched in two ways, so nothing is tried twice
 _IMG = re.compile(r"<img\b", re.IGNORECASE)
@@ -109,6 +109,12 @@ def parse(prompt: str, *, limits: Limits = LIMITS) -> tuple[Part, ...]:
         BadImage: a data URI that holds no picture; its name counts the tags from 1.
     """
     return tuple(part for part in _parts(prompt, limits) if part != "")
+
+
+def stray(text: str) -> int | None:
+    """Where a picture's base64 stands in a text, or None where it does not."""
+    found = _STRAY.search(text)
+    return found.start() if found else None
 
 
 def _parts(prompt: str, limits: Limits) -> Iterator[Part]:

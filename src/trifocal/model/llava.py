@@ -289,7 +289,7 @@ class Llava:
                 del scored[: len(logprobs)]
                 said += piece.text
                 if piece.finish is None:
-                    yield Chunk(piece.text, None, logprobs)
+                    yield Chunk(piece.text, None, logprobs, facts.prompt_tokens)
                 else:
                     timings.add("generate", time.perf_counter() - first)
                     end = replace(
@@ -299,7 +299,7 @@ class Llava:
                         completion_tokens=piece.tokens,
                         timings=dict(timings),
                     )
-                    yield Chunk(piece.text, end, logprobs)
+                    yield Chunk(piece.text, end, logprobs, facts.prompt_tokens)
 
     def _ids(self, prompt: Prompt, sampling: Sampling, scored: list[TokenLogprob]) -> Generator[int, None, None]:
         """The answer's ids; what is known of their probabilities is added to ``scored`` when it is asked for."""

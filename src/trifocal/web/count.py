@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from trifocal.api.openai import ChatMessage, drafts_of, keep_of, template_of
+from trifocal.api.openai import keep_of, template_of
+from trifocal.api.openai_messages import ChatMessage, drafts_of
 from trifocal.api.serving import Serving
 from trifocal.api.wire import Json, Wire
 from trifocal.model.budget import Budget

@@ -8,10 +8,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from trifocal.api.errors import Refusal
-from trifocal.api.openai import ChatMessage, drafts_of, keep_of, template_of
+from trifocal.api.errors import ErrorBody, Refusal
+from trifocal.api.openai import keep_of, template_of
+from trifocal.api.openai_messages import ChatMessage, drafts_of
 from trifocal.api.serving import Serving
-from trifocal.api.wire import ErrorBody, Json, Wire
+from trifocal.api.wire import Json, Wire
 from trifocal.model.explaining import Explanation, PictureLook, WordLook
 
 __all__ = ["ExplainRequest", "router"]

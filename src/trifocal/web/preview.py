@@ -9,9 +9,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from trifocal.api.errors import Refusal
+from trifocal.api.errors import ErrorBody, Refusal
 from trifocal.api.serving import Server, Serving
-from trifocal.api.wire import Draft, ErrorBody, Json, Picture, Wire
+from trifocal.api.wire import Draft, Json, Picture, Wire
 from trifocal.messages import Message
 from trifocal.vision import Box, Showing, View
 from trifocal.web.info import fit_of, fit_words

@@ -1,0 +1,189 @@
+"""Messages as OpenAI's chat completions write them: contents, pictures, calls and results, as drafts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from trifocal.api.errors import refuse
+from trifocal.api.tools import call_of
+from trifocal.api.wire import Draft, Echoed, Picture, Tagged, check_text, picture, user_text
+from trifocal.messages import Call, Role
+
+__all__ = ["ChatMessage", "ContentPart", "drafts_of", "parts_of"]
+
+_ROLES: dict[str, Role] = {"developer": "system", "function": "tool"}
+Parts = tuple[str | Picture | Tagged, ...]
+
+
+class ImageUrl(Echoed):
+    """Where a picture is: a ``data:`` URI, or a URL whose host the server allows."""
+
+    url: str
+
+
+class TextPart(Echoed):
+    """Text."""
+
+    type: Literal["text", "input_text", "output_text"]
+    text: str
+
+
+class RefusalPart(Echoed):
+    """What an answer said instead of an answer."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+class ThoughtPart(Echoed):
+    """What an answer thought before; it is not thought again."""
+
+    type: Literal["thinking", "reasoning"]
+    text: Any = None
+    summary: Any = None
+
+
+class ImagePart(Echoed):
+    """A picture, as an object or as a plain string."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl | str
+
+
+class InputImagePart(Echoed):
+    """A picture, as the Responses API writes it."""
+
+    type: Literal["input_image"]
+    image_url: ImageUrl | str | None = None
+    file_id: str | None = None
+
+
+class OtherPart(Echoed):
+    """What no served model can take in."""
+
+    type: Literal["input_audio", "audio", "audio_url", "video_url", "input_video", "file", "input_file"]
+    input_audio: Any = None
+    audio: Any = None
+    audio_url: Any = None
+    video_url: Any = None
+    file: Any = None
+    file_id: Any = None
+    file_url: Any = None
+    file_data: Any = None
+    filename: Any = None
+
+
+ContentPart = Annotated[
+    TextPart | RefusalPart | ThoughtPart | ImagePart | InputImagePart | OtherPart, Field(discriminator="type")
+]
+
+
+class CalledFunction(Echoed):
+    """A function's name and the text of its arguments."""
+
+    name: str
+    arguments: str | dict[str, Any] = ""
+
+
+class ToolCall(Echoed):
+    """A call that an answer asked for."""
+
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class ChatMessage(Echoed):
+    """One turn. ``image_url`` beside ``role`` is the way of early clients."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[ContentPart] | None = None
+    image_url: str | None = None
+    name: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolCall] | None = Field(None, max_length=128)
+    tool_call_id: str | None = None
+    function_call: CalledFunction | None = None
+
+    def calls(self, where: str) -> tuple[Call, ...]:
+        """The calls of an answer that is sent back."""
+        calls = [
+            call_of(
+                call.function.name, call.function.arguments, call.id, f"{where}.tool_calls[{at}].function.arguments"
+            )
+            for at, call in enumerate(self.tool_calls or ())
+        ]
+        if self.function_call:
+            called = self.function_call
+            calls.append(call_of(called.name, called.arguments, "", f"{where}.function_call.arguments"))
+        return tuple(calls)
+
+
+def drafts_of(messages: Sequence[ChatMessage]) -> list[Draft]:
+    """The messages with their pictures as they were sent.
+
+    Raises:
+        Refusal: a message without content, a content that no model here can take in, or a picture outside the
+            user's messages and the results of tools.
+    """
+    names: dict[str, str] = {}
+    drafts = []
+    for at, message in enumerate(messages):
+        drafts.append(_draft(message, f"messages[{at}]", names))
+        names |= {call.id: call.name for call in drafts[-1].calls}
+    return drafts
+
+
+def parts_of(content: str | Sequence[Any] | None, role: Role, where: str) -> Parts:
+    """A content as parts of a draft."""
+    if isinstance(content, str):
+        return _text(role, content, where)
+    parts: list[str | Picture | Tagged] = []
+    for at, part in enumerate(content or ()):
+        parts += _part(part, role, f"{where}[{at}]")
+    return tuple(parts)
+
+
+def _draft(message: ChatMessage, where: str, names: dict[str, str]) -> Draft:
+    role: Role = _ROLES.get(message.role, message.role)  # type: ignore[arg-type]  # the other names are ours
+    if message.content is None and message.image_url is None and role in ("system", "user"):
+        raise refuse("missing_required_parameter", "a message needs content", f"{where}.content")
+    parts = parts_of(message.content, role, f"{where}.content")
+    if message.refusal and not parts:
+        parts = (message.refusal,)
+    if message.image_url is not None:
+        parts = (*parts, picture(message.image_url, f"{where}.image_url"))
+    if role not in ("user", "tool") and not all(isinstance(part, str) for part in parts):
+        raise refuse("invalid_value", "only user messages and results of tools hold pictures", where)
+    answers = message.tool_call_id or ""
+    name = (message.name or names.get(answers, "")) if role == "tool" else ""
+    return Draft(role, parts, calls=message.calls(where), answers=answers, name=name)
+
+
+def _part(part: Any, role: Role, where: str) -> Parts:
+    match part:
+        case TextPart():
+            return _text(role, part.text, where)
+        case RefusalPart():
+            return _text(role, part.refusal, where)
+        case ThoughtPart():
+            return ()
+        case ImagePart():
+            url = part.image_url
+            return (picture(url if isinstance(url, str) else url.url, where),)
+        case InputImagePart():
+            given = part.image_url
+            if given is None:
+                raise refuse("unsupported_parameter", "there are no uploaded files here: send a data URI", where)
+            return (picture(given if isinstance(given, str) else given.url, where),)
+    raise refuse("unsupported_parameter", f"{part.type}: only text and pictures can be taken in", where)
+
+
+def _text(role: Role, text: str, where: str) -> Parts:
+    if role == "user":
+        return (user_text(text, where),)
+    check_text(text, where)
+    return (text,)

@@ -1,0 +1,173 @@
+"""What requests may say beside what is done here: tables as data, and how numbers and bounds are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+__all__ = [
+    "ECHOED",
+    "HINTS",
+    "NEUTRAL",
+    "UNTOLD",
+    "Count",
+    "Penalty",
+    "Repetition",
+    "Seed",
+    "Share",
+    "Stop",
+    "Temperature",
+    "TopK",
+    "Whole",
+    "bound",
+    "drawn",
+    "is_neutral",
+    "is_off",
+]
+
+# what a request says for a service's own books: no answer depends on it
+UNTOLD = frozenset((
+    "add_generation_prompt", "background", "betas", "cache_control", "cache_prompt", "chat_id", "client_metadata",
+    "container", "conversation_id", "diagnostics", "id_slot", "include", "inference_geo", "metadata", "obfuscation",
+    "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
+    "request_id", "return_progress", "safety_identifier", "samplers", "service_tier", "session_id", "store",
+    "timings_per_token", "trace_id", "user", "user_id",
+    # how something that is off would be done
+    "dynatemp_exponent", "mirostat_eta", "mirostat_tau", "xtc_threshold",
+))  # fmt: skip
+
+# what answers hold and clients send back in a message or a part of one, and what they say of pictures and caching
+ECHOED = frozenset((
+    "annotations", "cache_control", "caller", "citations", "container", "context_management", "created_at", "detail",
+    "diagnostics", "finish_reason", "format", "id", "image_sizes", "index", "logprobs", "model", "parsed", "partial",
+    "phase", "prompt_cache_breakpoint", "provider_metadata", "provider_specific_fields", "reasoning",
+    "reasoning_content", "reasoning_details", "signature", "status", "stop_details", "stop_reason", "stop_sequence",
+    "strict", "thinking", "usage",
+))  # fmt: skip
+
+# how much to think, how to say it, how to load: there is nothing here that could follow them, and the answer says so
+HINTS = frozenset((
+    "chat_template_kwargs", "context_management", "enable_thinking", "reasoning", "reasoning_budget",
+    "reasoning_effort", "reasoning_format", "think", "thinking", "thinking_budget", "truncation_strategy",
+    "verbosity", "repeat_last_n", "penalty_last_n", "penalize_nl", "repetition_penalty_range",
+))  # fmt: skip
+
+# what would change an answer, with the values at which it changes none; empty lists, texts and objects never do
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "add_bos_token": (True,),
+    "adaptive_decay": (0.9,),
+    "adaptive_target": (0, -1),
+    "audio": (),
+    "auto_max_new_tokens": (False,),
+    "ban_eos_token": (False,),
+    "best_of": (1,),
+    "character": ("None",),
+    "continue_": (False,),
+    "custom_token_bans": (),
+    "dry_allowed_length": (2,),
+    "dry_base": (1.75,),
+    "dry_multiplier": (0,),
+    "dry_penalty_last_n": (-1,),
+    "dry_sequence_breakers": (["\n", ":", '"', "*"], '"\\n", ":", "\\"", "*"'),
+    "dynamic_temperature": (False,),
+    "dynatemp_high": (1,),
+    "dynatemp_low": (1,),
+    "dynatemp_range": (0,),
+    "echo": (False,),
+    "encoder_repetition_penalty": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "function_call": ("none", "auto"),
+    "functions": (),
+    "grammar": (),
+    "grammar_string": (),
+    "guidance_scale": (1,),
+    "guided_json": (),
+    "ignore_eos": (False,),
+    "instruction_template": ("None",),
+    "length_penalty": (1,),
+    "logit_bias": (),
+    "mcp_servers": (),
+    "min_keep": (0,),
+    "min_length": (0,),
+    "min_tokens": (0,),
+    "mirostat": (0,),
+    "mirostat_mode": (0,),
+    "modalities": (["text"],),
+    "mode": ("instruct", "chat", "chat-instruct"),
+    "negative_prompt": (),
+    "no_repeat_ngram_size": (0,),
+    "num_beams": (1,),
+    "penalty_alpha": (0,),
+    "preset": ("None",),
+    "skip_special_tokens": (True,),
+    "smoothing_curve": (1,),
+    "smoothing_factor": (0,),
+    "spaces_between_special_tokens": (True,),
+    "stop_token_ids": (),
+    "suffix": (),
+    "tfs": (1,),
+    "tfs_z": (1,),
+    "top_a": (0,),
+    "top_n_sigma": (0, -1),
+    "typ_p": (1,),
+    "typical": (1,),
+    "typical_p": (1,),
+    "use_beam_search": (False,),
+    "web_search_options": (),
+    "xtc_probability": (0,),
+}
+
+
+def is_neutral(name: str, value: Any) -> bool:
+    """Whether a parameter of `NEUTRAL` is at a value that changes no answer."""
+    if value is None or (isinstance(value, (str, list, dict)) and not value):
+        return True
+    if name == "logit_bias" and isinstance(value, dict):
+        return all(weight == 0 for weight in value.values())
+    return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in NEUTRAL[name])
+
+
+def is_off(value: Any) -> bool:
+    """Whether a hint asks for nothing: switched off in any of the ways that there are."""
+    kind = value.get("type") if isinstance(value, dict) else value
+    return not value or kind in ("none", "disabled", "off", "auto")
+
+
+def _whole(value: Any) -> Any:
+    """``5.0`` is a whole number, as JSON has only one kind."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[Whole, Field(ge=-1)]  # of tokens; -1 is as many as fit
+Temperature = Annotated[float, Field(ge=0, le=100)]
+Share = Annotated[float, Field(ge=0, le=1)]
+TopK = Annotated[Whole, Field(ge=-1)]
+Repetition = Annotated[float, Field(gt=0, le=10)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Seed = Annotated[Whole, Field(ge=-(2**63), lt=2**63)]
+Stop = str | list[str]
+
+
+def bound(*asked: int | None) -> int | None:
+    """The smallest bound that was named; -1 names none."""
+    return min((count for count in asked if count is not None and count > 0), default=None)
+
+
+def drawn(stop: str | Sequence[str] | None = None, **options: Any) -> dict[str, Any]:
+    """Options of a request as those of a `Sampling`: what was not said is left out, and each dialect's "off" is ours.
+
+    ``top_p=0`` leaves only the likeliest token, ``top_k=-1`` all, ``seed=-1`` is any, an empty stop string is none.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if given.get("top_p") == 0:
+        given |= {"top_p": 1.0, "temperature": 0.0}
+    if given.get("top_k") == -1:
+        given["top_k"] = 0
+    if given.get("seed") == -1:
+        del given["seed"]
+    stops = [stop] if isinstance(stop, str) else stop or ()
+    return {**given, "stop": tuple(text for text in stops if text)}

@@ -1,0 +1,413 @@
+"""OpenAI's Responses: the same answers as items, streamed as typed events, and kept for the next request."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import Discriminator, Field, Tag
+
+from trifocal.api.answers import additions_of, scored
+from trifocal.api.errors import Refusal, explain, refuse
+from trifocal.api.events import STREAMED, EventStream, event
+from trifocal.api.openai import StreamOptions
+from trifocal.api.openai_messages import ContentPart, parts_of
+from trifocal.api.parameters import Count, Penalty, Seed, Share, Stop, Temperature, TopK, Whole, bound
+from trifocal.api.serving import Answers, Job, Server, Serving, Step, caller_of
+from trifocal.api.stored import Stored
+from trifocal.api.tools import Offer, call_of, choice_of, offer_of
+from trifocal.api.wire import Draft, Echoed, Json, Wire, check_text, dump
+from trifocal.messages import Call, Role
+
+__all__ = ["ResponseRequest", "router"]
+
+router = APIRouter(tags=["OpenAI"])
+LOGPROBS = "message.output_text.logprobs"
+
+
+class MessageItem(Echoed):
+    """A turn of a conversation, an answer's own included."""
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | list[ContentPart]
+
+    def drafts(self, where: str, names: dict[str, str]) -> list[Draft]:
+        """The turn with its pictures as they were sent."""
+        role: Role = "system" if self.role == "developer" else self.role
+        parts = parts_of(self.content, role, f"{where}.content")
+        if role != "user" and not all(isinstance(part, str) for part in parts):
+            raise refuse("invalid_value", "only user messages and results of tools hold pictures", where)
+        return [Draft(role, parts)]
+
+
+class CallItem(Echoed):
+    """A call that an answer asked for."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    namespace: str | None = None
+
+    def drafts(self, where: str, names: dict[str, str]) -> list[Draft]:
+        """The call as an assistant's turn."""
+        names[self.call_id] = self.name
+        return [Draft("assistant", (), calls=(call_of(self.name, self.arguments, self.call_id, f"{where}.arguments"),))]
+
+
+class ResultItem(Echoed):
+    """What a call gave."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: str | list[ContentPart]
+
+    def drafts(self, where: str, names: dict[str, str]) -> list[Draft]:
+        """The result as a tool's turn."""
+        parts = parts_of(self.output, "tool", f"{where}.output")
+        return [Draft("tool", parts, answers=self.call_id, name=names.get(self.call_id, ""))]
+
+
+class ThoughtItem(Echoed):
+    """What an answer thought before; it is not thought again."""
+
+    type: Literal["reasoning"]
+    summary: Any = None
+    content: Any = None
+    encrypted_content: Any = None
+
+    def drafts(self, where: str, names: dict[str, str]) -> list[Draft]:
+        """Nothing."""
+        return []
+
+
+def _kind(item: Any) -> str:
+    given = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
+    return str(given or "message")
+
+
+Item = Annotated[
+    Annotated[MessageItem, Tag("message")]
+    | Annotated[CallItem, Tag("function_call")]
+    | Annotated[ResultItem, Tag("function_call_output")]
+    | Annotated[ThoughtItem, Tag("reasoning")],
+    Discriminator(_kind),
+]
+
+
+class TextFormat(Wire):
+    """The shape of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, validation_alias="schema", serialization_alias="schema")
+    strict: bool | None = None
+
+    @property
+    def schema_text(self) -> str | None:
+        """The JSON schema that the answer is held to.
+
+        Raises:
+            Refusal: none was given.
+        """
+        if self.type == "text":
+            return None
+        if self.type == "json_schema" and self.schema_ is None:
+            raise refuse("missing_required_parameter", "it is required", "text.format.schema")
+        return dump(self.schema_ or {"type": "object"})
+
+
+class Text(Wire):
+    """How the answer's text is to be."""
+
+    format: TextFormat | None = None
+
+
+class ResponseRequest(Wire):
+    """Items to answer; ``previous_response_id`` says after which answer they come."""
+
+    model: str | None = None
+    input: str | Annotated[list[Item], Field(max_length=1024)]
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    store: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_output_tokens: Count | None = None
+    max_tool_calls: Whole | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    top_k: TopK | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    seed: Seed | None = None
+    stop: Stop | None = None
+    text: Text | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    top_logprobs: Whole | None = Field(None, ge=0, le=20)
+    include: list[str] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    metadata: dict[str, Any] | None = None
+    background: Literal[False] | None = None
+
+    @property
+    def offer(self) -> Offer:
+        """The functions that may be called."""
+        return offer_of(self.tools, choice_of(self.tool_choice))
+
+    @property
+    def drafts(self) -> list[Draft]:
+        """What is asked now.
+
+        Raises:
+            Refusal: what no model here can take in.
+        """
+        if isinstance(self.input, str):
+            return list(MessageItem(role="user", content=self.input).drafts("input", {}))
+        names: dict[str, str] = {}
+        return [draft for at, item in enumerate(self.input) for draft in item.drafts(f"input[{at}]", names)]
+
+    def job(self, server: Server, before: tuple[Draft, ...]) -> Job:
+        """What is asked for, after what was said before."""
+        if self.max_output_tokens == 0:
+            raise refuse("invalid_value", "it is 1 or more, or -1 for as many as fit", "max_output_tokens")
+        check_text(self.instructions or "", "instructions")
+        told = [Draft("system", (self.instructions,))] if self.instructions else []
+        offer, names = self.offer, ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "seed")
+        schema = self.text.format.schema_text if self.text and self.text.format else None
+        scores = self.top_logprobs is not None or LOGPROBS in (self.include or ())
+        sampling = server.sampling(
+            max_tokens=bound(self.max_output_tokens),
+            schema=offer.schema or schema,
+            top_logprobs=(self.top_logprobs or 0) if scores else None,
+            stop=self.stop,
+            **{name: getattr(self, name) for name in names},
+        )
+        notes = (*self.notes, *(self.text.notes if self.text else ()))
+        held = "tool_choice" if offer.forced else "text.format"
+        return Job([*told, *before, *self.drafts], sampling, offer=offer, notes=notes, held=held)
+
+
+@router.post("/v1/responses", summary="Answer items", responses=STREAMED)
+async def respond(request: Request, body: ResponseRequest, server: Serving) -> Response:
+    """An answer as items; streamed as server-sent events when asked, and kept unless `store` is false."""
+    server.check_model(body.model)
+    caller = caller_of(request)
+    before = _before(server, caller, body.previous_response_id)
+    job = body.job(server, before)
+    told = _Told(server, caller, body, (*before, *body.drafts))
+    if body.stream:
+        answers = await server.answer(request, job)
+        return EventStream(_events(answers, told), server.settings.write_seconds)
+    ((text, step),) = await server.collect(request, job)
+    return Json(told.whole(text, step))
+
+
+@router.get("/v1/responses/{id}", summary="A response that was kept")
+async def get(request: Request, id: str, server: Serving) -> Response:
+    """The response as it was told, to the one who asked for it."""
+    return Json(_found(server, caller_of(request), id).response)
+
+
+@router.delete("/v1/responses/{id}", summary="Forget a response")
+async def delete(request: Request, id: str, server: Serving) -> Response:
+    """The response is kept no longer."""
+    _found(server, caller_of(request), id)
+    server.responses.delete(caller_of(request), id)
+    return Json({"id": id, "object": "response", "deleted": True})
+
+
+def _found(server: Server, caller: str, id: str) -> Stored:
+    stored = server.responses.get(caller, id)
+    if stored is None:
+        raise Refusal(404, "response_not_found", f"there is no response {id[:80]}: it was not kept, or no longer")
+    return stored
+
+
+def _before(server: Server, caller: str, id: str | None) -> tuple[Draft, ...]:
+    """What was said up to a response."""
+    if id is None:
+        return ()
+    stored = server.responses.get(caller, id)
+    if stored is None:
+        words = f"there is no response {id[:80]}: it was not kept, or no longer; send the whole conversation"
+        raise refuse("previous_response_not_found", words, "previous_response_id")
+    return stored.drafts
+
+
+@dataclass(slots=True, eq=False)
+class _Told:
+    """A response as it is told: its object in every state, its items, and what is kept of it."""
+
+    server: Server
+    caller: str
+    body: ResponseRequest
+    drafts: tuple[Draft, ...]
+    id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(16)}")
+    message: str = field(default_factory=lambda: f"msg_{secrets.token_hex(16)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def object(self, status: str, **more: Any) -> dict[str, Any]:
+        """The response object."""
+        body = self.body
+        written = body.text.format if body.text and body.text.format else TextFormat.model_validate({"type": "text"})
+        return {
+            "id": self.id,
+            "object": "response",
+            "created_at": self.created,
+            "status": status,
+            "background": False,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens,
+            "max_tool_calls": body.max_tool_calls,
+            "metadata": body.metadata or {},
+            "model": self.server.name,
+            "output": [],
+            "parallel_tool_calls": True,
+            "previous_response_id": body.previous_response_id,
+            "reasoning": {"effort": None, "summary": None},
+            "store": body.store is not False,
+            "temperature": 0.0 if body.temperature is None else body.temperature,
+            "text": {"format": written.model_dump(by_alias=True, exclude_none=True)},
+            "tool_choice": body.tool_choice or "auto",
+            "tools": body.tools or [],
+            "top_logprobs": body.top_logprobs or 0,
+            "top_p": 1.0 if body.top_p is None else body.top_p,
+            "truncation": body.truncation or "auto",
+            "usage": None,
+            "user": None,
+            **more,
+        }
+
+    def whole(self, text: str, step: Step) -> dict[str, Any]:
+        """The response when it is done; it is kept from here on."""
+        assert step.end is not None
+        cut = step.end.finish == "length"
+        status = "incomplete" if cut else "completed"
+        message = [self.said(text, status, step)] if text or not step.calls else []
+        response = self.object(
+            status,
+            output=[*message, *(self.called(call) for call in step.calls)],
+            incomplete_details={"reason": "max_output_tokens"} if cut else None,
+            usage=_usage(step),
+            trifocal=additions_of(step),
+        )
+        if self.body.store is not False:
+            said = Draft("assistant", (text,) if text else (), calls=step.calls)
+            self.server.responses.put(self.caller, self.id, Stored(response, (*self.drafts, said)))
+        return response
+
+    def said(self, text: str, status: str, step: Step | None = None) -> dict[str, Any]:
+        """The message item."""
+        content = [_part(text, step)] if step else []
+        return {"id": self.message, "type": "message", "status": status, "role": "assistant", "content": content}
+
+    @staticmethod
+    def called(call: Call, status: str = "completed") -> dict[str, Any]:
+        """The item of a call."""
+        return {
+            "id": call.id.replace("call_", "fc_", 1),
+            "type": "function_call",
+            "status": status,
+            "call_id": call.id,
+            "name": call.name,
+            "arguments": call.arguments if status == "completed" else "",
+        }
+
+
+async def _events(answers: Answers, told: _Told) -> AsyncGenerator[str, None]:
+    """The events in the order that is specified, each with its number."""
+    number, text, scores = 0, "", list[dict[str, Any]]()
+
+    def write(events: Iterator[dict[str, Any]]) -> str:
+        nonlocal number
+        written = []
+        for each in events:
+            written.append(event(dump({**each, "sequence_number": number}), each["type"]))
+            number += 1
+        return "".join(written)
+
+    yield write(iter({"type": f"response.{kind}", "response": told.object("in_progress")} for kind in _FIRST))
+    try:
+        async for step in answers.all():
+            begins = not text and bool(step.text or (step.end and not step.calls))
+            logprobs = _scores(step)
+            scores += logprobs
+            if begins:
+                yield write(_message_begins(told))
+            if step.text:
+                place = _place(told) | {"delta": step.text, "logprobs": logprobs}
+                yield write(iter([{"type": "response.output_text.delta", **place}]))
+                text += step.text
+            if step.end:
+                yield write(_ends(told, text, begins or bool(text), step, scores))
+    except Exception as error:
+        refusal = explain(error)
+        failed = told.object("failed", error={"code": refusal.code, "message": refusal.message})
+        yield write(iter([{"type": "response.failed", "response": failed}]))
+
+
+_FIRST = ("created", "in_progress")
+
+
+def _message_begins(told: _Told) -> Iterator[dict[str, Any]]:
+    yield {"type": "response.output_item.added", "output_index": 0, "item": told.said("", "in_progress")}
+    yield {"type": "response.content_part.added", **_place(told), "part": _part("", None)}
+
+
+def _ends(
+    told: _Told, text: str, has_message: bool, step: Step, scores: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """The message is whole, the calls come, the response is done."""
+    whole = told.whole(text, step)
+    output = whole["output"]
+    if has_message:
+        output[0]["content"][0]["logprobs"] = scores
+        yield {"type": "response.output_text.done", **_place(told), "text": text, "logprobs": scores}
+        yield {"type": "response.content_part.done", **_place(told), "part": output[0]["content"][0]}
+        yield {"type": "response.output_item.done", "output_index": 0, "item": output[0]}
+    for at, call in enumerate(step.calls, start=int(has_message)):
+        yield {"type": "response.output_item.added", "output_index": at, "item": told.called(call, "in_progress")}
+        place = {"item_id": output[at]["id"], "output_index": at}
+        yield {"type": "response.function_call_arguments.delta", **place, "delta": call.arguments}
+        done = {"name": call.name, "arguments": call.arguments}
+        yield {"type": "response.function_call_arguments.done", **place, **done}
+        yield {"type": "response.output_item.done", "output_index": at, "item": output[at]}
+    yield {"type": f"response.{whole['status']}", "response": whole}
+
+
+def _place(told: _Told) -> dict[str, Any]:
+    return {"item_id": told.message, "output_index": 0, "content_index": 0}
+
+
+def _part(text: str, step: Step | None) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": _scores(step) if step else []}
+
+
+def _scores(step: Step) -> list[dict[str, Any]]:
+    return [
+        {**scored(token.text, token.logprob), "top_logprobs": [scored(*each) for each in token.top]}
+        for token in step.logprobs
+    ]
+
+
+def _usage(step: Step) -> dict[str, Any]:
+    assert step.end is not None
+    prompt, completion = step.end.prompt_tokens, step.end.completion_tokens
+    return {
+        "input_tokens": prompt,
+        "input_tokens_details": {"cached_tokens": step.end.cached_positions},
+        "output_tokens": completion,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": prompt + completion,
+    }

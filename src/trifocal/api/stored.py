@@ -1,0 +1,60 @@
+"""Responses that are kept for their callers: in memory, a bounded number for each, bounded together in bytes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from trifocal.api.wire import Draft, Picture, Tagged
+
+__all__ = ["Stored", "StoredResponses"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A response as it was told, and the conversation up to its end."""
+
+    response: dict[str, Any]
+    drafts: tuple[Draft, ...]
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes."""
+        return sum(_size(part) for draft in self.drafts for part in draft.parts) + 2048
+
+
+class StoredResponses:
+    """What was stored last, by whom it may be asked for again. The oldest goes first."""
+
+    def __init__(self, each: int, bytes: int) -> None:
+        self._each, self._bytes = each, bytes
+        self._kept: OrderedDict[tuple[str, str], Stored] = OrderedDict()
+        self._held = 0
+
+    def put(self, caller: str, id: str, stored: Stored) -> None:
+        """Keeps a response as long as there is room."""
+        self._kept[caller, id] = stored
+        self._held += stored.size
+        mine = [key for key in self._kept if key[0] == caller]
+        for key in mine[: max(0, len(mine) - self._each)]:
+            self._drop(key)
+        while self._held > self._bytes and self._kept:
+            self._drop(next(iter(self._kept)))
+
+    def get(self, caller: str, id: str) -> Stored | None:
+        """A response of this caller's, if it is still kept."""
+        return self._kept.get((caller, id))
+
+    def delete(self, caller: str, id: str) -> bool:
+        """Forgets a response; whether there was one."""
+        return self._drop((caller, id))
+
+    def _drop(self, key: tuple[str, str]) -> bool:
+        stored = self._kept.pop(key, None)
+        self._held -= stored.size if stored else 0
+        return stored is not None
+
+
+def _size(part: str | Picture | Tagged) -> int:
+    return len(part.source if isinstance(part, Picture) else part.text if isinstance(part, Tagged) else part)

@@ -1,0 +1,259 @@
+"""Functions that a model may ask for, in any dialect: offered, chosen, forced by grammar, and read from answers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from trifocal.api.errors import refuse
+from trifocal.api.wire import LONGEST_TEXT, dump, too_long
+from trifocal.messages import Call, Tool
+
+__all__ = ["Offer", "Reader", "call_of", "choice_of", "numbered", "offer_of"]
+
+MOST = 512
+_NAME = re.compile(r"[\w.:/-]{1,256}")
+# what templates of the field write before and after a call; a tokenizer may take them for control tokens and drop them
+_MARKS = re.compile(
+    r"</?tool_calls?>|</?function_calls?>|\[/?TOOL_CALLS\]|<\|(?:python_tag|eom_id|eot_id|tool_call)\|>|```(?:json)?"
+)
+_BEFORE = ("<tool_call", "<function_call", "[TOOL_CALLS]", "<|python_tag|>", "<|tool_call|>", "```", "{", "[{")
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The functions of a request. ``forced`` are those of which one must be called; ``notes`` what is not offered."""
+
+    tools: tuple[Tool, ...] = ()
+    forced: tuple[Tool, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def schema(self) -> str | None:
+        """What the answer is held to where a function must be called: its arguments, or its name and its arguments."""
+        if not self.forced:
+            return None
+        if len(self.forced) == 1:
+            return self.forced[0].parameters
+        calls = [
+            {
+                "type": "object",
+                "properties": {"name": {"const": tool.name}, "arguments": {"$ref": f"#/$defs/tool{at}"}},
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+            for at, tool in enumerate(self.forced)
+        ]
+        inner = {f"tool{at}": _moved(json.loads(tool.parameters), at) for at, tool in enumerate(self.forced)}
+        return dump({"anyOf": calls, "$defs": inner})
+
+    def forced_call(self, text: str) -> Call:
+        """The call that an answer held to `schema` is; one that was cut has the arguments that there are."""
+        if len(self.forced) == 1:
+            return Call(self.forced[0].name, text)
+        try:
+            found = json.loads(text)
+            return Call(found["name"], dump(found["arguments"]))
+        except ValueError:
+            name = re.search(r'"name":"([^"]*)', text)
+            _, _, arguments = text.partition('"arguments":')
+            return Call(name[1] if name else "", arguments)
+
+
+def offer_of(given: Sequence[Any] | None, choice: str | tuple[str, ...], where: str = "tools") -> Offer:
+    """The offer that a request makes. ``choice`` is ``auto``, ``none``, ``required``, or the names that are left.
+
+    Every dialect's way to write a function is read; tools of other kinds run on their makers' own servers.
+
+    Raises:
+        Refusal: a function without a name or with a schema that is none, or a choice that there is not.
+    """
+    if len(given or ()) > MOST:
+        raise refuse("invalid_value", f"{len(given or ())} tools; up to {MOST} are taken", where)
+    tools: list[Tool] = []
+    others: list[str] = []
+    for at, each in enumerate(given or ()):
+        _add(each, f"{where}[{at}]", tools, others)
+    if sum(len(tool.name) + len(tool.description) + len(tool.parameters) for tool in tools) > LONGEST_TEXT:
+        raise too_long(LONGEST_TEXT, where)
+    notes = tuple(f"the tool {kind} was not offered: it is none of this server's" for kind in dict.fromkeys(others))
+    if choice == "none":
+        return Offer((), (), ())
+    if choice == "auto":
+        return Offer(tuple(tools), (), notes)
+    known = {tool.name: tool for tool in tools}
+    names = tuple(known) if choice == "required" else choice
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        words = f"there is no tool {unknown[0]!r}" if unknown else "there is no function to choose"
+        raise refuse("invalid_value", f"{words}; known: {', '.join(known) or 'none'}", "tool_choice")
+    return Offer(tuple(tools), tuple(known[name] for name in names), notes)
+
+
+def choice_of(given: Any) -> str | tuple[str, ...]:
+    """A tool choice in any dialect: ``auto``, ``none``, ``required``, or the names of which one must be called.
+
+    Raises:
+        Refusal: there is no such choice.
+    """
+    kind = given.get("type", "function") if isinstance(given, dict) else given
+    match kind:
+        case None | "auto":
+            return "auto"
+        case "none" | "required":
+            return str(kind)
+        case "any":
+            return "required"
+        case "function" | "tool" | "custom":
+            named = given.get(kind) if isinstance(given.get(kind), dict) else given
+            if isinstance(named.get("name"), str):
+                return (named["name"],)
+        case "allowed_tools":
+            allowed = given.get("allowed_tools", given)
+            if allowed.get("mode") != "required":
+                return "auto"
+            named = [each.get("function", each).get("name", "") for each in allowed.get("tools", ())]
+            return tuple(str(name) for name in named)
+    raise refuse("invalid_value", "it is none, auto, required or a function by its name", "tool_choice")
+
+
+def call_of(name: str, arguments: Any, id: str, where: str) -> Call:
+    """A call that a client sends back; ``arguments`` are an object or its text.
+
+    Raises:
+        Refusal: they are neither.
+    """
+    try:
+        value = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments or {}
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise refuse("invalid_value", "the arguments of a call are a JSON object", where)
+    return Call(name, dump(value), id)
+
+
+class Reader:
+    """Finds calls in an answer as it comes: text that may be the beginning of one is held back."""
+
+    def __init__(self, offer: Offer) -> None:
+        self._offer, self._held, self._open = offer, "", False
+        self._names = {tool.name for tool in offer.tools}
+
+    @property
+    def holds(self) -> bool:
+        """Whether text is held back."""
+        return bool(self._held)
+
+    def push(self, text: str) -> str:
+        """The text that is surely none."""
+        if not self._offer.tools or self._offer.forced:
+            self._held += text if self._offer.forced else ""
+            return "" if self._offer.forced else text
+        self._held += text
+        if self._open:
+            return ""
+        at = self._begins()
+        self._open = at is not None
+        sure = len(self._held) - self._half() if at is None else at
+        given, self._held = self._held[:sure], self._held[sure:]
+        return given
+
+    def finish(self) -> tuple[str, tuple[Call, ...]]:
+        """The rest of the text, and the calls."""
+        held, self._held = self._held, ""
+        if self._offer.forced:
+            return "", (self._offer.forced_call(held),)
+        calls = tuple(_calls(held, self._names)) if held else ()
+        return ("", calls) if calls else (held, ())
+
+    def _begins(self) -> int | None:
+        """Where a call may begin: a mark anywhere, a bracket only where nothing was said before it."""
+        start = len(self._held) - len(self._held.lstrip())
+        found = [at for mark in _BEFORE[:5] if (at := self._held.find(mark)) >= 0]
+        if self._held.startswith(_BEFORE[5:], start):
+            found.append(start)
+        return min(found, default=None)
+
+    def _half(self) -> int:
+        """How many of the last characters may be the beginning of a mark."""
+        text = self._held
+        if not text.strip():
+            return len(text)
+        return max((size for mark in _BEFORE for size in range(1, len(mark)) if text.endswith(mark[:size])), default=0)
+
+
+def _calls(text: str, names: set[str]) -> Iterator[Call]:
+    """The calls that a text is: JSON values one after the other; none where anything else is in it."""
+    rest, found, decoder = _MARKS.sub("\n", text).strip(), list[Any](), json.JSONDecoder()
+    while rest:
+        name = re.match(r"([\w.-]{1,256})\s*(?:\[ARGS\])?\s*(?=\{)", rest)  # Mistral's: the name, then its arguments
+        try:
+            value, end = decoder.raw_decode(rest, name.end() if name else 0)
+        except ValueError:
+            return
+        found += [{"name": name[1], "arguments": value}] if name else value if isinstance(value, list) else [value]
+        rest = rest[end:].lstrip(" \n\t,;")
+    calls = [_call(each, names) for each in found]
+    if all(calls):
+        yield from (call for call in calls if call)
+
+
+def _call(value: Any, names: set[str]) -> Call | None:
+    value = value.get("function", value) if isinstance(value, dict) else None
+    if not isinstance(value, dict) or value.get("name") not in names:
+        return None
+    arguments = value.get("arguments", value.get("parameters", {}))
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            return None
+    return Call(value["name"], dump(arguments)) if isinstance(arguments, dict) else None
+
+
+def _add(given: Any, where: str, tools: list[Tool], others: list[str]) -> None:
+    """One tool of a request: a function, or one of another kind."""
+    if not isinstance(given, dict):
+        raise refuse("invalid_type", f"{where}: it is an object", where)
+    kind = given.get("type") or "function"
+    if kind == "namespace":
+        for at, each in enumerate(given.get("tools") or ()):
+            _add(each, f"{where}.tools[{at}]", tools, others)
+        return
+    if kind not in ("function", "custom") or (kind == "custom" and "input_schema" not in given):
+        others.append(str(kind)[:64])
+        return
+    inner = isinstance(given.get("function"), dict)
+    place, function = (f"{where}.function", given["function"]) if inner else (where, given)
+    name = function.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        code = "missing_required_parameter" if name is None else "invalid_value"
+        raise refuse(code, "a function has a name of letters, digits, . : / _ and -", f"{place}.name")
+    parameters = function.get("parameters", function.get("input_schema", function.get("inputSchema"))) or {}
+    if not isinstance(parameters, dict):
+        raise refuse("invalid_type", "they are a JSON schema", f"{place}.parameters")
+    if any(tool.name == name for tool in tools):
+        raise refuse("invalid_value", f"there are two functions called {name}", f"{place}.name")
+    schema = {"type": "object", **({} if parameters else {"properties": {}}), **parameters}
+    tools.append(Tool(name, str(function.get("description") or ""), dump(schema)))
+
+
+def _moved(schema: Any, at: int) -> Any:
+    """A schema whose references to itself still hold below ``#/$defs/toolN``."""
+    if isinstance(schema, list):
+        return [_moved(each, at) for each in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    moved = {name: _moved(value, at) for name, value in schema.items()}
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        moved["$ref"] = f"#/$defs/tool{at}{reference[1:]}"
+    return moved
+
+
+def numbered(calls: Sequence[Call], ids: Sequence[str]) -> tuple[Call, ...]:
+    """Calls with the ids by which results will refer to them."""
+    return tuple(replace(call, id=id) for call, id in zip(calls, ids, strict=True))
