@@ -51,6 +51,59 @@ def test_what_can_not_be_held_is_refused(grammars: Grammars, schema: str) -> Non
         grammars.constraint(schema)
 
 
+BAD = {"type": "string", "not": {"const": "x"}}
+PLACES = {
+    "properties.a": {"type": "object", "properties": {"b": {"type": "string"}, "a": BAD}},
+    "properties.a.items.anyOf[1]": {
+        "type": "object",
+        "properties": {"a": {"type": "array", "items": {"anyOf": [{"type": "string"}, BAD]}}},
+    },
+    "$defs.Name": {"type": "object", "properties": {"a": {"$ref": "#/$defs/Name"}}, "$defs": {"Name": BAD}},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_can_not_be_held_is_refused_with_its_place(grammars: Grammars, place: str) -> None:
+    with pytest.raises(BadSampling, match="can't be held") as refused:
+        grammars.constraint(json.dumps(PLACES[place]))
+    told = str(refused.value)
+    assert place in told or (place.startswith("$defs") and "properties.a: " in told)
+
+
+def allows(grammars: Grammars, tokenizer: FileTokenizer, schema: object, text: str) -> bool:
+    """Whether an answer that is held to the schema may be this text, and end there."""
+    constraint = grammars.constraint(json.dumps(schema))
+    for token in [*tokenizer.encode(text, start=False), 2]:
+        if constraint.allowed(torch.zeros(WIDTH))[token] != 0:
+            return False
+        constraint.accept(token)
+    return True
+
+
+LISTED = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+PART = {"type": "object", "properties": {"b": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "more"),
+    [
+        (LISTED, False),
+        ({**LISTED, "additionalProperties": True}, True),
+        ({"type": "object"}, True),
+        ({"$ref": "#/$defs/A", "$defs": {"A": LISTED}}, False),
+        ({"allOf": [LISTED]}, False),
+        ({"allOf": [LISTED, PART]}, True),
+        ({"allOf": [{"$ref": "#/$defs/A"}, PART], "$defs": {"A": LISTED}}, True),
+        ({"anyOf": [LISTED, {"type": "null"}]}, False),
+    ],
+)
+def test_objects_that_list_their_properties_have_no_others(
+    grammars: Grammars, tokenizer: FileTokenizer, schema: dict[str, object], more: bool
+) -> None:
+    assert allows(grammars, tokenizer, schema, '{"a":1}')
+    assert allows(grammars, tokenizer, schema, '{"a":1,"b":2}') == more
+
+
 def properties(count: int) -> dict[str, object]:
     return {"type": "object", "properties": {f"p{at}": {"type": "string"} for at in range(count)}}
 

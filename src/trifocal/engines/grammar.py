@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from trifocal.engines.closing import held
 from trifocal.engines.schemas import checked, compiled
 from trifocal.errors import BadSampling, EngineError, MissingExtra
 
@@ -55,6 +56,7 @@ class Grammars:
         Raises:
             BadSampling: it is no JSON schema, or one with parts that can't be held.
         """
+        schema = held(schema)
         reason, matcher = checked(schema), None
         if not reason:
             matcher, reason = compiled(self._tokenizer, schema)

@@ -9,12 +9,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LONGEST_PATTERN", "LONGEST_SCHEMA", "MOST_DEEP", "MOST_NAMES", "MOST_VALUES", "checked", "compiled"]
+__all__ = [
+    "LONGEST_PATTERN",
+    "LONGEST_SCHEMA",
+    "MOST_DEEP",
+    "MOST_NAMES",
+    "MOST_VALUES",
+    "checked",
+    "compiled",
+    "inner",
+]
 
 LONGEST_SCHEMA = 64 << 10  # bytes
 MOST_DEEP = 32  # levels
@@ -24,6 +34,20 @@ LONGEST_PATTERN = 256  # characters
 _MEMORY = 1 << 30
 _SECONDS = 5  # of the process's own work; _HANGING are those of the clock on the wall
 _HANGING = 120
+# where a schema has schemas inside: by name, in a row, alone
+MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
+ONES = (
+    "items",
+    "additionalProperties",
+    "contains",
+    "propertyNames",
+    "unevaluatedProperties",
+    "not",
+    "if",
+    "then",
+    "else",
+)
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependentRequired")
 
 
@@ -46,6 +70,17 @@ def compiled(tokenizer: Any, schema: str) -> tuple[Any, str]:
         return matcher, _told(matcher.get_error())
     except ValueError as error:
         return None, _told(str(error))
+
+
+def inner(schema: Any) -> Iterator[tuple[str, Any]]:
+    """The schemas directly inside a schema, each with its way there."""
+    for key, value in schema.items() if isinstance(schema, dict) else ():
+        if key in MAPS and isinstance(value, dict):
+            yield from ((f"{key}.{name}", each) for name, each in value.items())
+        elif key in LISTS and isinstance(value, list):
+            yield from ((f"{key}[{at}]", each) for at, each in enumerate(value))
+        elif key in ONES and isinstance(value, dict):
+            yield key, value
 
 
 def _bounded(schema: str) -> str:
@@ -116,11 +151,29 @@ def _main() -> None:
 
     for what, most in ((resource.RLIMIT_AS, _MEMORY), (resource.RLIMIT_CPU, _SECONDS), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(what, (most, most))
-    matcher, reason = compiled(LLTokenizer("byte"), sys.stdin.read())
+    tokenizer, schema = LLTokenizer("byte"), sys.stdin.read()
+    matcher, reason = compiled(tokenizer, schema)
     if not reason:
         matcher.compute_bitmask()
         reason = _told(matcher.get_error())
+    elif place := _place(tokenizer, json.loads(schema), reason):
+        reason = f"{place}: {reason}"
     print(reason, end="")
+
+
+def _place(tokenizer: Any, schema: Any, reason: str) -> str:
+    """The way to the innermost schema that fails for the same reason; as far as a second of work leads."""
+    shared = {key: schema[key] for key in ("$defs", "definitions") if isinstance(schema, dict) and key in schema}
+    way: list[str] = []
+    while schema is not None and time.process_time() < _SECONDS / 2:
+        inside, schema = schema, None
+        for step, each in inner(inside):
+            alone = {**shared, **each} if isinstance(each, dict) and not step.startswith(tuple(shared)) else each
+            if compiled(tokenizer, json.dumps(alone))[1] == reason:
+                way.append(step)
+                schema = each
+                break
+    return ".".join(way)
 
 
 if __name__ == "__main__":
