@@ -183,9 +183,10 @@ def test_the_page_may_be_mounted_and_has_a_policy() -> None:
     from starlette.routing import Route
 
     from trifocal.api.app import create_app
+    from trifocal.api.needs import needs
     from trifocal.api.settings import ServerSettings, hash_key
 
-    page = Route("/", lambda request: PlainTextResponse("hello"), name="page")
+    page = Route("/", needs(key=False)(lambda request: PlainTextResponse("hello")), name="page")
     app = create_app(make_llava(), ServerSettings(keys=frozenset({hash_key("k" * 16)})), [page])
     transport = httpx.ASGITransport(app)
 

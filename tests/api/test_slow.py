@@ -12,6 +12,7 @@ import httpx
 from live import full, make_llava, running
 
 from trifocal.api.guard import Bodies
+from trifocal.api.needs import NOTHING
 from trifocal.api.serving import Server
 from trifocal.api.settings import ServerSettings
 from waiting import PATIENCE
@@ -102,9 +103,10 @@ def bodied(seconds: float, pieces: list[bytes], **settings: Any) -> tuple[int, b
     async def send(message: dict[str, Any]) -> None:
         said[0] = message.get("status", said[0])
 
-    scope: Any = {"type": "http", "method": "POST", "headers": [], "trifocal.route": "/", "trifocal.caller": "x"}
+    scope: Any = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    scope |= {"trifocal.needs": NOTHING, "trifocal.caller": "x"}
     with asyncio.Runner(loop_factory=Jumping) as runner:
-        runner.run(Bodies(app, server, {})(scope, receive, send))
+        runner.run(Bodies(app, server)(scope, receive, send))
     server.close()
     return said[0], given
 

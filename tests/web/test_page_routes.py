@@ -17,7 +17,7 @@ from live import HIDDEN, Gated, Live, data_uri, error_of, make_llava, png, runni
 from PIL import Image as Pictures
 
 import trifocal
-from trifocal.api.guard import ANSWERING, ASIDE
+from trifocal.api.needs import needs_of
 from trifocal.api.settings import hash_key
 from trifocal.conversation.templates import TEMPLATES, get_template
 from trifocal.errors import UsageError
@@ -211,6 +211,8 @@ def test_count_and_preview_do_not_wait_for_answers_but_explain_does() -> None:
         chat.start()
         until(lambda: engine.open, "the answer")
         assert client.post(COUNT, json={"messages": talk(turns=1)}).status_code == 200
+        light = live.listener.app.state.server.pools["light"].admission
+        until(lambda: not light.running, "the end of the counting")  # its place goes with its thread
         assert client.post(PREVIEW, json={"image": data_uri()}).status_code == 200
         answered = [*talk(turns=1), {"role": "assistant", "content": "Red."}]
         assert error_of(client.post("/page/api/explain", json={"messages": answered}), 503)["code"] == "server_busy"
@@ -242,9 +244,13 @@ def test_counting_cannot_be_used_to_flood() -> None:
         assert live.settled()
 
 
-def test_every_route_that_works_is_watched_at_the_door() -> None:
-    posts = {route.path for route in routes() if "POST" in getattr(route, "methods", ())}  # type: ignore[attr-defined]
-    assert posts == {path for path in (*ANSWERING, *ASIDE) if path.startswith("/page/")}
+def test_what_the_page_asks_for_waits_in_its_pool() -> None:
+    pools = {getattr(route, "path", ""): needs_of(route) for route in routes()}
+    assert {path: told.pool for path, told in pools.items() if told and told.pool} == {
+        "/page/api/count": "light",
+        "/page/api/preview": "light",
+        "/page/api/explain": "answers",
+    }
 
 
 @pytest.mark.parametrize(

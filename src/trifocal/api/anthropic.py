@@ -13,6 +13,7 @@ from pydantic import Field
 from trifocal.api.answers import additions_of
 from trifocal.api.errors import explain, refuse
 from trifocal.api.events import STREAMED, EventStream, event
+from trifocal.api.needs import needs
 from trifocal.api.parameters import UNTOLD, Share, Temperature, TopK, Whole
 from trifocal.api.serving import Answers, Job, Server, Serving, Step
 from trifocal.api.tools import Offer, call_of, choice_of, offer_of
@@ -217,6 +218,7 @@ class CountRequest(Conversation):
 
 
 @router.post("/v1/messages", summary="Answer a conversation", responses=STREAMED)
+@needs(pool="answers")
 async def messages(request: Request, body: MessagesRequest, server: Serving) -> Response:
     """The next turn of a conversation; streamed as server-sent events when asked."""
     server.check_model(body.model)
@@ -231,11 +233,12 @@ async def messages(request: Request, body: MessagesRequest, server: Serving) -> 
 
 
 @router.post("/v1/messages/count_tokens", summary="Count a conversation")
+@needs(pool="light")
 async def count_tokens(request: Request, body: CountRequest, server: Serving) -> Response:
     """How many positions a conversation takes, its pictures included: `{"input_tokens": ...}`."""
     server.check_model(body.model)
     tools = body.offer.tools
-    count = await server.work(request, body.drafts, lambda talk: server.llava.count(talk, tools=tools), aside=True)
+    count = await server.work(request, body.drafts, lambda talk: server.llava.count(talk, tools=tools))
     return Json({"input_tokens": count})
 
 

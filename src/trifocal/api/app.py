@@ -17,7 +17,8 @@ from starlette.types import ASGIApp
 from trifocal import __version__
 from trifocal.api import anthropic, health, ollama, openai, places, responses, textgen
 from trifocal.api.errors import ErrorBody, Refusal, error_model, explain
-from trifocal.api.guard import ANSWERING, ASIDE, Bodies, Doorkeeper, Reporter, Sockets
+from trifocal.api.guard import Bodies, Doorkeeper, Reporter, Sockets
+from trifocal.api.needs import check_needs
 from trifocal.api.serving import Server
 from trifocal.api.settings import ServerSettings
 from trifocal.api.strict_json import loads
@@ -59,6 +60,7 @@ class App(FastAPI):
                 self._adopt(route)
         for route in page or [Route("/", places.greeting, name="page")]:
             self._adopt(route)
+        check_needs([*(route for dialect in DIALECTS for route in dialect.routes), *page])
         self.add_exception_handler(Exception, _answer_error)
         for kind in (TrifocalError, Refusal, HTTPException, RequestValidationError, MemoryError, TimeoutError):
             self.add_exception_handler(kind, _answer_error)
@@ -66,8 +68,7 @@ class App(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """The guards around the routes, the outermost last."""
         server: Server = self.state.server
-        crowds = {**dict.fromkeys(ANSWERING, server.admission), **dict.fromkeys(ASIDE, server.aside)}
-        inner = Bodies(super().build_middleware_stack(), server, crowds)
+        inner = Bodies(super().build_middleware_stack(), server)
         guarded = Doorkeeper(Sockets(inner, server.settings), server.settings)
         return places.Places(Reporter(guarded, server, self.router.routes))
 
@@ -138,8 +139,11 @@ class _StrictRoute(APIRoute):
 def create_app(llava: Llava, settings: ServerSettings, page: Sequence[BaseRoute] = ()) -> App:
     """The server's app around a loaded model.
 
-    ``page`` are the routes of a page for people. Those of them that are named ``page`` are served without a key, so
-    none of these may match what it does not serve: a mount at ``/`` would open every unknown path.
+    ``page`` are the routes of a page for people. What of them needs no key says so (`trifocal.api.needs`), so none of
+    these may match what it does not serve: a mount at ``/`` would open every unknown path.
+
+    Raises:
+        UsageError: a route that does not say where its requests wait.
     """
     return App(Server(llava, settings), page)
 

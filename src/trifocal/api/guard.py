@@ -10,44 +10,22 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trifocal.api.admission import Admission
 from trifocal.api.errors import Refusal, explain, server_busy, shutting_down
+from trifocal.api.needs import NOTHING, Needs, needs_of
 from trifocal.api.serving import ClientGone, Server
 from trifocal.api.settings import ServerSettings, hash_key
 from trifocal.api.wire import dump
 from trifocal.errors import TrifocalError
 
-__all__ = ["ANSWERING", "ASIDE", "PUBLIC", "Bodies", "Doorkeeper", "Reporter", "Sockets"]
+__all__ = ["Bodies", "Doorkeeper", "Reporter", "Sockets"]
 
 log = logging.getLogger("trifocal.api")
-PUBLIC = ("page", "livez", "readyz", "health")  # names of the routes that need no key
-ANSWERING = (  # paths of the routes that take a slot
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/responses",
-    "/v1/messages",
-    "/api/chat",
-    "/api/generate",
-    "/api/v1/generate",
-    "/api/v1/chat",
-    "/page/api/explain",
-)
-ASIDE = (
-    "/page/api/count",
-    "/page/api/preview",
-    "/v1/messages/count_tokens",
-    "/tokenize",
-    "/detokenize",
-    "/v1/internal/encode",
-    "/v1/internal/decode",
-    "/v1/internal/token-count",
-)  # paths of the routes that are worked on beside the answers
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _ONCE = (  # what decides who may come in and how a body is read
     b"origin",
@@ -85,7 +63,7 @@ class Reporter:
             return
         given = header(scope, b"x-request-id")
         scope["trifocal.request_id"] = given if _ID.fullmatch(given) else secrets.token_hex(8)
-        scope["trifocal.route"], scope["trifocal.public"] = matched(self._routes, scope)
+        scope["trifocal.route"], scope["trifocal.needs"] = matched(self._routes, scope)
         started, status = time.perf_counter(), 0
 
         async def sending(message: Message) -> None:
@@ -223,7 +201,7 @@ class Doorkeeper:
         known = [hmac.compare_digest(given, key) for key in self._settings.keys]
         if any(known):
             scope["trifocal.caller"] = f"key {given[:16]}"
-        elif not scope["trifocal.public"]:
+        elif scope["trifocal.needs"].key:
             raise Refusal(401, "invalid_api_key", "a key is needed: Authorization: Bearer KEY (or x-api-key: KEY)")
 
 
@@ -253,12 +231,12 @@ class Sockets:
 class Bodies:
     """Reads a body whole before anything else happens: bounded, and not slower than a person on a train.
 
-    All bodies that are held at a time are bounded together, too. ``crowds`` says by a route's path where its requests
-    will wait: in a crowd, reading bodies first would cost seconds.
+    All bodies that are held at a time are bounded together, too. Where a route's requests wait for
+    a pool, there must be room in its queue: in a crowd, reading bodies first would cost seconds.
     """
 
-    def __init__(self, app: ASGIApp, server: Server, crowds: Mapping[str, Admission]) -> None:
-        self._app, self._server, self._settings, self._crowds = app, server, server.settings, crowds
+    def __init__(self, app: ASGIApp, server: Server) -> None:
+        self._app, self._server, self._settings = app, server, server.settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
@@ -289,8 +267,9 @@ class Bodies:
         await self._app(scope, replay, send)
 
     def _check(self, scope: Scope) -> None:
-        if scope["trifocal.route"] in self._crowds:
-            self._crowds[scope["trifocal.route"]].check(scope["trifocal.caller"])
+        pool = scope["trifocal.needs"].pool
+        if pool is not None:
+            self._server.pools[pool].admission.check(scope["trifocal.caller"])
         if header(scope, b"content-encoding") not in ("", "identity"):
             raise Refusal(415, "unsupported_media_type", "compressed bodies are not taken")
         length = header(scope, b"content-length")
@@ -391,14 +370,13 @@ async def preflight(scope: Scope, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def matched(routes: Iterable[BaseRoute], scope: Scope) -> tuple[str, bool]:
-    """The route that will answer, by its path, and whether it needs no key: what routing itself decides."""
+def matched(routes: Iterable[BaseRoute], scope: Scope) -> tuple[str, Needs]:
+    """The route that will answer, by its path, and what it needs: what routing itself decides."""
     for route in routes:
         match, _ = route.matches(scope)
         if match is Match.FULL:
-            path = getattr(route, "path", "") or "/"
-            return path, getattr(route, "name", "") in PUBLIC
-    return "none", False
+            return getattr(route, "path", "") or "/", needs_of(route) or NOTHING
+    return "none", NOTHING
 
 
 def header(scope: Scope, name: bytes) -> str:

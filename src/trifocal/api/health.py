@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse, Response
 
 from trifocal.api.errors import server_busy
+from trifocal.api.needs import needs
 from trifocal.api.serving import Serving
 from trifocal.api.wire import Json
 
@@ -15,12 +16,14 @@ router = APIRouter(tags=["Server"])
 
 
 @router.get("/livez", name="livez", summary="Whether the process answers")
+@needs(key=False)
 async def livez() -> Response:
     """Always 200 while the process answers at all."""
     return Json({"status": "ok"})
 
 
 @router.get("/readyz", name="readyz", summary="Whether requests are taken")
+@needs(key=False)
 async def readyz(server: Serving) -> Response:
     """200 while requests are taken, 503 as soon as the server shuts down."""
     if server.draining:

@@ -14,6 +14,7 @@ from trifocal import __version__
 from trifocal.api.answers import additions_of, scored
 from trifocal.api.errors import Refusal, explain, refuse
 from trifocal.api.events import LINES, EventStream
+from trifocal.api.needs import needs
 from trifocal.api.parameters import UNTOLD, Penalty, Repetition, Seed, Share, Stop, Temperature, TopK, Whole, bound
 from trifocal.api.serving import Answers, Job, Server, Serving, Step
 from trifocal.api.tools import call_of, offer_of
@@ -161,6 +162,7 @@ class ModelRequest(Wire):
 
 
 @router.post("/api/chat", summary="Answer a conversation", responses=LINES)
+@needs(pool="answers")
 async def chat(request: Request, body: ChatRequest, server: Serving) -> Response:
     """The next turn of a conversation with pictures."""
     server.check_model(body.model)
@@ -171,6 +173,7 @@ async def chat(request: Request, body: ChatRequest, server: Serving) -> Response
 
 
 @router.post("/api/generate", summary="Answer one question", responses=LINES)
+@needs(pool="answers")
 async def generate(request: Request, body: GenerateRequest, server: Serving) -> Response:
     """The answer to one question with pictures."""
     server.check_model(body.model)
@@ -204,6 +207,7 @@ async def loaded(server: Serving) -> Response:
 
 
 @router.post("/api/show", summary="What the served model is")
+@needs()
 async def show(body: ModelRequest, server: Serving) -> Response:
     """Family, context and capabilities."""
     server.check_model(body.model or body.name)
@@ -230,6 +234,7 @@ async def version() -> Response:
 
 
 @router.post("/api/pull", summary="Whether a model is there", responses=LINES)
+@needs()
 async def pull(body: ModelRequest, server: Serving) -> Response:
     """Success for the served model; others are fetched on the command line."""
     name = body.model or body.name
@@ -243,17 +248,20 @@ async def pull(body: ModelRequest, server: Serving) -> Response:
 
 
 @router.post("/api/embed", summary="There are no embeddings")
+@needs()
 async def embed(server: Serving) -> Response:
     """Says that the served model makes none."""
     raise Refusal(400, "not_supported", f"{server.name} answers questions; it makes no embeddings")
 
 
 @router.post("/api/embeddings", summary="There are no embeddings")
+@needs()
 async def embeddings(server: Serving) -> Response:
     """Says that the served model makes none."""
     return await embed(server)
 
 
+@needs()
 async def _managed() -> Response:
     """Says where models are managed."""
     words = "the served model is chosen when the server starts; on the command line: trifocal pull, list, serve -m"

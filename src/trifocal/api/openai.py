@@ -15,6 +15,7 @@ from pydantic import AliasChoices, Field
 from trifocal.api.answers import additions_of, finish_of, scored, usage_of
 from trifocal.api.errors import explain, refuse
 from trifocal.api.events import STREAMED, EventStream, event
+from trifocal.api.needs import needs
 from trifocal.api.openai_messages import ChatMessage, drafts_of
 from trifocal.api.parameters import Count, Penalty, Repetition, Seed, Share, Stop, Temperature, TopK, Whole, bound
 from trifocal.api.serving import Answers, Job, Server, Serving, Step
@@ -211,6 +212,7 @@ class CompletionRequest(Options):
 
 
 @router.post("/v1/chat/completions", summary="Answer a conversation", responses=STREAMED)
+@needs(pool="answers")
 async def chat(request: Request, body: ChatRequest, server: Serving) -> Response:
     """The next turn of a conversation with pictures; streamed as server-sent events when asked."""
     server.check_model(body.model)
@@ -218,6 +220,7 @@ async def chat(request: Request, body: ChatRequest, server: Serving) -> Response
 
 
 @router.post("/v1/completions", summary="Go on with a text", responses=STREAMED)
+@needs(pool="answers")
 async def complete(request: Request, body: CompletionRequest, server: Serving) -> Response:
     """The continuations of raw prompts, without any conversation template."""
     server.check_model(body.model)

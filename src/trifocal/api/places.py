@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trifocal.api.errors import Refusal, refuse, server_busy
+from trifocal.api.needs import needs
 from trifocal.api.openai_messages import ChatMessage, drafts_of
 from trifocal.api.parameters import Whole
 from trifocal.api.serving import Server, Serving, caller_of
@@ -95,6 +96,7 @@ class TokenizeRequest(Wire):
 
 
 @router.get("/health", name="health", summary="Whether the server is well")
+@needs(key=False)
 async def health(server: Serving) -> Response:
     """As `/readyz`, where llama.cpp's and other servers' clients look."""
     if server.draining:
@@ -127,6 +129,7 @@ async def lora_list() -> Response:
 
 
 @router.post("/v1/internal/encode", summary="The ids of a text")
+@needs(pool="light")
 async def encode(request: Request, body: TextRequest, server: Serving) -> Response:
     """`{"tokens": [...], "length": ...}`, the beginning token included."""
     tokens = await _tokens(request, server, body.text, start=True)
@@ -134,18 +137,21 @@ async def encode(request: Request, body: TextRequest, server: Serving) -> Respon
 
 
 @router.post("/v1/internal/decode", summary="The text of ids")
+@needs(pool="light")
 async def decode(request: Request, body: TokensRequest, server: Serving) -> Response:
     """`{"text": ...}`."""
     return Json({"text": await _text(request, server, body.tokens)})
 
 
 @router.post("/v1/internal/token-count", summary="Count a text")
+@needs(pool="light")
 async def token_count(request: Request, body: TextRequest, server: Serving) -> Response:
     """`{"length": ...}`, the beginning token included."""
     return Json({"length": len(await _tokens(request, server, body.text, start=True))})
 
 
 @router.post("/v1/internal/stop-generation", summary="Stop one's own answers")
+@needs()
 async def stop_generation(request: Request, server: Serving) -> Response:
     """Ends the answers that this caller (its key, or else its address) asked for in text-generation-webui's dialect."""
     server.stop(caller_of(request))
@@ -153,13 +159,14 @@ async def stop_generation(request: Request, server: Serving) -> Response:
 
 
 @router.post("/tokenize", summary="The ids of a text")
+@needs(pool="light")
 async def tokenize(request: Request, body: TokenizeRequest, server: Serving) -> Response:
     """`{"tokens": [...], "count": ..., "max_model_len": ...}`; of a conversation the count alone."""
     server.check_model(body.model)
     more: dict[str, Any] = {"max_model_len": server.llava.engine.context}
     if body.messages is not None:
         drafts = drafts_of(body.messages)
-        return Json({"count": await server.work(request, drafts, server.llava.count, aside=True), **more})
+        return Json({"count": await server.work(request, drafts, server.llava.count), **more})
     text = body.content if body.content is not None else body.prompt
     if text is None:
         raise refuse("missing_required_parameter", "it is required", "content")
@@ -169,6 +176,7 @@ async def tokenize(request: Request, body: TokenizeRequest, server: Serving) -> 
 
 
 @router.post("/detokenize", summary="The text of ids")
+@needs(pool="light")
 async def detokenize(request: Request, body: TokensRequest, server: Serving) -> Response:
     """`{"content": ..., "prompt": ...}`: llama.cpp's word for it, and vLLM's."""
     text = await _text(request, server, body.tokens)
@@ -187,12 +195,14 @@ async def props(server: Serving) -> Response:
 
 
 @router.post("/v1/embeddings", summary="There are no embeddings")
+@needs()
 async def embeddings(server: Serving) -> Response:
     """Says that the served model makes none."""
     words = f"{server.name} answers questions; it makes no embeddings: ask a server that has a model for them"
     raise Refusal(400, "not_supported", words, param="model")
 
 
+@needs(key=False)
 async def greeting(request: Request) -> Response:
     """What stands at ``/`` where no page does: clients of Ollama look whether anybody is there."""
     return PlainTextResponse("Trifocal is running")
@@ -200,7 +210,7 @@ async def greeting(request: Request) -> Response:
 
 async def _tokens(request: Request, server: Server, text: str, *, start: bool) -> list[int]:
     encode = server.llava.engine.tokenizer.encode
-    return await server.work(request, [Draft("user", (text,))], lambda _: encode(text, start=start), aside=True)
+    return await server.work(request, [Draft("user", (text,))], lambda _: encode(text, start=start))
 
 
 async def _text(request: Request, server: Server, tokens: list[int]) -> str:
@@ -216,4 +226,4 @@ async def _text(request: Request, server: Server, tokens: list[int]) -> str:
         except (ValueError, OverflowError, IndexError, TypeError) as error:
             raise refuse("invalid_value", "there is an id that the tokenizer does not have", "tokens") from error
 
-    return await server.work(request, [], text, aside=True)
+    return await server.work(request, [], text)

@@ -15,6 +15,7 @@ from pydantic import Discriminator, Field, Tag
 from trifocal.api.answers import additions_of, scored
 from trifocal.api.errors import Refusal, explain, refuse
 from trifocal.api.events import STREAMED, EventStream, event
+from trifocal.api.needs import needs
 from trifocal.api.openai import StreamOptions
 from trifocal.api.openai_messages import ContentPart, parts_of
 from trifocal.api.parameters import Count, Penalty, Seed, Share, Stop, Temperature, TopK, Whole, bound
@@ -197,6 +198,7 @@ class ResponseRequest(Wire):
 
 
 @router.post("/v1/responses", summary="Answer items", responses=STREAMED)
+@needs(pool="answers")
 async def respond(request: Request, body: ResponseRequest, server: Serving) -> Response:
     """An answer as items; streamed as server-sent events when asked, and kept unless `store` is false."""
     server.check_model(body.model)
@@ -218,6 +220,7 @@ async def get(request: Request, id: str, server: Serving) -> Response:
 
 
 @router.delete("/v1/responses/{id}", summary="Forget a response")
+@needs()
 async def delete(request: Request, id: str, server: Serving) -> Response:
     """The response is kept no longer."""
     _found(server, caller_of(request), id)

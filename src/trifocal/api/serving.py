@@ -21,6 +21,7 @@ from trifocal.api.admission import Admission
 from trifocal.api.errors import Refusal, refuse, shutting_down
 from trifocal.api.fetch import Fetcher
 from trifocal.api.metrics import Metrics
+from trifocal.api.needs import Pool
 from trifocal.api.parameters import drawn
 from trifocal.api.pump import Pump
 from trifocal.api.settings import ServerSettings
@@ -130,7 +131,6 @@ class Server:
         self.llava, self.settings = llava, settings
         per_key = settings.per_key if settings.keys else None
         self.admission = Admission(settings.slots, settings.queue, per_key)
-        self.aside = Admission(1, settings.queue, per_key)
         self.metrics = Metrics(self.admission)
         self.fetcher = Fetcher(settings.url_hosts, settings.image_bytes)
         self.responses = StoredResponses(settings.responses, settings.responses_bytes)
@@ -138,8 +138,12 @@ class Server:
         self.cut = False
         self.started = int(time.time())
         self.image_limits = Limits(bytes=settings.image_bytes)
-        self._slots = _Desk(self.admission, ThreadPoolExecutor(settings.slots, thread_name_prefix="answer"))
-        self._side = _Desk(self.aside, ThreadPoolExecutor(1, thread_name_prefix="answer-aside"))
+        self.pools: dict[Pool, _Desk] = {
+            "answers": _Desk(self.admission, ThreadPoolExecutor(settings.slots, thread_name_prefix="answer")),
+            "light": _Desk(
+                Admission(1, settings.queue, per_key), ThreadPoolExecutor(1, thread_name_prefix="answer-light")
+            ),
+        }
         self._runs: set[_Run] = set()
         self.reading: set[asyncio.Timeout] = set()  # of bodies that are on their way
         self.held = 0  # bytes of bodies and frames
@@ -202,6 +206,7 @@ class Server:
             TrifocalError: the request can't be done as asked.
             ClientGone: nobody waits for it any more.
         """
+        _pool_of(request, "answers")
         steps = self.steps(job, caller_of(request))
         try:
             first = await while_connected(request, anext(steps))
@@ -212,6 +217,7 @@ class Server:
 
     async def collect(self, request: Request, job: Job) -> list[tuple[str, Step]]:
         """Whole answers: the text and the last step of each, which has all the log-probabilities."""
+        _pool_of(request, "answers")
         return await while_connected(request, self._collected(job, caller_of(request)))
 
     async def count(self, request: Request, draft: Draft) -> int:
@@ -219,10 +225,8 @@ class Server:
 
         return await self.work(request, [draft], lambda messages: len(self.llava.composer.outline(messages[0].parts)))
 
-    async def work(
-        self, request: Request, drafts: Sequence[Draft], do: Callable[[list[Message]], Result], *, aside: bool = False
-    ) -> Result:
-        """What ``do`` makes of a conversation, in a worker thread: in a slot, or ``aside`` where it needs no model.
+    async def work(self, request: Request, drafts: Sequence[Draft], do: Callable[[list[Message]], Result]) -> Result:
+        """What ``do`` makes of a conversation, in a worker thread of the pool that the request's route names.
 
         Raises:
             Refusal: too much was sent, there is no room, a deadline.
@@ -230,13 +234,14 @@ class Server:
             ClientGone: nobody waits for it any more.
         """
         self._check(drafts)
+        pool = self.pools[_pool_of(request)]
 
         def done(fetched: Sequence[Draft]) -> Generator[Result, None, None]:
             yield do(self._decoded(fetched))
 
         async def working() -> Result:
             run = _Run(caller_of(request), stoppable=False)
-            async with aclosing(self._run(run, drafts, done, self._side if aside else self._slots)) as results:
+            async with aclosing(self._run(run, drafts, done, pool)) as results:
                 result: Result = await anext(results)
                 return result
 
@@ -254,7 +259,7 @@ class Server:
             return self._work(replace(job, drafts=drafts))
 
         with tracing.span("trifocal.answer", answers=job.answers) as span:
-            async with aclosing(self._run(run, job.drafts, work, self._slots)) as steps:
+            async with aclosing(self._run(run, job.drafts, work, self.pools["answers"])) as steps:
                 async for step in steps:
                     if step.end:
                         self.metrics.answered(step.end)
@@ -286,7 +291,7 @@ class Server:
     def _cut_off(self) -> None:
         """Ends whatever waits for anything, so that everybody can be told."""
         self.cut = True
-        for admission in (self.admission, self.aside):
+        for admission in (pool.admission for pool in self.pools.values()):
             admission.end()
         now = asyncio.get_running_loop().time()
         for wait in (*self.reading, *(run.wait for run in self._runs if run.wait)):
@@ -295,7 +300,7 @@ class Server:
 
     def close(self) -> None:
         """Frees the worker threads."""
-        for desk in (self._slots, self._side):
+        for desk in self.pools.values():
             desk.threads.shutdown(wait=False, cancel_futures=True)
 
     async def _collected(self, job: Job, caller: str) -> list[tuple[str, Step]]:
@@ -448,6 +453,14 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
 async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _pool_of(request: Request, pool: Pool | None = None) -> Pool:
+    """Where this request's route says that its requests wait: ``pool``, where it must be that."""
+    told: Pool | None = request.scope["trifocal.needs"].pool
+    assert told is not None, "a route that works says where its requests wait"
+    assert pool in (None, told), f"its route says that its requests wait for {told}, not for {pool}"
+    return told
 
 
 def caller_of(request: Any) -> str:

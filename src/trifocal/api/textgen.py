@@ -13,6 +13,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from starlette.websockets import WebSocketState
 
 from trifocal.api.errors import explain, refuse
+from trifocal.api.needs import needs
 from trifocal.api.serving import Job, Server, Serving, caller_of
 from trifocal.api.strict_json import loads
 from trifocal.api.wire import Draft, Json, Tagged, dump, invalid
@@ -192,6 +193,7 @@ class TokenCountRequest(Lenient):
 
 
 @router.post("/api/v1/generate", summary="Go on with a raw prompt")
+@needs(pool="answers")
 async def generate(request: Request, body: GenerateRequest, server: Serving) -> Response:
     """The continuation of a prompt: `{"results": [{"text": ...}]}`."""
     ((text, _),) = await server.collect(request, body.job(server))
@@ -199,6 +201,7 @@ async def generate(request: Request, body: GenerateRequest, server: Serving) -> 
 
 
 @router.post("/api/v1/chat", summary="Answer a conversation")
+@needs(pool="answers")
 async def chat(request: Request, body: ChatRequest, server: Serving) -> Response:
     """The history with the next reply: `{"results": [{"history": ...}]}`."""
     ((text, _),) = await server.collect(request, body.job(server))
@@ -206,6 +209,7 @@ async def chat(request: Request, body: ChatRequest, server: Serving) -> Response
 
 
 @router.post("/api/v1/token-count", summary="Count a raw prompt")
+@needs(pool="light")
 async def token_count(request: Request, body: TokenCountRequest, server: Serving) -> Response:
     """How many positions a prompt takes, its pictures included."""
     tokens = await server.count(request, Draft("user", (Tagged(body.prompt),)))
@@ -219,6 +223,7 @@ async def model(server: Serving) -> Response:
 
 
 @router.post("/api/v1/stop-stream", summary="Stop one's own answers")
+@needs()
 async def stop_stream(request: Request, server: Serving) -> Response:
     """Ends the answers that this caller (its key, or else its address) asked for in this dialect."""
     server.stop(caller_of(request))
@@ -226,12 +231,14 @@ async def stop_stream(request: Request, server: Serving) -> Response:
 
 
 @router.websocket("/api/v1/stream")
+@needs(pool="answers")
 async def stream(socket: WebSocket) -> None:
     """One JSON frame in, the answer's pieces out; more requests may follow."""
     await _talk(socket, GenerateRequest)
 
 
 @router.websocket("/api/v1/chat-stream")
+@needs(pool="answers")
 async def chat_stream(socket: WebSocket) -> None:
     """One JSON frame in, the growing history out; more requests may follow."""
     await _talk(socket, ChatRequest)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
+from trifocal.api.needs import needs
 from trifocal.api.openai import keep_of, template_of
 from trifocal.api.openai_messages import ChatMessage, drafts_of
 from trifocal.api.serving import Serving
@@ -29,6 +30,7 @@ class CountRequest(Wire):
 
 
 @router.post("/page/api/count", summary="What a conversation takes of the context")
+@needs(pool="light")
 async def count(request: Request, body: CountRequest, server: Serving) -> Response:
     """Positions of text and pictures, message by message. No picture is looked at."""
     images, template = keep_of(body.images, "images"), template_of(body.template, "template")
@@ -36,7 +38,6 @@ async def count(request: Request, body: CountRequest, server: Serving) -> Respon
         request,
         drafts_of(body.messages),
         lambda messages: server.llava.budget(messages, body.max_tokens, images=images, template=template),
-        aside=True,
     )
     return Json(_told(budget))
 

@@ -9,6 +9,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from trifocal.api.errors import ErrorBody, Refusal
+from trifocal.api.needs import needs
 from trifocal.api.openai import keep_of, template_of
 from trifocal.api.openai_messages import ChatMessage, drafts_of
 from trifocal.api.serving import Serving
@@ -32,6 +33,7 @@ class ExplainRequest(Wire):
 @router.post(
     "/page/api/explain", summary="Where it looked for each word of an answer", responses={501: {"model": ErrorBody}}
 )
+@needs(pool="answers")
 async def explain(request: Request, body: ExplainRequest, server: Serving) -> Response:
     """The attention of each word of the last message over the patches of each picture that stays."""
     llava = server.llava

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from trifocal.api.needs import needs
 from trifocal.errors import UsageError
 
 __all__ = ["SAMPLES", "STATIC", "PageFile", "page_files", "routes", "samples"]
@@ -64,7 +65,7 @@ def page_files(static: Path = STATIC, pictures: Path = SAMPLES) -> list[PageFile
 def routes(static: Path = STATIC, pictures: Path = SAMPLES) -> list[BaseRoute]:
     """A route a file, GET and HEAD only, which needs no key."""
     return [
-        Route(file.path, _Answer(file), methods=["GET"], name="page", include_in_schema=False)
+        Route(file.path, needs(key=False)(_Answer(file)), methods=["GET"], name="page", include_in_schema=False)
         for file in page_files(static, pictures)
     ]
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from trifocal.api.errors import ErrorBody, Refusal
+from trifocal.api.needs import needs
 from trifocal.api.serving import Server, Serving
 from trifocal.api.wire import Draft, Json, Picture, Wire
 from trifocal.messages import Message
@@ -28,10 +29,11 @@ class PreviewRequest(Wire):
 
 
 @router.post("/page/api/preview", summary="What the model sees of a picture", responses={501: {"model": ErrorBody}})
+@needs(pool="light")
 async def preview(request: Request, body: PreviewRequest, server: Serving) -> Response:
     """The squares that the vision tower is given, and which part of the picture each shows."""
     draft = Draft("user", (Picture(body.image, "image"),))
-    return Json(await server.work(request, [draft], lambda messages: _shown(server, messages), aside=True))
+    return Json(await server.work(request, [draft], lambda messages: _shown(server, messages)))
 
 
 def _shown(server: Server, messages: list[Message]) -> dict[str, Any]:
