@@ -3,16 +3,21 @@
 import { h, icon } from "./dom";
 
 const NEAR = 48; // pixels from the end that count as the end
+const HAND = 1000; // milliseconds after a wheel, finger or key in which going up is the reader's doing
+const LEAP = 160; // pixels; the browser itself goes up by less, when what it shows shrinks
 
 export class Follower {
   readonly button = h("button", { type: "button", class: "to-end", hidden: true, onClick: () => this.toEnd() }, icon("arrowDown"), "To the end");
   private following = true;
   private last = 0;
-  private height = 0;
+  private touched = -HAND;
 
   /** `growing` says whether an answer grows: then a press on something does not end the following. */
   constructor(private readonly scroll: HTMLElement, content: HTMLElement, growing: () => boolean) {
     scroll.addEventListener("scroll", () => this.scrolled(), { passive: true });
+    for (const event of ["wheel", "touchmove", "keydown", "pointerdown"]) {
+      scroll.addEventListener(event, () => (this.touched = performance.now()), { passive: true });
+    }
     // what somebody presses must not move away under the finger when a panel opens or closes
     content.addEventListener("pointerdown", () => (this.following &&= growing()));
     content.addEventListener("keydown", () => (this.following &&= growing()));
@@ -30,27 +35,37 @@ export class Follower {
     this.jump();
   }
 
+  /** Goes to the beginning, and stays there. */
+  toStart(): void {
+    this.following = false;
+    this.scroll.scrollTop = this.last = 0;
+  }
+
   private get left(): number {
     return this.scroll.scrollHeight - this.scroll.clientHeight - this.scroll.scrollTop;
   }
 
   private grown(): void {
-    const { scrollHeight } = this.scroll;
-    if (this.following && scrollHeight !== this.height) this.jump();
-    this.height = scrollHeight;
-    this.button.hidden = this.left < 4 * NEAR;
+    if (this.following) this.jump();
+    this.offer();
   }
 
   private jump(): void {
     this.scroll.scrollTop = this.scroll.scrollHeight;
     this.last = this.scroll.scrollTop;
+    this.offer();
   }
 
   private scrolled(): void {
-    const { scrollTop } = this.scroll;
-    if (this.left <= NEAR && scrollTop > this.last) this.following = true;
-    else if (scrollTop < this.last - 2) this.following = false; // only a reader goes up
-    this.last = scrollTop;
+    const went = this.scroll.scrollTop - this.last;
+    const byHand = performance.now() - this.touched < HAND || -went > LEAP;
+    this.last = this.scroll.scrollTop;
+    if (this.left <= NEAR && went > 0) this.following = true;
+    else if (went < -2 && this.left > NEAR && byHand) this.following = false;
+    this.offer();
+  }
+
+  private offer(): void {
     this.button.hidden = this.left < 4 * NEAR;
   }
 }

@@ -71,9 +71,22 @@ function png(view: DataView, bytes: Uint8Array): Kind {
 }
 
 function gif(view: DataView, bytes: Uint8Array): Kind {
+  return { name: "GIF", width: view.getUint16(6, true), height: view.getUint16(8, true), moves: framesOf(bytes) > 1 };
+}
+
+/** How many frames a GIF has, as far as it is looked at: it is read block by block, which are short rows of bytes. */
+function framesOf(bytes: Uint8Array): number {
+  const table = (flags: number): number => (flags & 0x80 ? 3 << ((flags & 7) + 1) : 0);
   let frames = 0;
-  for (let at = find(bytes, "\x00\x21\xf9\x04"); at >= 0 && frames < 2; at = find(bytes, "\x00\x21\xf9\x04", at + 4)) frames++;
-  return { name: "GIF", width: view.getUint16(6, true), height: view.getUint16(8, true), moves: frames > 1 };
+  let at = 13 + table(bytes[10] ?? 0);
+  while (frames < 2 && (bytes[at] === 0x21 || bytes[at] === 0x2c)) {
+    const frame = bytes[at] === 0x2c;
+    if (frame) frames++;
+    at += frame ? 11 + table(bytes[at + 9] ?? 0) : 2;
+    while (bytes[at]) at += bytes[at]! + 1;
+    at += 1;
+  }
+  return frames;
 }
 
 function webp(view: DataView, words: string): Kind {

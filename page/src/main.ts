@@ -339,7 +339,8 @@ class App {
     await this.lookUp(conversation);
     if (conversation.id !== this.chat.id) return;
     this.draw();
-    this.follower.toEnd();
+    if (conversation.turns.length) this.follower.toEnd();
+    else this.follower.toStart();
     this.panel.draw();
     await this.takeDraft(await this.store.draft(conversation.id));
     this.composer.focus();

@@ -27,10 +27,11 @@ export interface QuestionState {
 }
 
 export function question(turn: UserTurn, state: QuestionState, store: Store, on: QuestionActions): HTMLElement {
-  const body = h("div", { class: isPlaced(turn.pieces) ? "bubble placed" : "bubble", dir: "auto" });
+  const placed = isPlaced(turn.pieces);
+  const body = h("div", { class: placed ? "bubble placed" : "bubble", dir: "auto" });
   for (const piece of turn.pieces) {
     if ("picture" in piece) body.append(picture(turn, piece.picture, state, store, on));
-    else if (piece.text.trim()) body.append(h("span", { class: "said" }, piece.text));
+    else if (piece.text.trim()) body.append(h("span", { class: "said" }, placed ? piece.text : piece.text.trim()));
   }
   return h("article", { class: `turn user ${state.outside ? "outside" : ""}`, "aria-label": "Your question", "data-turn": turn.id }, body,
     h("div", { class: "turn-tools" },

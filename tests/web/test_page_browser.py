@@ -1,171 +1,20 @@
-"""The page in a real browser: Debian's Chromium, driven by Playwright, against a server with the bundled model.
-
-``TRIFOCAL_SCREENSHOTS=1`` writes what was seen to ``docs/page``.
-"""
+"""The page in a real browser, as somebody uses it from the first visit on, against a server with the bundled model."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from live import Gated, Live, make_llava, running
+from visiting import EXAMPLE, LOADED, PHONE, Visit, drawn
 
-import trifocal
 from trifocal.api.settings import hash_key
 from trifocal.web import routes
-from waiting import PATIENCE, until
+from waiting import until
 
-ROOT = Path(__file__).parent.parent.parent
-SHOTS = ROOT / "docs" / "page"
-EXAMPLE = ROOT / "docs" / "example.png"
-AXE = Path(__file__).parent / "axe.min.js"
-CHROMIUM = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-quic",
-    "--no-first-run",
-]
 KEY = "correct-horse-battery-staple"
-LOADED = "[...document.images].every(image => image.complete && image.naturalWidth)"
-
-if CHROMIUM is None and not os.environ.get("CI"):
-    pytest.skip("there is no chromium here (apt-get install chromium)", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    assert CHROMIUM, "the page's tests need Debian's chromium"
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def thimble() -> Iterator[Live]:
-    with trifocal.load() as llava, running(llava, routes()) as live:
-        yield live
-
-
-@dataclass
-class Visit:
-    """A page that somebody looks at, what it asked for, and what went wrong in it."""
-
-    page: Any
-    asked: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-
-    def open(self, url: str) -> Visit:
-        self.page.goto(url)
-        self.page.wait_for_selector(".composer")
-        return self
-
-    def add(self, *files: Path) -> None:
-        before = self.page.locator(".chip").count()
-        self.page.set_input_files("#files", [str(file) for file in files])
-        self.until(f"document.querySelectorAll('.chip').length === {before + len(files)}")
-
-    def say(self, words: str) -> None:
-        self.page.locator(".field").press_sequentially(words)
-
-    def ask(self, words: str) -> str:
-        """Types a question and sends it; the answer."""
-        self.say(words)
-        answers = self.page.locator(".turn.assistant").count()
-        self.page.keyboard.press("Enter")
-        self.until(f"document.querySelectorAll('.turn.assistant').length > {answers}")
-        self.until("!document.querySelector('.growing')")
-        return self.answer
-
-    @property
-    def answer(self) -> str:
-        return str(self.page.locator(".turn.assistant .text").last.inner_text()).strip()
-
-    @property
-    def total(self) -> int:
-        """What the meter says, once it has counted."""
-        self.page.wait_for_timeout(350)
-        self.page.wait_for_load_state("networkidle")
-        return int(self.page.locator(".meter-words").get_attribute("data-total"))
-
-    def until(self, expression: str) -> None:
-        """Waits for an expression to hold; Playwright's own waiting is an `eval`, which the page forbids."""
-        end = time.monotonic() + PATIENCE
-        while not self.page.evaluate(expression):
-            assert time.monotonic() < end, f"this never held: {expression}"
-            self.page.wait_for_timeout(30)
-
-    def shot(self, name: str) -> None:
-        if os.environ.get("TRIFOCAL_SCREENSHOTS"):
-            SHOTS.mkdir(exist_ok=True)
-            self.page.mouse.move(2, 400) if "look" not in name else None
-            self.page.wait_for_timeout(350)
-            self.page.screenshot(path=SHOTS / f"{name}.png")
-
-    def bodies(self) -> list[Any]:
-        """What the page asks answers with, from now on."""
-        found: list[Any] = []
-        self.page.on(
-            "request", lambda request: found.append(request.post_data_json) if "completions" in request.url else None
-        )
-        return found
-
-    def check(self) -> None:
-        """No serious fault for people who can't see or point, as axe finds them."""
-        self.page.wait_for_timeout(250)
-        if not self.page.evaluate("'axe' in window"):
-            self.page.evaluate(AXE.read_text("utf-8"))
-        found = self.page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-        serious = [fault for fault in found if fault["impact"] in ("serious", "critical")]
-        assert not serious, [(fault["id"], [node["html"][:120] for node in fault["nodes"]]) for fault in serious]
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Callable[..., Visit]]:
-    """Opens pages in fresh browsers; at the end nothing has left this machine and nothing broke."""
-    contexts, visits = [], []
-
-    def open_page(url: str, *, context: Any = None, faults: bool = True, **options: Any) -> Visit:
-        context = context or browser.new_context(**{"viewport": {"width": 1280, "height": 820}, **options})
-        contexts.append(context)
-        made = Visit(context.new_page())
-        made.page.set_default_timeout(PATIENCE * 1000)
-        made.page.on("request", lambda request: made.asked.append(request.url))
-        made.page.on("pageerror", lambda error: made.faults.append(str(error)))
-        made.page.on(
-            "console",
-            lambda message: (
-                made.faults.append(message.text)
-                if message.type == "error" and "Failed to load resource" not in message.text
-                else None
-            ),
-        )
-        visits.append((made, url, faults))
-        return made.open(url)
-
-    yield open_page
-    for made, url, strict in visits:
-        foreign = [asked for asked in made.asked if not asked.startswith((url, "data:", "blob:"))]
-        assert foreign == []
-        assert not strict or made.faults == []
-    for context in {id(each): each for each in contexts}.values():
-        context.close()
-
-
-PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 
 
 def test_the_first_visit_shows_what_this_is_and_a_sample_answers(visit: Callable[..., Visit], thimble: Live) -> None:
@@ -293,7 +142,7 @@ def test_two_pictures_one_left_out_and_the_meter_right(
 ) -> None:
     seen = visit(thimble.url)
     other = tmp_path / "other.png"
-    other.write_bytes(_drawn("blue"))
+    other.write_bytes(drawn("blue"))
     seen.add(EXAMPLE)
     seen.ask(" What is in this picture?")
     seen.add(other)
@@ -582,16 +431,3 @@ def _base64(file: Path) -> str:
     import base64
 
     return base64.b64encode(file.read_bytes()).decode()
-
-
-def _drawn(colour: str) -> bytes:
-    from io import BytesIO
-
-    from PIL import Image as Pictures
-    from PIL import ImageDraw
-
-    picture = Pictures.new("RGB", (300, 300), "white")
-    ImageDraw.Draw(picture).ellipse((80, 80, 220, 220), fill=colour)
-    buffer = BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()

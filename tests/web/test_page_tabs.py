@@ -1,0 +1,309 @@
+"""Several tabs, tabs that go away, servers that go away: nothing is lost, nothing is written over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live import Gated, make_llava, running
+from visiting import EXAMPLE, Open, Visit
+
+from trifocal.web import routes
+
+
+@pytest.fixture
+def context(browser: Any) -> Any:
+    """One browser for several tabs."""
+    return browser.new_context(viewport={"width": 1280, "height": 820})
+
+
+def test_three_tabs_have_one_truth(visit: Open, context: Any) -> None:
+    with running(make_llava(), routes()) as live:
+        one = visit(live.url, context=context)
+        one.ask("first")
+        two, three = visit(live.url, context=context), visit(live.url, context=context)
+        two.until("document.querySelectorAll('.turn').length === 2")
+        two.ask("second, of the other tab")
+        one.until("document.querySelectorAll('.turn').length === 4 && !document.querySelector('.growing')")
+        one.ask("third")
+        everything = ["first", "second, of the other tab", "third"]
+        for seen in (two, three):
+            seen.until("document.querySelectorAll('.turn').length === 6 && !document.querySelector('.growing')")
+            assert seen.said() == everything
+        three.page.reload()
+        three.until("document.querySelectorAll('.turn').length === 6")
+        assert three.said() == everything
+
+
+def test_another_tabs_start_takes_no_picture_away(visit: Open, context: Any) -> None:
+    with running(make_llava(), routes()) as live:
+        one = visit(live.url, context=context)
+        one.add(EXAMPLE)
+        two = visit(live.url, context=context)  # before and after what is written was kept
+        one.say("And this?")
+        three = visit(live.url, context=context)
+        for other in (two, three):
+            other.page.reload()
+            other.until("document.querySelectorAll('.field .chip img').length === 1")
+        bodies = one.bodies()
+        one.page.keyboard.press("Enter")
+        one.page.wait_for_selector(".costs")
+        assert [part["type"] for part in bodies[0]["messages"][-1]["content"]] == ["image_url", "text"]
+
+
+FORGET = """async () => { const asked = indexedDB.open('trifocal'); await new Promise(done => asked.onsuccess = done);
+    const change = asked.result.transaction('pictures', 'readwrite'); change.objectStore('pictures').clear();
+    await new Promise(done => change.oncomplete = done); asked.result.close(); }"""
+
+
+def test_a_missing_picture_stops_the_question_and_says_so(visit: Open) -> None:
+    with running(make_llava(), routes()) as live:
+        seen = visit(live.url)
+        seen.add(EXAMPLE)
+        seen.ask("What is it?")
+        seen.page.evaluate(FORGET)
+        seen.page.reload()
+        seen.page.wait_for_selector(".sent-missing")
+        bodies = seen.bodies()
+        seen.ask("And now?")
+        assert bodies == []
+        assert "missing in this browser" in seen.page.locator(".turn .problem").inner_text()
+        seen.until("document.querySelector('.meter-words').innerText.includes('missing in this browser')")
+        seen.page.locator(".keep").click()
+        seen.page.locator(".problem button", has_text="Try again").click()
+        seen.page.wait_for_selector(".turn.assistant:last-child .costs")
+        assert "And now?" in seen.answer
+
+
+def test_a_tab_that_is_closed_in_the_middle_of_an_answer(visit: Open, context: Any) -> None:
+    engine = Gated(hidden=8)
+    with running(make_llava(engine), routes()) as live:
+        one = visit(live.url, context=context)
+        engine.gate.clear()
+        one.say("hello there")
+        one.page.keyboard.press("Enter")
+        one.page.wait_for_selector(".growing")
+        two = visit(live.url, context=context)
+        two.until("document.querySelector('.growing')?.innerText.includes('Another tab is writing')")
+        two.say("not yet")
+        two.page.keyboard.press("Enter")
+        two.toast("Another tab is writing")
+        one.page.close(run_before_unload=False)
+        two.until("document.querySelector('.stopped')?.innerText.includes('The page was closed here')")
+        engine.gate.set()
+        assert live.settled()
+        assert two.page.locator(".field").inner_text() == "not yet"
+        two.page.locator("[aria-label='Answer anew']").click()
+        two.page.wait_for_selector(".costs")
+        assert "hello there" in two.answer
+
+
+def test_an_answer_goes_on_while_another_chat_is_open(visit: Open) -> None:
+    engine = Gated(hidden=8)
+    with running(make_llava(engine), routes()) as live:
+        seen = visit(live.url)
+        engine.gate.clear()
+        seen.say("the slow one")
+        seen.page.keyboard.press("Enter")
+        seen.page.wait_for_selector(".growing")
+        seen.page.locator(".new-talk").click()
+        seen.page.wait_for_selector(".talk-mark.answering")
+        assert seen.page.locator(".send").get_attribute("aria-label") == "Send"
+        engine.gate.set()
+        seen.page.wait_for_selector(".talk-mark.answered")
+        seen.page.locator(".talk-open", has_text="the slow one").click()
+        seen.page.wait_for_selector(".costs")
+        assert "the slow one" in seen.answer
+        assert seen.page.locator(".talk-mark").count() == 0
+
+
+@pytest.mark.parametrize("then", ["stays", "opens another chat", "reloads the page"])
+def test_what_was_asked_while_the_server_was_away_is_asked_again(visit: Open, then: str) -> None:
+    with running(make_llava(), routes()) as live:
+        seen = visit(live.url, faults=False)
+        seen.ask("before")
+        port = live.port
+    seen.say("after")
+    seen.page.keyboard.press("Enter")
+    seen.until("document.querySelector('.turn:last-child')?.innerText.includes('asked again')")
+    if then == "opens another chat":
+        seen.page.locator(".new-talk").click()
+        seen.say("a draft that stays")
+    with running(make_llava(), routes(), port=port):
+        if then == "reloads the page":
+            seen.page.reload()
+        if then == "opens another chat":
+            seen.page.wait_for_selector(".talk-mark.answered")
+            assert seen.page.locator(".field").inner_text() == "a draft that stays"
+            seen.page.locator(".talk-open", has_text="before").click()
+        seen.until("[...document.querySelectorAll('.turn.assistant .text')].at(-1)?.innerText.includes('after')")
+        assert seen.page.locator(".banner:not([hidden])").count() == 0
+
+
+def test_an_edit_under_way_survives_a_reload(visit: Open) -> None:
+    with running(make_llava(), routes()) as live:
+        seen = visit(live.url)
+        seen.ask("the question")
+        seen.say("a draft")
+        seen.page.locator(".turn.user").hover()
+        seen.page.locator("[aria-label='Edit and ask again']").click()
+        assert not seen.page.locator(".send").is_disabled()
+        seen.say(", changed")
+        seen.page.wait_for_timeout(400)
+        seen.page.reload()
+        seen.page.wait_for_selector(".editing")
+        assert seen.page.locator(".field").inner_text() == "the question, changed"
+        seen.page.keyboard.press("Enter")
+        seen.until("document.querySelector('.bubble')?.innerText.includes('changed')")
+        seen.page.wait_for_selector(".costs")
+        assert seen.said() == ["the question, changed"]
+        assert seen.page.locator(".field").inner_text() == "a draft"
+
+
+def test_a_chat_that_is_deleted_elsewhere_does_not_come_back(visit: Open, context: Any) -> None:
+    with running(make_llava(), routes()) as live:
+        one = visit(live.url, context=context)
+        one.ask("one chat")
+        two = visit(live.url, context=context)
+        two.page.wait_for_selector(".costs")
+        two.say("what I was writing")
+        one.page.locator(".talk").hover()
+        one.page.locator(".talk [aria-label^='Delete']").click()
+        two.toast("deleted in another tab")
+        assert two.page.locator(".turn").count() == 0
+        assert two.page.locator(".field").inner_text() == "what I was writing"
+        one.page.locator(".toast button", has_text="Undo").click()
+        one.until("document.querySelectorAll('.turn').length === 2")
+        assert one.said() == ["one chat"]
+
+
+FULL = """(() => { const put = IDBObjectStore.prototype.put; IDBObjectStore.prototype.put = function (...given) {
+    if (window.full) throw new DOMException('no room', 'QuotaExceededError'); return put.apply(this, given); }; })()"""
+NONE = "Object.defineProperty(window, 'indexedDB', {get() { throw new DOMException('private', 'SecurityError'); }})"
+
+
+def test_a_browser_without_room_goes_on_and_says_so(visit: Open, context: Any) -> None:
+    context.add_init_script(FULL)
+    with running(make_llava(), routes()) as live:
+        seen = visit(live.url, context=context)
+        seen.ask("kept")
+        seen.page.evaluate("window.full = true")
+        seen.add(EXAMPLE)
+        seen.ask("not kept")
+        seen.toast("The browser has no room")
+        assert seen.said() == ["kept", "not kept"]
+        seen.page.locator(".new-talk").click()
+        seen.page.locator(".talk-open", has_text="kept").click()
+        seen.until("document.querySelectorAll('.turn').length === 4")
+
+
+def test_a_private_window_that_keeps_nothing_still_answers(visit: Open, context: Any) -> None:
+    context.add_init_script(NONE)
+    with running(make_llava(), routes()) as live:
+        seen = visit(live.url, context=context)
+        seen.toast("keeps nothing here")
+        seen.add(EXAMPLE)
+        assert "hello" in seen.ask("hello")
+        seen.page.locator(".new-talk").click()
+        seen.page.locator(".talk-open", has_text="hello").click()
+        seen.until("document.querySelectorAll('.turn').length === 2")
+
+
+OLD = """async () => { const asked = indexedDB.open('trifocal', 1);
+    asked.onupgradeneeded = () => {
+        for (const name of ['conversations', 'pictures']) asked.result.createObjectStore(name, {keyPath: 'id'});
+    };
+    await new Promise(done => asked.onsuccess = done);
+    const change = asked.result.transaction(['conversations', 'pictures'], 'readwrite');
+    const answer = {text: 'A red disc.', outcome: null, stopped: null, problem: null};
+    change.objectStore('conversations').put({id: 'old', title: 'An old chat', named: true, updated: 1700000000000,
+        draft: {pieces: [{text: 'a draft'}]},
+        turns: [{role: 'user', id: 'q', leftOut: [], pieces: [{picture: 'p'}, {text: 'What?'}]},
+        {role: 'assistant', id: 'a', shown: 0, answers: [answer]}]});
+    change.objectStore('conversations').put({id: 'broken', updated: 1, turns: [{role: 'assistant', id: 'x'}]});
+    const blob = await (await fetch('/page/samples/sea.png')).blob();
+    const more = asked.result.transaction('pictures', 'readwrite');
+    more.objectStore('pictures').put({id: 'p', name: 'sea.png', type: 'image/png', width: 640, height: 480, blob});
+    await new Promise(done => more.oncomplete = done); asked.result.close(); }"""
+
+
+def test_what_an_earlier_page_kept_is_there(visit: Open, context: Any) -> None:
+    with running(make_llava(), routes()) as live:
+        page = context.new_page()
+        page.goto(f"{live.url}/page/icon.svg")
+        page.evaluate(OLD)
+        page.close()
+        seen = visit(live.url, context=context)
+        seen.page.locator(".talk-open", has_text="An old chat").click()
+        seen.until("document.querySelector('.sent img')?.naturalWidth > 0")
+        assert seen.answer == "A red disc."
+        assert seen.page.locator(".field").inner_text() == "a draft"
+        assert seen.page.locator(".talk").count() == 1
+
+
+def export_of(seen: Visit, file: Path) -> Path:
+    """All chats, as the page writes them."""
+    with seen.page.expect_download() as download:
+        seen.page.locator("button", has_text="Export all").click()
+    download.value.save_as(file)
+    return file
+
+
+ODD = {
+    "no JSON": ("{", "is no JSON file"),
+    "another program's": ('[{"title": "x", "mapping": {"a": {"message": null}}}]', "holds no chats of Trifocal"),
+    "null": ("null", "holds no chats of Trifocal"),
+    "no turns": ('{"format": "trifocal-chats", "conversations": [{"id": "a", "turns": 7}]}', "chat 1 of 1 is damaged"),
+    "an answer without answers": (
+        '{"format": "trifocal-chats", "conversations": [{"id": "ok", "turns": []}, {"id": "a", "turns": '
+        '[{"role": "assistant", "id": "t"}]}]}',
+        "chat 2 of 2 is damaged",
+    ),
+    "a picture that is none": (
+        '{"format": "trifocal-chats", "conversations": [], "pictures": {"p": {"name": "x.png", "width": 4, '
+        '"height": 4, "data": "data:image/png;base64,aGVsbG8="}}}',
+        "its picture x.png is damaged",
+    ),
+    "a bomb": (
+        '{"format": "trifocal-chats", "conversations": [], "pictures": {"p": {"name": "x.png", "data": '
+        '"data:image/png;base64,iVBORw0KGgoAAAANSUhEUgABhqAAAYagCAYAAAA="}}}',
+        "its picture x.png is damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_odd_import_changes_nothing(visit: Open, tmp_path: Path, kind: str) -> None:
+    text, told = ODD[kind]
+    file = tmp_path / "odd.json"
+    file.write_text(text)
+    with running(make_llava(), routes()) as live:
+        seen = visit(live.url)
+        seen.ask("mine")
+        seen.page.set_input_files("nav input[type=file]", str(file))
+        seen.toast(told)
+        seen.page.reload()
+        seen.page.wait_for_selector(".costs")
+        assert seen.page.locator(".talk").count() == 1
+        assert "again" in seen.ask("again")
+
+
+def test_the_same_file_twice_is_not_everything_twice(visit: Open, tmp_path: Path, browser: Any) -> None:
+    with running(make_llava(), routes()) as live:
+        seen = visit(live.url)
+        seen.add(EXAMPLE)
+        seen.ask("one")
+        seen.page.locator(".new-talk").click()
+        seen.ask("two")
+        file = export_of(seen, tmp_path / "chats.json")
+        seen.page.set_input_files("nav input[type=file]", str(file))
+        seen.toast("2 chats of the file were here already")
+        assert seen.page.locator(".talk").count() == 2
+        other = visit(live.url)
+        for told in ("2 chats imported", "were here already"):
+            other.page.set_input_files("nav input[type=file]", str(file))
+            other.toast(told)
+        assert other.page.locator(".talk").count() == 2
+        other.page.locator(".talk-open", has_text="one").click()
+        other.until("document.querySelector('.sent img')?.naturalWidth > 0")

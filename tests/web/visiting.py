@@ -1,0 +1,154 @@
+"""Visits to the page in a real browser: Debian's Chromium, driven by Playwright.
+
+``TRIFOCAL_SCREENSHOTS=1`` writes what was seen to ``docs/page``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from waiting import PATIENCE
+
+ROOT = Path(__file__).parent.parent.parent
+SHOTS = ROOT / "docs" / "page"
+EXAMPLE = ROOT / "docs" / "example.png"
+AXE = Path(__file__).parent / "axe.min.js"
+CHROMIUM = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+    "--no-first-run",
+]
+LOADED = "[...document.images].every(image => image.complete && image.naturalWidth)"
+PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+
+
+@dataclass
+class Visit:
+    """A page that somebody looks at, what it asked for, and what went wrong in it."""
+
+    page: Any
+    asked: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    def open(self, url: str) -> Visit:
+        self.page.goto(url)
+        self.page.wait_for_selector(".composer")
+        return self
+
+    def add(self, *files: Path) -> None:
+        before = self.page.locator(".chip").count()
+        self.page.set_input_files("#files", [str(file) for file in files])
+        self.until(f"document.querySelectorAll('.chip').length === {before + len(files)}")
+
+    def say(self, words: str) -> None:
+        self.page.locator(".field").press_sequentially(words)
+
+    def ask(self, words: str) -> str:
+        """Types a question and sends it; the answer."""
+        self.say(words)
+        answers = self.page.locator(".turn.assistant").count()
+        self.page.keyboard.press("Enter")
+        self.until(f"document.querySelectorAll('.turn.assistant').length > {answers}")
+        self.until("!document.querySelector('.growing')")
+        return self.answer
+
+    @property
+    def answer(self) -> str:
+        return str(self.page.locator(".turn.assistant .text").last.inner_text()).strip()
+
+    @property
+    def total(self) -> int:
+        """What the meter says, once it has counted."""
+        self.page.wait_for_timeout(350)
+        self.page.wait_for_load_state("networkidle")
+        return int(self.page.locator(".meter-words").get_attribute("data-total"))
+
+    def toast(self, words: str) -> None:
+        """Waits for a message with these words."""
+        self.until(f"document.querySelector('.toasts')?.innerText.includes({json.dumps(words)})")
+
+    def said(self) -> list[str]:
+        """What the questions say, in order."""
+        return [text.strip() for text in self.page.locator(".turn.user .bubble").all_inner_texts()]
+
+    def until(self, expression: str) -> None:
+        """Waits for an expression to hold; Playwright's own waiting is an `eval`, which the page forbids."""
+        end = time.monotonic() + PATIENCE
+        while not self.page.evaluate(expression):
+            assert time.monotonic() < end, f"this never held: {expression}"
+            self.page.wait_for_timeout(30)
+
+    def shot(self, name: str) -> None:
+        if os.environ.get("TRIFOCAL_SCREENSHOTS"):
+            SHOTS.mkdir(exist_ok=True)
+            self.page.mouse.move(2, 400) if "look" not in name else None
+            self.page.wait_for_timeout(350)
+            self.page.screenshot(path=SHOTS / f"{name}.png")
+
+    def bodies(self) -> list[Any]:
+        """What the page asks answers with, from now on."""
+        found: list[Any] = []
+        self.page.on(
+            "request", lambda request: found.append(request.post_data_json) if "completions" in request.url else None
+        )
+        return found
+
+    def check(self) -> None:
+        """No serious fault for people who can't see or point, as axe finds them."""
+        self.page.wait_for_timeout(250)
+        if not self.page.evaluate("'axe' in window"):
+            self.page.evaluate(AXE.read_text("utf-8"))
+        found = self.page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+        serious = [fault for fault in found if fault["impact"] in ("serious", "critical")]
+        assert not serious, [(fault["id"], [node["html"][:120] for node in fault["nodes"]]) for fault in serious]
+
+
+Open = Callable[..., Visit]  # what the fixture `visit` gives
+
+
+def drawn(colour: str, size: tuple[int, int] = (300, 300), kind: str = "PNG") -> bytes:
+    """A picture file with a disc in it."""
+    from PIL import Image as Pictures
+    from PIL import ImageDraw
+
+    picture = Pictures.new("RGB", size, "white")
+    ImageDraw.Draw(picture).ellipse((80, 80, 220, 220), fill=colour)
+    buffer = BytesIO()
+    picture.save(buffer, kind)
+    return buffer.getvalue()
+
+
+ANSWERING = """(() => { const real = fetch; window.fetch = async (path, options) => {
+    if (!String(path).includes('completions')) return real(path, options);
+    const text = TEXT, step = STEP, letters = new TextEncoder();
+    const event = told => letters.encode('data: ' + JSON.stringify(told) + '\\n\\n');
+    let at = 0;
+    return new Response(new ReadableStream({async pull(stream) {
+        await new Promise(resolve => setTimeout(resolve));
+        if (at < text.length) stream.enqueue(event({choices: [{delta: {content: text.slice(at, at += step)}}]}));
+        else { stream.enqueue(event(END)); stream.close(); }
+    }}), {status: 200});
+}; })()"""
+
+
+def answering(text: str, step: int = 40, **told: Any) -> str:
+    """A script for a page: every question is answered with this text, so many characters an event, one event a task."""
+    end = {
+        "choices": [{"delta": {}, "finish_reason": "stop"}],
+        "trifocal": {"image_positions": [], "left_out": [], "timings": {}, **told},
+        "usage": {"prompt_tokens": 30, "completion_tokens": 12},
+    }
+    return ANSWERING.replace("END", json.dumps(end)).replace("STEP", str(step)).replace("TEXT", json.dumps(text))
