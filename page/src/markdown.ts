@@ -26,7 +26,7 @@ export class Written {
   private settled = 0; // where the last block begins, which may still change
   private blocks: Leaf[] = [];
   private drawn: Leaf[] = [];
-  private environment: { references?: object } = {};
+  private explained: { references?: object } = {}; // the links that the finished blocks explain
   private inlines = new Map<string, readonly Leaf[]>();
 
   /** Shows this text; `ended` says that nothing will be added to it. */
@@ -42,6 +42,8 @@ export class Written {
     this.frame = 0;
     this.shown = Math.min(this.text.length, this.shown + SLICE);
     const whole = this.shown === this.text.length;
+    // a link may be explained below the place where it stands: such a text is looked at once more when it is whole
+    if (whole && this.ended && this.text.includes("]:")) this.unsettle();
     this.show(this.text.slice(this.settled, this.shown), whole && this.ended);
     if (!whole) this.frame = next(this.draw);
   };
@@ -49,36 +51,35 @@ export class Written {
   private show(open: string, last: boolean): void {
     const tokens: Token[] = [];
     const source = open.replaceAll(/\r\n?/g, "\n").replaceAll("\0", "\ufffd");
-    markdown.block.parse(source, markdown, this.environment, tokens);
-    if (last && this.environment.references && this.settled) return this.anew();
+    const environment = { references: { ...this.explained.references } }; // one that is half written is not kept
+    markdown.block.parse(source, markdown, environment, tokens);
     const starts = tokens.flatMap((token, at) => (token.level === 0 && token.nesting >= 0 && token.map ? [at] : []));
     const final = starts.at(-1);
     const inlines = new Map<string, readonly Leaf[]>();
-    const made = this.leaves(tokens, inlines, last);
+    const made = this.leaves(tokens, environment, inlines, last);
     this.inlines = inlines;
     patch(this.element, this.drawn, [...this.blocks, ...made]);
     this.drawn = [...this.blocks, ...made];
     // carriage returns shift the lines' offsets; texts with them are drawn whole each time
     if (!last && final !== undefined && starts.length > 1 && source.length === open.length) {
+      const start = lineStart(source, tokens[final]!.map![0]);
+      if (source.includes("]:")) markdown.block.parse(source.slice(0, start), markdown, this.explained, []);
       this.blocks.push(...made.slice(0, -1));
-      this.settled += lineStart(source, tokens[final]!.map![0]);
+      this.settled += start;
     }
   }
 
-  /** Draws all at the end once more: a link may be explained below the place where it stands. */
-  private anew(): void {
-    this.settled = 0;
-    this.blocks = [];
-    this.inlines.clear();
-    this.show(this.text, false);
+  private unsettle(): void {
+    Object.assign(this, { settled: 0, blocks: [], explained: {}, inlines: new Map() });
   }
 
   private forget(): void {
     cancelAnimationFrame(this.frame);
-    Object.assign(this, { frame: 0, shown: 0, settled: 0, blocks: [], environment: {} });
+    Object.assign(this, { frame: 0, shown: 0 });
+    this.unsettle();
   }
 
-  private leaves(tokens: readonly Token[], inlines: Map<string, readonly Leaf[]>, last: boolean): Leaf[] {
+  private leaves(tokens: readonly Token[], environment: object, inlines: Map<string, readonly Leaf[]>, last: boolean): Leaf[] {
     const root: Leaf[] = [];
     const open: Leaf[][] = [root];
     for (const [at, token] of tokens.entries()) {
@@ -89,14 +90,14 @@ export class Written {
         into.push(token.type === "table_open" ? branch("div", { class: "wide", tabindex: "0" }, [made]) : made);
         open.push(made.children as Leaf[]);
       } else if (token.nesting === -1) open.pop();
-      else if (token.type === "inline") into.push(...this.inline(token.content, inlines));
+      else if (token.type === "inline") into.push(...this.inline(token.content, environment, inlines));
       else into.push(block(token, !last && at === tokens.length - 1));
     }
     return root;
   }
 
-  private inline(content: string, inlines: Map<string, readonly Leaf[]>): readonly Leaf[] {
-    const made = this.inlines.get(content) ?? inlines.get(content) ?? inlineLeaves(content, this.environment);
+  private inline(content: string, environment: object, inlines: Map<string, readonly Leaf[]>): readonly Leaf[] {
+    const made = this.inlines.get(content) ?? inlines.get(content) ?? inlineLeaves(content, environment);
     inlines.set(content, made);
     return made;
   }
