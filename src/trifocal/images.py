@@ -8,12 +8,14 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from trifocal.encoded import plain
 from trifocal.errors import BadImage
 
 if TYPE_CHECKING:
@@ -55,9 +57,21 @@ class Limits:
     pixels: int = 64_000_000
     side: int = 16_384
     aspect: int = 200
+    taking: Callable[[int], None] | None = None  # told the bytes of each picture's pixels before it is decoded
 
 
 LIMITS = Limits()
+HELD_TWICE = 24_000_000  # pixels of what is held more than once while it is decoded
+_STRIP = 1 << 20  # pixels that are worked on at a time
+_TURNS = {  # EXIF's orientations, as PIL's transpositions
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,24 +182,21 @@ def from_bytes(data: bytes, *, name: str = "image", limits: Limits = LIMITS) -> 
         BadImage: empty, too large, of another format, over the pixel limits, or damaged.
     """
     from PIL import Image as Pictures
-    from PIL import ImageOps
 
     started = time.perf_counter()
-    _check_bytes(data, name, limits)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Pictures.open(BytesIO(data), formats=FORMATS) as file:
-                check_size(*file.size, name=name, limits=limits)
-                upright = ImageOps.exif_transpose(_keyed(file, data))
-                pixels = _plain(upright)
-    except BadImage:
-        raise
-    except Exception as error:
-        # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError and more on damaged input
-        if isinstance(error, MemoryError):
-            raise
-        raise BadImage("damaged", "the file is damaged or cut short; save it anew", name) from error
+    kind = _check_bytes(data, name, limits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _told(name):
+            found = plain(data, kind, name)
+            file = Pictures.open(BytesIO(found.data), formats=FORMATS)
+        with file:
+            check_size(*file.size, name=name, limits=limits)
+            _check_held(file, kind, name)
+            if limits.taking:
+                limits.taking(4 * file.width * file.height)
+            with _told(name):
+                pixels = _turned(_plain(_keyed(file, found.data)), found.orientation)
     return Image(pixels, _digest(pixels), name, time.perf_counter() - started)
 
 
@@ -240,7 +251,8 @@ def check_size(width: int, height: int, *, name: str = "image", limits: Limits =
         raise BadImage("too_thin", f"{size}; one side may be {limits.aspect} times the other", name)
 
 
-def _check_bytes(data: bytes, name: str, limits: Limits) -> None:
+def _check_bytes(data: bytes, name: str, limits: Limits) -> str:
+    """Which of the formats that are taken it is."""
     if not data:
         raise BadImage("empty", "there are 0 bytes", name)
     if len(data) > limits.bytes:
@@ -250,6 +262,28 @@ def _check_bytes(data: bytes, name: str, limits: Limits) -> None:
         raise BadImage("not_an_image", "this is no picture; JPEG, PNG, WebP and GIF are taken", name)
     if kind not in FORMATS:
         raise BadImage("unsupported_format", f"this is {kind}; JPEG, PNG, WebP and GIF are taken", name)
+    return kind
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Whatever a decoder raises on damaged input: OSError, SyntaxError, ValueError, struct.error, EOFError and more."""
+    try:
+        yield
+    except (BadImage, MemoryError):
+        raise
+    except Exception as error:
+        raise BadImage("damaged", "the file is damaged or cut short; save it anew", name) from error
+
+
+def _check_held(file: Picture, kind: str, name: str) -> None:
+    """Refuses what its decoder, or the search for its transparent colour, would hold several times over."""
+    tiles = getattr(file, "tile", [])
+    keyed = "transparency" in file.info and len(tiles) == 1 and str(tiles[0].args) == "RGB;16B"
+    pixels = file.width * file.height
+    if pixels > HELD_TWICE and (kind == "WEBP" or keyed):
+        what = "a WebP" if kind == "WEBP" else "a PNG of 16 bits with a transparent colour"
+        raise BadImage("too_many_pixels", f"{what} of {pixels} pixels; allowed are {HELD_TWICE}", name)
 
 
 def _kind(data: bytes) -> str | None:
@@ -307,19 +341,45 @@ def _grey(picture: Picture) -> Picture:
     import numpy as np
     from PIL import Image as Pictures
 
-    values = np.nan_to_num(np.asarray(picture, dtype=np.float64)).clip(0, 65535)  # [height, width]
-    deep = picture.mode.startswith("I;16") or values.max() > 255
-    grey = Pictures.fromarray((values.astype(np.uint16) >> (8 if deep else 0)).astype(np.uint8)).convert("RGB")
+    def values() -> Iterator[Any]:
+        for strip in _strips(picture):
+            yield np.nan_to_num(np.asarray(strip, dtype=np.float64)).clip(0, 65535)  # [height of the strip, width]
+
     key = picture.info.get("transparency")
-    if isinstance(key, int) and (values == key).any():
-        grey.putalpha(Pictures.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
-    return grey
+    key = key if isinstance(key, int) else -1
+    deep = picture.mode.startswith("I;16") or max(float(strip.max()) for strip in values()) > 255
+    alpha = any((strip == key).any() for strip in values())
+    made, top = Pictures.new("RGBA" if alpha else "RGB", picture.size), 0
+    for strip in values():
+        grey = Pictures.fromarray((strip.astype(np.uint16) >> (8 if deep else 0)).astype(np.uint8)).convert("RGB")
+        if alpha:
+            grey.putalpha(Pictures.fromarray(np.where(strip == key, 0, 255).astype(np.uint8)))
+        made.paste(grey, (0, top))
+        top += grey.height
+    return made
 
 
 def _digest(pixels: Picture) -> str:
     framed = hashlib.sha256(f"{pixels.mode} {pixels.width} {pixels.height}\n".encode())
-    framed.update(pixels.tobytes())
+    for strip in _strips(pixels):
+        framed.update(strip.tobytes())
     return framed.hexdigest()
+
+
+def _strips(picture: Picture) -> Iterator[Picture]:
+    """The picture in strips of full width from the top: what is made of it whole would be held whole."""
+    height = max(1, _STRIP // picture.width)
+    for top in range(0, picture.height, height):
+        yield picture.crop((0, top, picture.width, min(top + height, picture.height)))
+
+
+def _turned(picture: Picture, orientation: int) -> Picture:
+    """The picture as it is to be looked at."""
+    if orientation not in _TURNS:
+        return picture
+    from PIL.Image import Transpose
+
+    return picture.transpose(Transpose[_TURNS[orientation]])
 
 
 def _from_base64(text: str, name: str) -> bytes:

@@ -24,6 +24,7 @@ from trifocal.api.metrics import Metrics
 from trifocal.api.needs import Pool
 from trifocal.api.parameters import drawn
 from trifocal.api.pump import Pump
+from trifocal.api.room import Lease, Room
 from trifocal.api.settings import ServerSettings
 from trifocal.api.stored import StoredResponses
 from trifocal.api.tools import Offer, Reader, numbered
@@ -138,6 +139,7 @@ class Server:
         self.cut = False
         self.started = int(time.time())
         self.image_limits = Limits(bytes=settings.image_bytes)
+        self._room = Room(settings.decoded_bytes, settings.deadline)
         self.pools: dict[Pool, _Desk] = {
             "answers": _Desk(self.admission, ThreadPoolExecutor(settings.slots, thread_name_prefix="answer")),
             "light": _Desk(
@@ -237,7 +239,8 @@ class Server:
         pool = self.pools[_pool_of(request)]
 
         def done(fetched: Sequence[Draft]) -> Generator[Result, None, None]:
-            yield do(self._decoded(fetched))
+            with self._room.lease() as lease:
+                yield do(self._decoded(fetched, lease))
 
         async def working() -> Result:
             run = _Run(caller_of(request), stoppable=False)
@@ -382,18 +385,19 @@ class Server:
 
     def _work(self, job: Job) -> Generator[Step, None, None]:
         """What the worker thread does: decode, look, generate."""
-        messages = self._decoded(job.drafts)
-        for at, talk in enumerate([[message] for message in messages] if job.raw else [messages]):
-            written = self._written(job, talk)
-            for index in range(job.answers):
-                seed = job.sampling.seed
-                sampling = replace(job.sampling, seed=None if seed is None else seed + index)
-                with closing(_steps(at * job.answers + index, self.llava.answer(written, sampling), job)) as steps:
-                    yield from steps
+        with self._room.lease() as lease:
+            messages = self._decoded(job.drafts, lease)
+            for at, talk in enumerate([[message] for message in messages] if job.raw else [messages]):
+                written = self._written(job, talk)
+                for index in range(job.answers):
+                    seed = job.sampling.seed
+                    sampling = replace(job.sampling, seed=None if seed is None else seed + index)
+                    with closing(_steps(at * job.answers + index, self.llava.answer(written, sampling), job)) as steps:
+                        yield from steps
 
-    def _decoded(self, drafts: Sequence[Draft]) -> list[Message]:
-        limits = self.settings
-        return decode(drafts, self.image_limits, limits.images, limits.decoded_bytes, limits.text_bytes)
+    def _decoded(self, drafts: Sequence[Draft], lease: Lease) -> list[Message]:
+        limits, sides = self.settings, replace(self.image_limits, taking=lease.take)
+        return decode(drafts, sides, limits.images, limits.decoded_bytes, limits.text_bytes)
 
     def _written(self, job: Job, messages: list[Message]) -> Written:
         """What will be asked: outlined once, whatever the number of answers."""
