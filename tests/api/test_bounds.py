@@ -49,7 +49,7 @@ def test_the_texts_of_a_request_are_bounded_together_before_one_is_tokenised(
     monkeypatch.setattr(type(tokenizer), "encode", lambda _, text, **how: read.append(len(text)) or encode(text, **how))
     path, body = TOO_LONG[name]
     error = error_of(client.post(path, json=body))
-    assert (error["code"], "1048576" in error["message"]) == ("invalid_value", True)
+    assert "1048576" in error["message"]
     assert sum(read) < 1000
 
 
