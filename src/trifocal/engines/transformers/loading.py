@@ -30,8 +30,16 @@ _TABLES = ("model.embed_tokens.weight", "transformer.wte.weight")
 _BLOCK = re.compile(r"(?:model\.layers|transformer\.blocks)\.(\d+)\.")
 # kinds of layers whose state is keys and values of the positions: what a prefix of a prompt can be cut out of
 _KEYS_AND_VALUES = {"full_attention", "sliding_attention", "chunked_attention"}
-# how it is packed and kept is the loader's affair; code that a repository brings along is nobody's
-_NOT_ITS_OWN = ("model_type", "quantization_config", "torch_dtype", "auto_map")
+# how it is packed, kept and computed is the loader's affair; code that a repository brings along is nobody's
+_NOT_ITS_OWN = (
+    "model_type",
+    "quantization_config",
+    "torch_dtype",
+    "auto_map",
+    "attn_implementation",
+    "attn_implementation_internal",
+    "experts_implementation",
+)
 LARGE = 4 << 30  # bytes of a dense model from which on four-bit layers stay packed by themselves
 
 log = logging.getLogger("trifocal")
@@ -103,7 +111,7 @@ def read(language: Language, placement: Placement, *, context: int | None = None
 def _config(language: Language) -> Any:
     from transformers import AutoConfig
 
-    values = {key: value for key, value in language.config.items() if key not in _NOT_ITS_OWN}
+    values = {key: value for key, value in language.config.items() if key.lstrip("_") not in _NOT_ITS_OWN}
     kind = str(language.config.get("model_type", "llama"))
     try:
         config = AutoConfig.for_model(kind, **values)

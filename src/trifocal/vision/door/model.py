@@ -33,6 +33,8 @@ def build(folder: Path, state: Mapping[str, torch.Tensor], dtype: torch.dtype) -
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         _check_sizes(folder, config.vision_config, state)
         small = copy.deepcopy(config)
+        # which kernels computed it where it was trained is nothing of the model
+        small._attn_implementation = small._experts_implementation = None
         _shrink(small.text_config)
         kind: Any = AutoModelForImageTextToText._model_mapping[type(config)]
         model, told = kind.from_pretrained(
