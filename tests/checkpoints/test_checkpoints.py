@@ -378,7 +378,7 @@ def test_a_checkpoint_can_t_be_changed(hf15: Path) -> None:
     [
         ("config.json", {"model_type": "llava_next_video"}, "llava_next_video"),
         ("config.json", {"vision_feature_select_strategy": "middle"}, "'middle'; known: default, full"),
-        ("config.json", {"vision_feature_layer": [-2, -5]}, r"vision_feature_layer is \[-2, -5\]"),
+        ("config.json", {"vision_feature_layer": [-2, "-5"]}, r"vision_feature_layer is \[-2, '-5'\]"),
         ("config.json", {"vision_feature_layer": -6}, "feature layer -6 of a tower with 4 blocks"),
         ("config.json", {"image_aspect_ratio": "stretch"}, "image_aspect_ratio 'stretch'"),
         ("config.json", {"vision_config": 3}, "vision_config is 3"),

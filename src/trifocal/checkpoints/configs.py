@@ -103,7 +103,7 @@ _LLAVA_KINDS = {
 }
 
 
-def tower_part(source: Path, config: Mapping[str, Any], layer: int, *, keep_first: bool) -> Tower:
+def tower_part(source: Path, config: Mapping[str, Any], layer: int | tuple[int, ...], *, keep_first: bool) -> Tower:
     own = config.get("vision_config", config)
     if not isinstance(own, dict):
         raise CheckpointError(f"{source}: vision_config is {own!r}, a JSON object was expected")
@@ -119,7 +119,8 @@ def tower_part(source: Path, config: Mapping[str, Any], layer: int, *, keep_firs
     for large, small in (("hidden_size", "num_attention_heads"), ("image_size", "patch_size")):
         if values[large] < values[small] or (large == "hidden_size" and values[large] % values[small]):
             raise CheckpointError(f"{source}: {large} {values[large]} does not go with {small} {values[small]}")
-    if not -values["num_hidden_layers"] - 1 <= layer <= values["num_hidden_layers"]:
+    layers = (layer,) if isinstance(layer, int) else layer
+    if not all(-values["num_hidden_layers"] - 1 <= each <= values["num_hidden_layers"] for each in layers):
         raise CheckpointError(f"{source}: feature layer {layer} of a tower with {values['num_hidden_layers']} blocks")
     return Tower(
         source=source,

@@ -115,7 +115,7 @@ def from_folder(
     adapter = folder if (folder / ADAPTER).is_file() else None
     if adapter and not language:
         language = base_of(adapter)
-    language_source = locate(language, patterns) if language else folder
+    language_source = _language(folder, language, adapter, patterns) if language else folder
     projector_source = _projector(projector, patterns) if projector else None
     config = {**(says or {}), **config, **trained_with(projector_source)}
     elsewhere = locate(tower, patterns) if tower else None
@@ -130,6 +130,19 @@ def from_folder(
         found = found.framed(bool(config["mm_use_im_start_end"]))
     template = template or config.get("trifocal_template") or found.template
     return replace(found, name=name or folder.name, template=template)
+
+
+def _language(folder: Path, name: str, adapter: Path | None, patterns: Sequence[str]) -> Path:
+    """Where the language model lies; a LoRA may name a path of the machine on which it was trained."""
+    try:
+        return locate(name, patterns)
+    except CheckpointError as error:
+        if adapter is None or name != base_of(folder):
+            raise
+        raise CheckpointError(
+            f"{folder / ADAPTER}: base_model_name_or_path is {name!r}, and that can't be had ({error}); "
+            "name the base with language_from (--language-from), as a folder or a hub id"
+        ) from error
 
 
 def _projector(name: str, patterns: Sequence[str]) -> Path:

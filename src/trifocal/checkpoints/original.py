@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from trifocal.checkpoints.parts import CLIP_TOWER, Checkpoint, OwnVision, Projec
 from trifocal.checkpoints.processors import preprocessing_part
 from trifocal.checkpoints.reading import knows, layer_number, own_config, read_json
 from trifocal.checkpoints.tilings import original_layout
-from trifocal.checkpoints.towers import TOWERS
+from trifocal.checkpoints.towers import known_tower
 from trifocal.checkpoints.turns import template_of, turns_of
 from trifocal.errors import CheckpointError
 from trifocal.hub.locate import EVERYTHING, PICKLES, locate
@@ -20,6 +21,8 @@ from trifocal.weights.tensors import canonical, stored_names
 
 __all__ = ["from_original", "trained_with"]
 
+_FEATURE = re.compile(r"^(?:(?P<several>slicefour|slice_m25811_f6)_)?(?P<kept>cls_)?patch$")
+SLICE_M25811_F6 = (-2, -5, -8, -11, 6)  # the layers in that name of LLaVA-NeXT's
 LLAMA_2 = 4096  # the context of LLaMA-2, and of no LLaMA before it
 
 
@@ -97,23 +100,54 @@ def _own_tower(
     """An original checkpoint's tower, and the folder that tells its preprocessing.
 
     A tower that the checkpoint brings along was trained with it, so the one it names gives only its
-    configuration, which for the towers of LLaVA we know.
+    configuration, which for the towers of LLaVA we know; where it names a path of the trainer's own machine, the
+    path's last word, the checkpoint's own ``vision_config`` or the tensors' shapes tell it.
     """
     named = str(config.get("mm_vision_tower") or CLIP_TOWER)
-    known = TOWERS.get(named) if inside is not None and tower is None else None
-    home = folder if known else tower or locate(named, patterns)
+    known = known_tower(named, config, inside) if inside is not None and tower is None else None
+    home = folder if known else tower or _named_tower(folder, config, named, patterns)
     vision = known or read_json(home / "config.json")
     own = vision.get("vision_config", vision)
-    if isinstance(own, dict) and str(own.get("model_type", "")).startswith("siglip"):
-        # LLaVA-NeXT takes SigLIP's last block away and then the last output, whatever the layer that is named
-        layer, keep = -2, True
-    else:
-        # the code of v0's day took the last layer where none is named; a bare language model names nothing
-        default = -1 if config.get("mm_use_im_start_end") and "mm_vision_tower" in config else -2
-        layer = layer_number(folder, config, "mm_vision_select_layer", default)
-        keep = config.get("mm_vision_select_feature", "patch") == "cls_patch"
+    siglip = isinstance(own, dict) and str(own.get("model_type", "")).startswith("siglip")
+    # the code of v0's day took the last layer where none is named; a bare language model names nothing
+    default = -1 if config.get("mm_use_im_start_end") and "mm_vision_tower" in config else -2
+    layer = layer_number(folder, config, "mm_vision_select_layer", default)
     source = inside if tower is None and inside is not None else home
-    return tower_part(source, vision, layer, keep_first=keep), home
+    if siglip:
+        # LLaVA-NeXT takes SigLIP's last block away and then the last output, whatever the layer that is named
+        return tower_part(source, vision, -2 if isinstance(layer, int) else layer, keep_first=True), home
+    several, keep = _selected(folder, config)
+    part = tower_part(source, vision, layer, keep_first=keep)
+    if several and isinstance(layer, int):
+        each = (part.layers + 1) // 4
+        layers = range(each + layer, part.layers + 1, each) if several == "slicefour" else SLICE_M25811_F6
+        part = tower_part(source, vision, tuple(layers), keep_first=keep)
+    return part, home
+
+
+def _selected(folder: Path, config: Mapping[str, Any]) -> tuple[str, bool]:
+    """Which layers' features are taken beside the one that is named, and whether the class token's are kept."""
+    said = str(config.get("mm_vision_select_feature") or "patch")
+    found = _FEATURE.match(said)
+    if found is None:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: mm_vision_select_feature is {said!r}; known: patch and cls_patch, alone or "
+            "behind slicefour_ or slice_m25811_f6_"
+        )
+    return found["several"] or "", bool(found["kept"])
+
+
+def _named_tower(folder: Path, config: Mapping[str, Any], named: str, patterns: Sequence[str]) -> Path:
+    """Where the tower lies that a configuration names, or the stock one where it names none."""
+    try:
+        return locate(named, patterns)
+    except CheckpointError as error:
+        if "mm_vision_tower" not in config:
+            raise
+        raise CheckpointError(
+            f"{folder / 'config.json'}: mm_vision_tower is {named!r}, and that can't be had ({error}); "
+            "name the tower with tower_from (--tower-from), as a folder or a hub id"
+        ) from error
 
 
 def _family(tower: Tower, tiles: Tiling | None) -> str:

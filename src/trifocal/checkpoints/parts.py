@@ -59,7 +59,7 @@ class Tower:
     patch_size: int
     act: str = "quick_gelu"
     eps: float = 1e-5
-    feature_layer: int = -2
+    feature_layer: int | tuple[int, ...] = -2
     keep_first: bool = False
     kind: Literal["clip", "siglip"] = "clip"
 
@@ -79,9 +79,20 @@ class Tower:
         return self.side * self.patch_size / self.image_size
 
     @property
+    def taken(self) -> tuple[int, ...]:
+        """After how many blocks each feature is taken, in the order in which they stand side by side."""
+        layers = (self.feature_layer,) if isinstance(self.feature_layer, int) else self.feature_layer
+        return tuple(layer if layer >= 0 else self.layers + 1 + layer for layer in layers)
+
+    @property
     def blocks(self) -> int:
         """How many blocks have to run."""
-        return self.feature_layer if self.feature_layer >= 0 else self.layers + 1 + self.feature_layer
+        return max(self.taken)
+
+    @property
+    def width(self) -> int:
+        """The width of a patch's features: those of several layers stand side by side."""
+        return self.hidden * len(self.taken)
 
 
 @dataclass(frozen=True, slots=True)

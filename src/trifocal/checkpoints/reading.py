@@ -11,6 +11,7 @@ from trifocal.files import read_bytes, read_object, read_text
 
 __all__ = ["LARGEST", "image_processor", "knows", "layer_number", "number", "own_config", "read_json", "real", "whole"]
 
+MOST_LAYERS = 32  # whose features stand side by side
 LARGEST = 1 << 24  # no size in a configuration is larger: contexts have up to ten million positions
 
 
@@ -74,11 +75,16 @@ def number(source: Path, value: Any, key: str) -> float:
     return float(value)
 
 
-def layer_number(folder: Path, config: Mapping[str, Any], key: str, default: int = -2) -> int:
+def layer_number(folder: Path, config: Mapping[str, Any], key: str, default: int = -2) -> int | tuple[int, ...]:
+    """The layer whose features are taken, or several (as in Granite Vision)."""
     value = config.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise CheckpointError(f"{folder / 'config.json'}: {key} is {value!r}, one layer's number was expected")
-    return value
+    layers = value if isinstance(value, list) else [value]
+    if not 0 < len(layers) <= MOST_LAYERS or not all(type(layer) is int for layer in layers):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: {key} is {value!r}, one layer's number was expected, or a list of up to "
+            f"{MOST_LAYERS}"
+        )
+    return tuple(layers) if isinstance(value, list) else int(layers[0])
 
 
 def knows(folder: Path, token: str) -> bool:

@@ -125,6 +125,11 @@ def expected_facts(checkpoint: Checkpoint) -> list[PartFacts]:
     return found
 
 
+def _and(numbers: Sequence[int]) -> str:
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 def expected_numbers(checkpoint: Checkpoint, part: str) -> int:
     """How many numbers a part has, by its configuration; 0 where that does not tell."""
     if part == "language":
@@ -142,7 +147,7 @@ def expected_numbers(checkpoint: Checkpoint, part: str) -> int:
     hidden = checkpoint.language.hidden
     linears = int(kind[3:-1]) if (kind := checkpoint.projector.kind).startswith("mlp") else 1
     newline = hidden * checkpoint.preprocessing.has_newline
-    return hidden * (wide + 1) + (linears - 1) * hidden * (hidden + 1) + newline
+    return hidden * (tower.width + 1) + (linears - 1) * hidden * (hidden + 1) + newline
 
 
 def _language_numbers(config: Mapping[str, Any]) -> int:

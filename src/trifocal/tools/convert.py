@@ -281,7 +281,7 @@ def _tower_config(tower: Tower) -> dict[str, Any]:
         "hidden_size": tower.hidden,
         "intermediate_size": tower.mlp,
         # of SigLIP original LLaVA always takes the output of the last block but one
-        "num_hidden_layers": tower.blocks + 1 if siglip else tower.layers,
+        "num_hidden_layers": tower.blocks + 1 if siglip and len(tower.taken) == 1 else tower.layers,
         "num_attention_heads": tower.heads,
         "image_size": tower.image_size,
         "patch_size": tower.patch_size,
@@ -324,9 +324,9 @@ def _projector_config(checkpoint: Checkpoint) -> dict[str, Any]:
     projector, tower = checkpoint.projector, checkpoint.tower
     return {
         "mm_projector_type": projector.kind if projector.kind == "linear" else f"{projector.kind}_{projector.act}",
-        "mm_hidden_size": tower.hidden,
+        "mm_hidden_size": tower.width,
         "hidden_size": checkpoint.language.hidden,
-        "mm_vision_select_layer": tower.feature_layer,
+        "mm_vision_select_layer": tower.feature_layer if len(tower.taken) == 1 else list(tower.taken),
         "mm_vision_select_feature": "cls_patch" if tower.keep_first else "patch",
         "mm_use_im_start_end": bool(checkpoint.image_start),
         **_tiling_config(checkpoint.preprocessing),

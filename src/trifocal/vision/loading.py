@@ -81,10 +81,12 @@ def load_vision(
             "its configuration belongs to another file"
         )
     linears = [module for module in reading.modules() if isinstance(module, nn.Linear)]
-    if linears[0].in_features != checkpoint.tower.hidden:
+    if linears[0].in_features != checkpoint.tower.width:
+        layers = checkpoint.tower.feature_layer
+        several = "" if isinstance(layers, int) else f", of the layers {list(layers)} that config.json names"
         raise CheckpointError(
             f"{_home(hands)}: the projector takes features of {linears[0].in_features}, the tower makes "
-            f"{checkpoint.tower.hidden}: they belong to different models"
+            f"{checkpoint.tower.width}{several}: they belong to different models"
         )
     for first, second in itertools.pairwise(linears):
         if first.out_features != second.in_features:

@@ -27,7 +27,7 @@ class VisionTransformer(nn.Module):
         self.encoder = _Encoder(config)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """``[images, 3, side, side]`` to ``[images, patches, hidden]``: the first row is dropped unless it is kept."""
+        """``[images, 3, side, side]`` to ``[images, patches, width]``: the first row is dropped unless it is kept."""
         hidden: torch.Tensor = self.embeddings(pixel_values)
         if self.config.kind == "clip":
             hidden = self.pre_layrnorm(hidden)
@@ -56,11 +56,16 @@ class _Encoder(nn.Module):
     def __init__(self, config: Tower) -> None:
         super().__init__()
         self.layers = nn.ModuleList(_Block(config) for _ in range(config.blocks))
+        self.taken = config.taken
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        for block in self.layers:
+        """``[images, rows, hidden]`` to the features of each layer that is taken, side by side."""
+        states = {0: hidden}
+        for done, block in enumerate(self.layers, 1):
             hidden = block(hidden)
-        return hidden
+            if done in self.taken:
+                states[done] = hidden
+        return states[self.taken[0]] if len(self.taken) == 1 else torch.cat([states[at] for at in self.taken], -1)
 
 
 class _Attention(nn.Module):

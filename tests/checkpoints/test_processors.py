@@ -19,7 +19,8 @@ from trifocal.checkpoints.processors import preprocessing_part
 from trifocal.checkpoints.tilings import Layout
 from trifocal.errors import CheckpointError
 from trifocal.images import Image, from_pil
-from trifocal.vision import pixels
+from trifocal.vision import preprocessing as preparing
+from trifocal.vision import way_of
 
 SIDE = 56
 CLIP = Tower(Path(), 8, 2, 2, 16, SIDE, 14)
@@ -31,6 +32,11 @@ HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 def read(folder: Path, config: dict[str, Any], tower: Tower = CLIP, aspect: str | None = None) -> Preprocessing:
     (folder / "preprocessor_config.json").write_text(json.dumps(config))
     return preprocessing_part(folder, tower, aspect, Layout())
+
+
+def pixels(picture: Image, preprocessing: Preprocessing) -> torch.Tensor:
+    """What the tower is given of a picture, ``[squares, 3, side, side]``."""
+    return preparing.pixels(way_of(picture, preprocessing, CLIP).squares(picture), preprocessing)
 
 
 def full(config: dict[str, Any]) -> dict[str, Any]:
