@@ -18,13 +18,13 @@ from trifocal import __version__
 from trifocal.api import anthropic, health, ollama, openai, places, responses, textgen
 from trifocal.api.errors import ErrorBody, Refusal, error_model, explain
 from trifocal.api.guard import Bodies, Doorkeeper, Reporter, Sockets
+from trifocal.api.model import Model
 from trifocal.api.needs import check_needs
 from trifocal.api.serving import Server
 from trifocal.api.settings import ServerSettings
 from trifocal.api.strict_json import loads
 from trifocal.api.wire import Json, invalid
 from trifocal.errors import TrifocalError
-from trifocal.model.llava import Llava
 
 __all__ = ["DIALECTS", "App", "create_app"]
 
@@ -136,7 +136,7 @@ class _StrictRoute(APIRoute):
         return strict
 
 
-def create_app(llava: Llava, settings: ServerSettings, page: Sequence[BaseRoute] = ()) -> App:
+def create_app(llava: Model, settings: ServerSettings, page: Sequence[BaseRoute] = ()) -> App:
     """The server's app around a loaded model.
 
     ``page`` are the routes of a page for people. What of them needs no key says so (`trifocal.api.needs`), so none of

@@ -44,7 +44,7 @@ async def limits(server: Serving) -> Response:
     sides = server.image_limits
     return Json(
         {
-            "context": llava.engine.context,
+            "context": llava.context,
             "body_bytes": settings.body_bytes,
             "headers": {"bytes": settings.header_bytes, "count": settings.header_count},
             "images": {

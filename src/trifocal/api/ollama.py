@@ -202,7 +202,7 @@ async def tags(server: Serving) -> Response:
 @router.get("/api/ps", summary="The model that is loaded")
 async def loaded(server: Serving) -> Response:
     """The one model: it stays."""
-    more = {"size_vram": server.gpu_bytes, "context_length": server.llava.engine.context}
+    more = {"size_vram": server.gpu_bytes, "context_length": server.llava.context}
     return Json({"models": _models(server, {"expires_at": "2318-01-01T00:00:00Z", **more})})
 
 
@@ -211,7 +211,7 @@ async def loaded(server: Serving) -> Response:
 async def show(body: ModelRequest, server: Serving) -> Response:
     """Family, context and capabilities."""
     server.check_model(body.model or body.name)
-    family, context = server.llava.checkpoint.family, server.llava.engine.context
+    family, context = server.llava.checkpoint.family, server.llava.context
     has_tools = server.llava.template.has_tools
     info = {"general.architecture": family, "context_length": context, f"{family}.context_length": context}
     return Json(

@@ -113,7 +113,7 @@ async def internal_health(server: Serving) -> Response:
 @router.get("/v1/internal/model/info", summary="The served model")
 async def model_info(server: Serving) -> Response:
     """Its name; there are no LoRAs to switch."""
-    return Json({"model_name": server.name, "lora_names": [], "loader": type(server.llava.engine).__name__})
+    return Json({"model_name": server.name, "lora_names": [], "loader": server.llava.engine_name})
 
 
 @router.get("/v1/internal/model/list", summary="The served model's names")
@@ -163,7 +163,7 @@ async def stop_generation(request: Request, server: Serving) -> Response:
 async def tokenize(request: Request, body: TokenizeRequest, server: Serving) -> Response:
     """`{"tokens": [...], "count": ..., "max_model_len": ...}`; of a conversation the count alone."""
     server.check_model(body.model)
-    more: dict[str, Any] = {"max_model_len": server.llava.engine.context}
+    more: dict[str, Any] = {"max_model_len": server.llava.context}
     if body.messages is not None:
         drafts = drafts_of(body.messages)
         return Json({"count": await server.work(request, drafts, server.llava.count), **more})
@@ -186,7 +186,7 @@ async def detokenize(request: Request, body: TokensRequest, server: Serving) -> 
 @router.get("/props", summary="What llama.cpp's clients ask of a server")
 async def props(server: Serving) -> Response:
     """The context, the slots, and that pictures are seen."""
-    generation = {"n_ctx": server.llava.engine.context}
+    generation = {"n_ctx": server.llava.context}
     seen = {"vision": True, "audio": False}
     slots = server.settings.slots
     return Json(
@@ -209,7 +209,7 @@ async def greeting(request: Request) -> Response:
 
 
 async def _tokens(request: Request, server: Server, text: str, *, start: bool) -> list[int]:
-    encode = server.llava.engine.tokenizer.encode
+    encode = server.llava.tokenizer.encode
     return await server.work(request, [Draft("user", (text,))], lambda _: encode(text, start=start))
 
 
@@ -222,7 +222,7 @@ async def _text(request: Request, server: Server, tokens: list[int]) -> str:
 
     def text(_: object) -> str:
         try:
-            return server.llava.engine.tokenizer.decode(tokens)
+            return server.llava.tokenizer.decode(tokens)
         except (ValueError, OverflowError, IndexError, TypeError) as error:
             raise refuse("invalid_value", "there is an id that the tokenizer does not have", "tokens") from error
 

@@ -21,6 +21,7 @@ from trifocal.api.admission import Admission
 from trifocal.api.errors import Refusal, refuse, shutting_down
 from trifocal.api.fetch import Fetcher
 from trifocal.api.metrics import Metrics
+from trifocal.api.model import Model
 from trifocal.api.needs import Pool
 from trifocal.api.parameters import drawn
 from trifocal.api.pump import Pump
@@ -34,7 +35,7 @@ from trifocal.conversation.templates import ChatTemplate
 from trifocal.errors import BadSampling
 from trifocal.images import Limits
 from trifocal.messages import Call, Chunk, End, Message, Sampling, TokenLogprob
-from trifocal.model.llava import Llava, Written
+from trifocal.model.llava import Written
 
 __all__ = ["Answers", "ClientGone", "Job", "Server", "Serving", "Step", "caller_of"]
 
@@ -128,7 +129,7 @@ class Server:
     it neither waits for answers nor keeps them waiting.
     """
 
-    def __init__(self, llava: Llava, settings: ServerSettings) -> None:
+    def __init__(self, llava: Model, settings: ServerSettings) -> None:
         self.llava, self.settings = llava, settings
         per_key = settings.per_key if settings.keys else None
         self.admission = Admission(settings.slots, settings.queue, per_key)
@@ -225,7 +226,7 @@ class Server:
     async def count(self, request: Request, draft: Draft) -> int:
         """How many positions a raw prompt takes; no picture is looked at."""
 
-        return await self.work(request, [draft], lambda messages: len(self.llava.composer.outline(messages[0].parts)))
+        return await self.work(request, [draft], lambda messages: len(self.llava.outline(messages[0].parts)))
 
     async def work(self, request: Request, drafts: Sequence[Draft], do: Callable[[list[Message]], Result]) -> Result:
         """What ``do`` makes of a conversation, in a worker thread of the pool that the request's route names.
@@ -402,7 +403,7 @@ class Server:
     def _written(self, job: Job, messages: list[Message]) -> Written:
         """What will be asked: outlined once, whatever the number of answers."""
         if job.raw:
-            return Written(self.llava.composer.outline(messages[0].parts), room=job.room)
+            return Written(self.llava.outline(messages[0].parts), room=job.room)
         template = job.template or self.llava.template
         return self.llava.write(
             messages,

@@ -19,7 +19,7 @@ from trifocal.conversation.jinja import find_template
 from trifocal.conversation.templates import ChatTemplate, Piece
 from trifocal.conversation.writable import Writable, writable
 from trifocal.engines import load_engine
-from trifocal.engines.base import Engine, Token, Tokenizer
+from trifocal.engines.base import Engine, State, Token, Tokenizer
 from trifocal.errors import BadMessages, BadSampling, CheckpointError, PromptTooLong, UsageError
 from trifocal.images import Image
 from trifocal.messages import DEFAULT_MAX_TOKENS, Chunk, End, Message, Reply, Sampling, TokenLogprob, Tool
@@ -32,9 +32,9 @@ from trifocal.model.settings import Settings
 from trifocal.placement import Part, Placed
 from trifocal.prompt import Prompt
 from trifocal.timing import Timings
-from trifocal.vision import Gallery, Showing, open_vision
+from trifocal.vision import Gallery, Showing, View, open_vision
 
-__all__ = ["Llava", "Written", "load"]
+__all__ = ["Llava", "Preview", "Written", "load"]
 
 log = logging.getLogger("trifocal")
 NARROW = 512
@@ -56,6 +56,14 @@ class Written:
     room: int | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Preview:
+    """What of a picture the model is shown: the squares that the tower gets, and how many rows become of them."""
+
+    rows: int
+    views: tuple[View, ...]
+
+
 class Llava:
     """A checkpoint that sees: template, composer and engine put together.
 
@@ -75,6 +83,41 @@ class Llava:
     def gallery(self) -> Gallery:
         """The vision, and what of its pictures is known."""
         return self.composer.gallery
+
+    @property
+    def context(self) -> int:
+        """Positions of prompt and answer."""
+        return self.engine.context
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The language model's."""
+        return self.engine.tokenizer
+
+    @property
+    def engine_name(self) -> str:
+        """What the language engine is called."""
+        return type(self.engine).__name__.lower()
+
+    def state(self) -> State:
+        """How the language engine is now."""
+        return self.engine.state()
+
+    def outline(self, parts: Sequence[Piece]) -> Outline:
+        """What parts in prompt order will take; no picture is looked at."""
+        return self.composer.outline(parts)
+
+    def preview(self, image: Image) -> Preview | None:
+        """What the model is shown of a picture that is alone in its prompt; None where its vision can't tell.
+
+        Raises:
+            BadImage: a picture that this vision can't see at all.
+        """
+        vision = self.gallery.vision
+        if not isinstance(vision, Showing):
+            return None
+        (look,) = self.gallery.looks([image])
+        return Preview(look.rows, tuple(vision.views(look)))
 
     def question(self, text: str, images: Sequence[Image] = ()) -> Message:
         """A user's turn from a text and pictures beside it; see `Template.question`."""
@@ -249,8 +292,7 @@ class Llava:
     def explains_not(self) -> str | None:
         """Why `explain` can't be asked, as a sentence; None where it can."""
         if not self.engine.able.explains:
-            name = type(self.engine).__name__.lower()
-            return f"The engine {name} can't tell where it looks; the engine transformers can."
+            return f"The engine {self.engine_name} can't tell where it looks; the engine transformers can."
         if not isinstance(self.gallery.vision, Showing):
             return "This model's vision can't tell which of its rows looks where."
         return None

@@ -44,7 +44,7 @@ async def info(server: Serving) -> Response:
             "name": server.name,
             "family": checkpoint.family,
             "bundled": is_bundled(checkpoint),
-            "context": llava.engine.context,
+            "context": llava.context,
             "template": llava.template.name,
             "templates": list(dict.fromkeys((*TEMPLATES, llava.template.name))),
             "system": llava.template.system,
@@ -55,7 +55,7 @@ async def info(server: Serving) -> Response:
             "fit_words": fit_words(checkpoint),
             "parts": _parts(server),
             "engine": {
-                "name": type(llava.engine).__name__.lower(),
+                "name": llava.engine_name,
                 "explains": llava.explains_not is None,
                 "explains_not": llava.explains_not,
             },

@@ -14,7 +14,7 @@ from trifocal.api.needs import needs
 from trifocal.api.serving import Server, Serving
 from trifocal.api.wire import Draft, Json, Picture, Wire
 from trifocal.messages import Message
-from trifocal.vision import Box, Showing, View
+from trifocal.vision import Box, View
 from trifocal.web.info import fit_of, fit_words
 
 __all__ = ["PreviewRequest", "router"]
@@ -38,20 +38,16 @@ async def preview(request: Request, body: PreviewRequest, server: Serving) -> Re
 
 def _shown(server: Server, messages: list[Message]) -> dict[str, Any]:
     (image,) = messages[0].images
-    gallery = server.llava.gallery
-    vision = gallery.vision
-    if not isinstance(vision, Showing):
+    told, checkpoint = server.llava.preview(image), server.llava.checkpoint
+    if told is None:
         raise Refusal(501, "not_supported", "this model's vision can't show what it is given")
-    (look,) = gallery.looks([image])
-    views = vision.views(look)
-    checkpoint = server.llava.checkpoint
     return {
         "size": [image.width, image.height],
         "fit": fit_of(checkpoint),
         "fit_words": fit_words(checkpoint),
-        "positions": look.rows,
-        "tiles": [{"image": _uri(view), "title": view.title, "box": _inside(view.box)} for view in views],
-        "seen": _inside(_around([view.box for view in views])),
+        "positions": told.rows,
+        "tiles": [{"image": _uri(view), "title": view.title, "box": _inside(view.box)} for view in told.views],
+        "seen": _inside(_around([view.box for view in told.views])),
     }
 
 
