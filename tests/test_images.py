@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import struct
 import zlib
 from io import BytesIO
@@ -301,3 +302,11 @@ def test_grey_of_32_bits_is_scaled_where_it_is_deeper_than_8(mode: str, values: 
     picture = Pictures.fromarray(np.array([values], kind))
     assert picture.mode == mode
     assert np.asarray(from_pil(picture).pixels)[0, :, 0].tolist() == wanted
+
+
+def test_devices_and_pipes_are_no_files(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero")):
+        with pytest.raises(BadImage, match="a device or a pipe"):
+            load(path)

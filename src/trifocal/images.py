@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import os
+import stat
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -140,7 +141,10 @@ def from_path(path: str | os.PathLike[str], *, limits: Limits = LIMITS) -> Image
     """
     name = os.fspath(path)
     try:
-        size = Path(path).stat().st_size
+        found = Path(path).stat()
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            raise BadImage("unreadable", "this is a device or a pipe; name a file", name)
+        size = found.st_size
         if size > limits.bytes:
             raise BadImage("too_many_bytes", f"{size} bytes; allowed are {limits.bytes}", name)
         return from_bytes(Path(path).read_bytes(), name=name, limits=limits)

@@ -9,17 +9,18 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from trifocal.api.errors import Refusal
+from trifocal.api.errors import Refusal, server_busy
 from trifocal.api.wire import dump
 
 __all__ = ["protocol"]
 
 
-def protocol(header_seconds: float) -> type[H11Protocol]:
-    """The protocol class with this deadline: uvicorn makes the objects and passes it nothing of ours."""
+def protocol(header_seconds: float, connections: int) -> type[H11Protocol]:
+    """The protocol class with these bounds: uvicorn makes the objects and passes it nothing of ours."""
 
     class Timed(_Timed):
         seconds = header_seconds
+        most = connections
 
     return Timed
 
@@ -28,12 +29,16 @@ class _Timed(H11Protocol):
     """Closes a connection on which no whole request head arrives in time, however it drips."""
 
     seconds: float
+    most: int
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Starts the clock of the first head."""
+        """Starts the clock of the first head, where there is room for one more connection."""
         super().connection_made(transport)
-        self._watch()
+        if len(self.connections) > self.most:
+            self._refuse(server_busy(message=f"{self.most} connections are open already"))
+        else:
+            self._watch()
 
     def data_received(self, data: bytes) -> None:
         """Stops the clock when the head is whole."""

@@ -15,6 +15,7 @@ from types import FrameType
 import uvicorn
 from starlette.routing import BaseRoute
 
+from trifocal.api.accepting import SPARE, Door, room_for_connections
 from trifocal.api.app import App, create_app
 from trifocal.api.guard import LogFormat
 from trifocal.api.protocol import protocol
@@ -41,7 +42,7 @@ class Listener(uvicorn.Server):
     def __init__(self, app: App, settings: ServerSettings) -> None:
         config = uvicorn.Config(
             app,
-            http=protocol(settings.header_seconds),
+            http=protocol(settings.header_seconds, room_for_connections(settings)),
             ws="websockets-sansio",
             ws_max_size=settings.body_bytes,
             ws_per_message_deflate=False,  # a megabyte of it can become a gigabyte
@@ -95,7 +96,8 @@ def listen(settings: ServerSettings) -> list[socket.socket]:
     for port in ports:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         # named TCP, or asyncio would leave Nagle on: it costs 40 ms an answer
-        sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        sock = Door(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        sock.most = room_for_connections(settings) + SPARE
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((settings.host, port))

@@ -54,6 +54,7 @@ class ServerSettings:
     write_seconds: float = 30.0
     body_bytes: int = 32 << 20
     held_bytes: int = 512 << 20
+    connections: int = 4096
     sockets: int = 64
     sockets_per_caller: int = 16
     header_bytes: int = 32 << 10

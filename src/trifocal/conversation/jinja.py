@@ -59,10 +59,12 @@ def find_template(name: str, language: Path) -> ChatTemplate:
                 f"{language}: it has no chat template of its own; name one with template (--template)"
             )
         source, file = brought
-        return JinjaTemplate(source, "checkpoint", str(file), special_tokens(language), own_marks(language))
+        return JinjaTemplate(
+            source, "checkpoint", f"{file.parent.name}/{file.name}", special_tokens(language), own_marks(language)
+        )
     if name.endswith((".jinja", ".jinja2", ".j2")) or "/" in name or os.sep in name:
         source, tokens = _read(Path(name).expanduser()), special_tokens(language)
-        return JinjaTemplate(source, Path(name).name, name, tokens, own_marks(language))
+        return JinjaTemplate(source, Path(name).name, Path(name).name, tokens, own_marks(language))
     return get_template(name)
 
 

@@ -1,0 +1,67 @@
+"""More connections than there are descriptors: they are told, they wait, and nothing is written about it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import subprocess
+import sys
+
+import httpx
+from live import running
+from test_load import SERVE
+
+from trifocal.api.accepting import room_for_connections
+from trifocal.api.settings import ServerSettings
+from waiting import PATIENCE, until
+
+FEW = f"import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))\n{SERVE}"
+
+
+def answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/livez", trust_env=False, timeout=PATIENCE).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_a_crowd_of_silent_connections_is_told_and_logs_nothing() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, "-c", FEW, "1"]
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:  # type: ignore[call-overload]
+        try:
+            port = int(process.stdout.readline())
+            crowd = [socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) for _ in range(200)]
+            last = crowd[-1]
+            assert last.recv(4096).startswith(b"HTTP/1.1 503 ")
+            for sock in crowd:
+                sock.close()
+            until(lambda: answers(port), "room after the crowd")
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
+
+
+def test_one_over_the_limit_is_told_and_its_place_comes_free() -> None:
+    with running(connections=3) as live:
+        held = [socket.create_connection(("127.0.0.1", live.port), timeout=PATIENCE) for _ in range(3)]
+        with socket.create_connection(("127.0.0.1", live.port), timeout=PATIENCE) as over:
+            said = over.recv(4096)
+            assert said.startswith(b"HTTP/1.1 503 ")
+            assert b"3 connections are open" in said
+        for sock in held:
+            sock.close()
+        until(lambda: answers(live.port), "room")
+
+
+def test_the_limit_is_what_the_process_has_room_for() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 400) if hard > 0 else 400, hard))
+        assert 8 <= room_for_connections(ServerSettings()) < 360
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
