@@ -293,6 +293,9 @@ def _gemma3(tokenizer: Any) -> tuple[Any, Any]:
 
 
 def _paligemma(tokenizer: Any, text: str = "gemma") -> tuple[Any, Any]:
+    images = SiglipImageProcessorPil(size={"height": 28, "width": 28}, image_mean=HALF, image_std=HALF)
+    images.image_seq_length = 16
+    processor = processor_of("paligemma", "PaliGemmaProcessor")(images, tokenizer)  # adds words, which have their rows
     config = PaliGemmaConfig(
         vision_config={**EYES, "image_size": 28, "patch_size": 7, "model_type": "siglip_vision_model"},
         text_config=_text(tokenizer, text, head_dim=16, **({"sliding_window": 8} if text == "gemma2" else {})),
@@ -302,9 +305,7 @@ def _paligemma(tokenizer: Any, text: str = "gemma") -> tuple[Any, Any]:
         bos_token_id=tokenizer.convert_tokens_to_ids("<bos>"),
     )
     config.text_config.tie_word_embeddings = True
-    images = SiglipImageProcessorPil(size={"height": 28, "width": 28}, image_mean=HALF, image_std=HALF)
-    images.image_seq_length = 16
-    return config, processor_of("paligemma", "PaliGemmaProcessor")(images, tokenizer)
+    return config, processor
 
 
 def _paligemma2(tokenizer: Any) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ PAGE = ROOT / "ARCHITECTURE.md"
 
 # from the ground up; a module imports only from floors below its own, or from its own room
 FLOORS = [
-    ["errors", "timing"],
+    ["errors", "timing", "quiet"],
     ["encoded"],
     ["files", "images", "prompt", "placement"],
     ["messages", "tokens", "hub"],

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from trifocal.checkpoints.configs import text_part
 from trifocal.checkpoints.parts import Checkpoint, ForeignVision
 from trifocal.errors import CheckpointError
+from trifocal.quiet import quiet
 from trifocal.weights.tensors import Weights, weight_files
 
 if TYPE_CHECKING:
@@ -127,8 +128,9 @@ def _filled(file: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
             "of that name"
         )
     try:
-        config = AutoConfig.from_pretrained(file.parent, trust_remote_code=False, local_files_only=True)
-        return config.vision_config.to_dict(), config.get_text_config().to_dict()
+        with quiet():
+            config = AutoConfig.from_pretrained(file.parent, trust_remote_code=False, local_files_only=True)
+            return config.vision_config.to_dict(), config.get_text_config().to_dict()
     except Exception as error:  # whatever wrong values make of the code that computes with them
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(f"{file}: transformers can't read this configuration ({said})") from error

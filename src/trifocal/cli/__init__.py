@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 
 import click
 
@@ -74,6 +75,8 @@ def main() -> None:
 
     0 done, 1 failed, 2 asked for something that can't be done as asked, 130 interrupted.
     """
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore", FutureWarning)  # what libraries tell those who program with them
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:

@@ -11,6 +11,7 @@ from typing import Any
 
 from trifocal.errors import CheckpointError
 from trifocal.files import read_object, read_text
+from trifocal.quiet import quiet
 from trifocal.tokens.bytelevel import CLASSES, byte_level
 from trifocal.tokens.generations import Manner, manner
 from trifocal.tokens.pieces import PieceCoder, read_pieces
@@ -217,6 +218,7 @@ def _from_transformers(folder: Path, found: _Files, bos: int | None) -> Words:
     """What transformers itself can make of the folder: older formats of families that LLaVA has not met."""
     from transformers import AutoTokenizer
 
-    read = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with quiet():
+        read = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     made = json.loads(read.backend_tokenizer.to_str())
     return _words(read.backend_tokenizer, made, _held(read.backend_tokenizer, made), found, bos)

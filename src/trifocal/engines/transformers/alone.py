@@ -145,7 +145,7 @@ class OneAtATime:
     def _forward(self, cache: Any, **inputs: Any) -> torch.Tensor:
         """The logits of the last position, ``[vocabulary]``; the cache grows by the inputs."""
         with self._turn:
-            out = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            out = self.model(**inputs, **self.loaded.keeping(cache), use_cache=True, logits_to_keep=1)
         logits: torch.Tensor = out.logits[0, -1]
         return logits
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.errors import CheckpointError, OutOfMemory
 from trifocal.files import read_object
 from trifocal.placement import Part, Placement
+from trifocal.quiet import quiet
 from trifocal.tokens.folder import read_words
 from trifocal.weights.packed import Located
 
@@ -64,6 +66,11 @@ class Loaded:
     def hidden(self) -> int:
         """The width of its embedding rows."""
         return int(self.model.get_input_embeddings().weight.shape[1])
+
+    def keeping(self, cache: Any) -> dict[str, Any]:
+        """The cache by the name that the model has for it: transformers calls it another from 5.24 on."""
+        taken = signature(self.model.forward).parameters
+        return {next(name for name in ("cache", "past_key_values") if name in taken): cache}
 
     @property
     def part(self) -> Part:
@@ -114,7 +121,8 @@ def _config(language: Language) -> Any:
     values = {key: value for key, value in language.config.items() if key.lstrip("_") not in _NOT_ITS_OWN}
     kind = str(language.config.get("model_type", "llama"))
     try:
-        config = AutoConfig.for_model(kind, **values)
+        with quiet():
+            config = AutoConfig.for_model(kind, **values)
     except Exception as error:
         raise CheckpointError(
             f"{_said(language)}: transformers has no use for model_type {kind!r} as configured ({_first_line(error)})"
@@ -164,7 +172,7 @@ def _empty(config: Any, dtype: torch.dtype, language: Language) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), quiet():
             make: Any = AutoModelForCausalLM.from_config
             return make(config, dtype=dtype, trust_remote_code=False).eval()
     except Exception as error:  # whatever wrong values make of the code that computes with them

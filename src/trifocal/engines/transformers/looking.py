@@ -25,13 +25,13 @@ def attention_of(
     """
     model, config = loaded.model, loaded.model.config
     if len(rows) > 1:
-        model(inputs_embeds=rows[None], past_key_values=cache, use_cache=True, logits_to_keep=1, **masks)
+        model(inputs_embeds=rows[None], **loaded.keeping(cache), use_cache=True, logits_to_keep=1, **masks)
         cache.crop(-1)  # its last position is asked below
     asked = torch.cat([rows[-1:], loaded.embed(torch.tensor(ids[:-1], dtype=torch.long))])  # [ids, hidden]
     row = config.num_hidden_layers * config.num_attention_heads * (positions + len(ids)) * rows.element_size()
     step = max(1, HELD_BYTES // row)
     with attending(model, "eager"):
-        parts = [_looked(model, cache, asked[at : at + step], positions) for at in range(0, len(asked), step)]
+        parts = [_looked(loaded, cache, asked[at : at + step], positions) for at in range(0, len(asked), step)]
     return torch.cat(parts)
 
 
@@ -49,10 +49,10 @@ def attending(model: Any, implementation: str) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def _looked(model: Any, cache: Any, rows: torch.Tensor, positions: int) -> torch.Tensor:
+def _looked(loaded: Loaded, cache: Any, rows: torch.Tensor, positions: int) -> torch.Tensor:
     """The attention of input rows ``[n, hidden]`` to the first positions, ``[n, positions]``; the cache grows."""
-    out = model(
-        inputs_embeds=rows[None], past_key_values=cache, use_cache=True, output_attentions=True, logits_to_keep=1
+    out = loaded.model(
+        inputs_embeds=rows[None], **loaded.keeping(cache), use_cache=True, output_attentions=True, logits_to_keep=1
     )
     layers = [layer for layer in out.attentions or () if layer is not None]  # each [1, heads, n, all positions]
     if not layers:

@@ -12,6 +12,7 @@ import torch
 
 from trifocal.checkpoints.reading import LARGEST
 from trifocal.errors import CheckpointError
+from trifocal.quiet import quiet
 
 __all__ = ["build"]
 
@@ -30,21 +31,22 @@ def build(folder: Path, state: Mapping[str, torch.Tensor], dtype: torch.dtype) -
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        _check_sizes(folder, config.vision_config, state)
-        small = copy.deepcopy(config)
-        # which kernels computed it where it was trained is nothing of the model
-        small._attn_implementation = small._experts_implementation = None
-        _shrink(small.text_config)
-        kind: Any = AutoModelForImageTextToText._model_mapping[type(config)]
-        model, told = kind.from_pretrained(
-            None,
-            config=small,
-            state_dict=dict(state),
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
+        with quiet():  # hardly any of the language half is there, of which it would make a long table
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            _check_sizes(folder, config.vision_config, state)
+            small = copy.deepcopy(config)
+            # which kernels computed it where it was trained is nothing of the model
+            small._attn_implementation = small._experts_implementation = None
+            _shrink(small.text_config)
+            kind: Any = AutoModelForImageTextToText._model_mapping[type(config)]
+            model, told = kind.from_pretrained(
+                None,
+                config=small,
+                state_dict=dict(state),
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
     except (CheckpointError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever wrong values make of the code that computes with them

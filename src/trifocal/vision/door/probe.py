@@ -17,6 +17,7 @@ __all__ = ["misfit"]
 # what a language model is told besides, none of which is about pictures
 _PLAIN = {
     "attention_mask",
+    "cache",
     "cache_position",
     "inputs_embeds",
     "logits_to_keep",

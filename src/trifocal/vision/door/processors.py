@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from trifocal.conversation.templates import Control
 from trifocal.errors import CheckpointError
+from trifocal.quiet import quiet
 from trifocal.vision.base import Layout
 
 __all__ = ["Processor", "count", "open_processor"]
@@ -57,8 +58,9 @@ def count(folder: Path, width: int, height: int) -> int:
     from PIL import Image as Pictures
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    processor = open_processor(folder, config)
+    with quiet():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        processor = open_processor(folder, config)
     layout = processor.layout(processor.inputs(Pictures.new("RGB", (width, height))))
     return sum(item if isinstance(item, int) else 1 for item in layout)
 

@@ -16,6 +16,7 @@ from trifocal.checkpoints.door import PROVEN, stored_parts
 from trifocal.errors import BadImage, CheckpointError, UsageError
 from trifocal.images import Image
 from trifocal.placement import Part, Placement
+from trifocal.quiet import quiet
 from trifocal.timing import step
 from trifocal.vision.base import Layout, Look
 from trifocal.vision.door.model import build
@@ -135,9 +136,11 @@ def load_door(checkpoint: Checkpoint, tower: Placement, projector: Placement) ->
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     log.info("vision: %.1f MB on %s in %s, %.2f s", size / 1e6, device, dtype, time.perf_counter() - started)
     kind = str(model.config.model_type)
+    with quiet():
+        processor = open_processor(folder, model.config)
     vision = DoorVision(
         model,
-        open_processor(folder, model.config),
+        processor,
         hidden=int(model.config.text_config.hidden_size),
         identity=_identity(state, dtype, folder),
         part=Part("tower", f"{kind}, tower and projector", str(device), str(dtype).removeprefix("torch."), size),
