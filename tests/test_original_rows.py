@@ -201,3 +201,29 @@ def test_a_checkpoint_that_says_nothing_of_videos_takes_none(
     vision, _ = opened(families["clip"][1], {})
     with pytest.raises(BadImage, match="not videos"):
         rows_of(vision, [from_frames([drawn(1), drawn(2)])])
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"mm_vision_select_feature": "cls_patch"}, "class token is kept"),
+        ({"mm_spatial_pool_stride": 5}, "mm_spatial_pool_stride is 5, a frame has 4 patches"),
+    ],
+)
+def test_what_makes_no_grid_is_told(
+    families: dict[str, tuple[Family, Path]], keys: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        opened(families["clip"][1], keys)
+
+
+def test_a_class_token_stands_before_each_flat_tiles_rows(
+    families: dict[str, tuple[Family, Path]], drawn: Drawn
+) -> None:
+    keys = {"mm_vision_select_feature": "cls_patch", "mm_patch_merge_type": "flat", "mm_newline_position": "grid"}
+    vision, _ = opened(families["clip"][1], keys)
+    picture = drawn(1, 80, 60)
+    views = len(vision.pixels(*vision.looks([picture])))
+    assert count(vision, picture) == len(rows_of(vision, [picture])[0]) == views * 17
+    with pytest.raises(BadImage, match="not videos"):
+        vision.looks([from_frames([drawn(1), drawn(2)])])

@@ -41,7 +41,9 @@ def preprocessing_part(folder: Path, tower: Tower, aspect: str | None, layout: L
     square, resized = _resizing(file, config, tower)
     fit = _fit(file, tower, aspect, config, layout, square)
     mean, std = (CLIP_MEAN, CLIP_STD) if tower.kind == "clip" else (_HALF, _HALF)
-    video = layout.video and replace(layout.video, fit=square)
+    _check_grid(file.parent / "config.json", tower, layout)
+    gridded = tower.patches == tower.side**2  # a frame with a class token is no grid that could be made smaller
+    video = replace(layout.video, fit=square) if layout.video is not None and gridded else None
     return Preprocessing(
         size=tower.image_size,
         fit=fit,
@@ -55,6 +57,19 @@ def preprocessing_part(folder: Path, tower: Tower, aspect: str | None, layout: L
         resized=None if resized == tower.image_size else resized,
         normalise=_on(config, "do_normalize"),
     )
+
+
+def _check_grid(file: Path, tower: Tower, layout: Layout) -> None:
+    """Rows that are put together as one grid are patches alone, and a frame's are not fewer than one stride."""
+    if layout.tiles is not None and layout.tiles.merge != "flat" and tower.patches != tower.side**2:
+        raise CheckpointError(
+            f"{file}: the class token is kept (cls_patch, or full), which has no place in the grid of tiles "
+            f"({layout.tiles.merge}); the original's code fails there, too"
+        )
+    if layout.video is not None and layout.video.stride > tower.side:
+        raise CheckpointError(
+            f"{file}: mm_spatial_pool_stride is {layout.video.stride}, a frame has {tower.side} patches a side"
+        )
 
 
 def _on(config: Mapping[str, Any], flag: str) -> bool:

@@ -59,6 +59,8 @@ class InTiles:
 
     @property
     def rows(self) -> int:
+        if self._tiling.merge == "flat":  # with a class token before each tile's patches, where it is kept
+            return self.tower.patches * (1 + self._grid.tiles[0] * self._grid.tiles[1])
         return positions(self._grid, self.tower.side, self._tiling)
 
     def squares(self, image: Image) -> list[Pictures.Image]:
