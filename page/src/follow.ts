@@ -4,6 +4,7 @@ import { h, icon } from "./dom";
 
 const NEAR = 48; // pixels from the end that count as the end
 const HAND = 1000; // milliseconds after a wheel, finger or key in which going up is the reader's doing
+const UP = new Set(["ArrowUp", "PageUp", "Home"]);
 const LEAP = 160; // pixels; the browser itself goes up by less, when what it shows shrinks
 
 export class Follower {
@@ -15,9 +16,11 @@ export class Follower {
   /** `growing` says whether an answer grows: then a press on something does not end the following. */
   constructor(private readonly scroll: HTMLElement, content: HTMLElement, growing: () => boolean) {
     scroll.addEventListener("scroll", () => this.scrolled(), { passive: true });
-    for (const event of ["wheel", "touchmove", "keydown", "pointerdown"]) {
-      scroll.addEventListener(event, () => (this.touched = performance.now()), { passive: true });
-    }
+    const touch = (): void => void (this.touched = performance.now());
+    scroll.addEventListener("wheel", touch, { passive: true });
+    scroll.addEventListener("touchmove", touch, { passive: true });
+    scroll.addEventListener("pointerdown", (event) => event.target === scroll && touch()); // its scroll bar
+    scroll.addEventListener("keydown", (event) => UP.has(event.key) && !(event.target as Element).closest("footer") && touch());
     // what somebody presses must not move away under the finger when a panel opens or closes
     content.addEventListener("pointerdown", () => (this.following &&= growing()));
     content.addEventListener("keydown", () => (this.following &&= growing()));

@@ -441,3 +441,41 @@ def test_field_and_column_have_one_width(visit: Open, browser: Any, echo: Live, 
     ]
     assert sides[0] == sides[1], json.dumps(sides)
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+RICH = r"""The picture shows a **red star**, a *green square* and a dog. Its area is
+$A = \tfrac{5}{2} r^2 \sin 72°$.
+
+| Thing | Colour | Where | How sure |
+|:------|:-------|:------|---------:|
+| star | red | top left | 0.98 |
+| dog | brown | bottom right | 0.91 |
+
+```python
+def area(radius: float) -> float:
+    return 2.5 * radius**2 * sin(radians(72))  # of the star
+```
+
+> The banana is the odd one out.
+"""
+SIZES = {1440: {}, 1024: {}, 390: PHONE}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", SIZES)
+def test_every_size_in_light_and_dark(visit: Open, browser: Any, thimble: Live, width: int, scheme: str) -> None:
+    options = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme, **SIZES[width]}
+    seen = visit(thimble.url, context=fresh(browser, answering(RICH, image_positions=[256]), **options))
+    seen.page.wait_for_selector(".sample")
+    seen.check()
+    seen.add(EXAMPLE)
+    seen.say(" What is in this picture, and how sure are you?")
+    seen.page.locator(".send").click()
+    seen.until("document.querySelector('.text math') && document.querySelector('.text .hljs-keyword')")
+    seen.page.wait_for_selector(".costs")
+    seen.page.wait_for_timeout(300)
+    seen.shot(f"{width}-{scheme}")
+    seen.check()
+    seen.page.locator("#settings-button").click()
+    seen.page.wait_for_timeout(250)
+    seen.check()
