@@ -60,6 +60,8 @@ export class Frame {
       h("div", { class: "foot-box" }, toasts, parts.notices, box, parts.meter, files));
     // the foot stands in what scrolls, so that both have one width at every size
     this.scroll.append(this.content, this.foot);
+    // what is scrolled into view, by a key or by the page, comes to stand above the foot
+    new ResizeObserver(() => (this.scroll.style.scrollPaddingBottom = `${this.foot.offsetHeight + 10}px`)).observe(this.foot);
     this.root.append(
       h("a", { class: "skip", href: "#main" }, "To the conversation"),
       parts.sidebar,
