@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import http.server
+import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -14,6 +18,7 @@ from live import error_of, png, running, user
 
 from trifocal.api.fetch import Fetcher, is_public, parse_url
 from trifocal.errors import BadImage
+from waiting import PATIENCE
 
 HOSTS = [
     "127.1", "127.0.1", "2130706433", "0x7f000001", "0x7f.1", "017700000001", "0177.0.0.1", "LOCALHOST",
@@ -225,3 +230,34 @@ def test_a_body_is_bounded_in_bytes_and_time(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("trifocal.api.fetch.monotonic", lambda: next(clock))
     with pytest.raises(BadImage, match="could not be fetched"):
         follow(slow)
+
+
+class Dripping(Fetcher):
+    """A host that answers 100 Continue for ever, until its connection is shut down."""
+
+    def __init__(self) -> None:
+        super().__init__(("good.example",), 1000, resolve=lambda host, port: ["1.1.1.1"], seconds=0.1)
+        self.near, self.far = socket.socketpair()
+        self.ended = threading.Event()
+
+    def _open(self, address: str, target: Any, until: float) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection(target.host)
+        connection.sock = self.near
+        threading.Thread(target=self._drip).start()
+        return connection
+
+    def _drip(self) -> None:
+        with self.far, suppress(OSError):
+            while True:
+                self.far.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+                time.sleep(0.001)
+        self.ended.set()
+
+
+def test_a_host_that_drips_is_left_and_its_thread_comes_back() -> None:
+    fetcher = Dripping()
+    with pytest.raises(BadImage, match="within 0"):
+        asyncio.run(fetcher.fetch("https://good.example/a", "image"))
+    assert fetcher.ended.wait(PATIENCE)
+    fetcher._threads.shutdown(wait=True)
+    fetcher.near.close()

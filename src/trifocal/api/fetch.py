@@ -14,6 +14,7 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from urllib.parse import urljoin
@@ -106,6 +107,28 @@ def is_public(address: str) -> bool:
     return parsed.is_global and not any(parsed in network for network in _CLOSED if network.version == parsed.version)
 
 
+class _Open:
+    """The connection of one fetch, so that the fetch can be ended from outside of the thread that waits for it."""
+
+    def __init__(self) -> None:
+        self._connection: http.client.HTTPConnection | None = None
+        self._ended = False
+
+    def hold(self, connection: http.client.HTTPConnection) -> None:
+        """The connection from here on; closed at once where the fetch has ended already."""
+        self._connection = connection
+        if self._ended:
+            self.end()
+
+    def end(self) -> None:
+        """Wakes whoever waits for the other side."""
+        self._ended = True
+        sock = self._connection.sock if self._connection else None
+        if sock is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+
 class Fetcher:
     """Fetches pictures from the hosts that were allowed; from none by default."""
 
@@ -129,14 +152,22 @@ class Fetcher:
                 "pictures are not fetched from URLs here; send a data: URI (the server allows hosts with --url-host)",
                 name,
             )
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._follow, url, name)
+        # a name that resolves slowly, a head that drips and a 100 that comes again pass every timeout of a socket
+        under = _Open()
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, self._follow, url, name, under)
+        except TimeoutError as error:
+            raise BadImage("bad_url", f"the picture did not come within {self._seconds:g} s", name) from error
+        finally:
+            under.end()
 
-    def _follow(self, url: str, name: str) -> bytes:
+    def _follow(self, url: str, name: str, under: _Open | None = None) -> bytes:
         until = monotonic() + self._seconds
         for _ in range(REDIRECTS + 1):
             target = self._allowed(url, name)
             try:
-                found = self._get(target, until, name)
+                found = self._get(target, until, name, under or _Open())
             except (OSError, http.client.HTTPException, UnicodeError) as error:
                 raise BadImage("bad_url", "the picture could not be fetched", name) from error
             if isinstance(found, bytes):
@@ -152,9 +183,10 @@ class Fetcher:
             raise BadImage("url_not_allowed", "pictures are fetched by https only", name)
         return target
 
-    def _get(self, target: Target, until: float, name: str) -> bytes | str:
+    def _get(self, target: Target, until: float, name: str, under: _Open) -> bytes | str:
         """The body, or where a redirect points."""
         connection = self._connect(target, until, name)
+        under.hold(connection)
         try:
             headers = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "trifocal"}
             connection.request("GET", target.path, headers=headers)
