@@ -55,6 +55,7 @@ install: $(VENV)/torch-$(TORCH)
 
 install-test: install chromium
 	$(BIN)/pip install -q --no-deps --require-hashes -r requirements/test.lock
+	$(BIN)/python tests/real_model.py
 
 # the page's tests drive a real browser; as root it is fetched, else they say that it is missing
 chromium:

