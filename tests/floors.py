@@ -17,6 +17,7 @@ FLOORS = [
     ["files", "images", "prompt", "placement"],
     ["messages", "tokens", "hub"],
     ["gguf"],
+    ["source"],
     ["conversation", "weights"],
     ["engines"],
     ["checkpoints"],

@@ -15,11 +15,12 @@ from trifocal.checkpoints.hf import from_hf
 from trifocal.checkpoints.known import KNOWN, Source
 from trifocal.checkpoints.original import from_original, trained_with
 from trifocal.checkpoints.parts import FITS, Checkpoint, Fit, ForeignVision, OwnVision, Text
-from trifocal.checkpoints.reading import own_config, read_json
+from trifocal.checkpoints.reading import read_json
 from trifocal.checkpoints.turns import template_of
 from trifocal.engines.base import Language
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.hub.locate import EVERYTHING, PICKLES, locate
+from trifocal.source import source_of
 from trifocal.weights.lora import ADAPTER, LoraWeights, base_of
 from trifocal.weights.quantised import open_weights
 from trifocal.weights.tensors import Weights, part_weights
@@ -155,7 +156,7 @@ def _projector(name: str, patterns: Sequence[str]) -> Path:
 
 def _language_alone(folder: Path, name: str, vision: str) -> Checkpoint:
     """A language model whose pictures another package sees."""
-    text = text_part(folder, own_config(folder))
+    text = text_part(folder, source_of(folder).config())
     return Checkpoint(
         name=name,
         family=vision,
@@ -191,10 +192,7 @@ def load_language(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> Lang
         config = {**config, "tie_word_embeddings": "lm_head.weight" not in weights}  # whose flag counts, classes differ
     else:
         weights = language_weights(checkpoint.language, allow_pickle=allow_pickle)
-    if source.suffix == ".gguf":
-        from trifocal.gguf.container import GgufFile
-        from trifocal.gguf.tokenizer import tokenizer
-
-        return Language(source, config, weights, tokenizer(GgufFile(source)), original=checkpoint.original)
+    if (tokenizer := source_of(source).tokenizer()) is not None:
+        return Language(source, config, weights, tokenizer, original=checkpoint.original)
     dense = open_weights(weights, config, source, lambda name: str(weights.where(name)))
     return Language(source, config, dense, attention=checkpoint.attention, original=checkpoint.original)

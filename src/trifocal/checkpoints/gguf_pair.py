@@ -7,11 +7,11 @@ from pathlib import Path
 
 from trifocal.checkpoints.configs import text_part, tower_part
 from trifocal.checkpoints.parts import Checkpoint, OwnVision, Preprocessing, Projector
-from trifocal.checkpoints.reading import knows, own_config
 from trifocal.checkpoints.tilings import Layout, original_layout
 from trifocal.checkpoints.turns import template_of, turns_of
 from trifocal.errors import CheckpointError
 from trifocal.hub.locate import locate
+from trifocal.source import source_of
 
 __all__ = ["from_gguf", "gguf_pair"]
 
@@ -24,7 +24,7 @@ def gguf_pair(folder: Path, projector: str | None) -> tuple[Path, Path] | None:
     """
     if folder.is_dir() and (folder / "config.json").is_file():
         return None
-    files = [folder] if folder.suffix == ".gguf" else sorted(folder.glob("*.gguf"))
+    files = [folder] if source_of(folder).container else sorted(folder.glob("*.gguf"))
     if not files:
         return None
     seeing = [file for file in files if "mmproj" in file.name.lower()]
@@ -58,7 +58,7 @@ def from_gguf(language: Path, mmproj: Path, *, name: str | None, template: str |
 
     seeing = Mmproj(GgufFile(mmproj))
     first_family = "weight" in seeing.projector
-    text = text_part(language, own_config(language))
+    text = text_part(language, source_of(language).config())
     tower = tower_part(mmproj, seeing.config, seeing.feature_layer, keep_first=False)
     tiled = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad", **seeing.preprocessing}
     layout = original_layout(mmproj, tiled, tower.image_size) if "image_grid_pinpoints" in tiled else Layout()
@@ -66,7 +66,7 @@ def from_gguf(language: Path, mmproj: Path, *, name: str | None, template: str |
     if len(mean) != 3 or len(std) != 3:
         raise CheckpointError(f"{mmproj}: image_mean and image_std are {mean} and {std}, expected three numbers each")
     recipe = turns_of(text, "llava_v0_webui") if first_family else template_of(text, newer=layout.tiles is not None)
-    framed = first_family and knows(language, "<im_start>")
+    framed = first_family and source_of(language).knows("<im_start>")
     preprocessing = Preprocessing(
         tower.image_size, "crop" if first_family else "pad", mean, std, tiles=layout.tiles, newline=layout.newline
     )

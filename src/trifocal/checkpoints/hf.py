@@ -9,10 +9,11 @@ from typing import Any
 from trifocal.checkpoints.configs import text_part, tower_part
 from trifocal.checkpoints.parts import Checkpoint, OwnVision, Projector
 from trifocal.checkpoints.processors import preprocessing_part
-from trifocal.checkpoints.reading import layer_number, own_config, read_json
+from trifocal.checkpoints.reading import layer_number, read_json
 from trifocal.checkpoints.tilings import hf_layout
 from trifocal.checkpoints.turns import template_of
 from trifocal.errors import CheckpointError
+from trifocal.source import source_of
 
 __all__ = ["FAMILIES", "from_hf"]
 
@@ -52,7 +53,7 @@ def from_hf(
     vision = config["vision_config"] if tower is None else read_json(tower / "config.json")
     part = tower_part(tower or folder, vision, layer, keep_first=strategy == "full")
     act = str(config.get("projector_hidden_act", "gelu"))
-    text = text_part(language, _inner(config) if language == folder else own_config(language))
+    text = text_part(language, _inner(config) if language == folder else source_of(language).config())
     layout = hf_layout(file, config, part.image_size)
     preprocessing = preprocessing_part(tower or folder, part, config.get("image_aspect_ratio"), layout)
     return Checkpoint(

@@ -10,12 +10,13 @@ from typing import Any
 from trifocal.checkpoints.configs import text_part, tower_part
 from trifocal.checkpoints.parts import CLIP_TOWER, Checkpoint, OwnVision, Projector, Text, Tiling, Tower
 from trifocal.checkpoints.processors import preprocessing_part
-from trifocal.checkpoints.reading import knows, layer_number, own_config, read_json
+from trifocal.checkpoints.reading import layer_number, read_json
 from trifocal.checkpoints.tilings import original_layout
 from trifocal.checkpoints.towers import known_tower
 from trifocal.checkpoints.turns import template_of, turns_of
 from trifocal.errors import CheckpointError
 from trifocal.hub.locate import EVERYTHING, PICKLES, locate
+from trifocal.source import source_of
 from trifocal.weights.lora import adapter_file, is_change, trained_file
 from trifocal.weights.tensors import canonical, stored_names
 
@@ -45,9 +46,9 @@ def from_original(
     aspect = config.get("image_aspect_ratio")
     if layout.tiles is None and str(aspect).startswith("anyres"):
         aspect = None  # interleave: every picture is one square, as its tower's processor makes it
-    own = config if language == folder or adapter else own_config(language)
+    own = config if language == folder or adapter else source_of(language).config()
     text = text_part(language, own, adapter)
-    framed = bool(config.get("mm_use_im_start_end", knows(language, "<im_start>")))
+    framed = bool(config.get("mm_use_im_start_end", source_of(language).knows("<im_start>")))
     if kind == "linear":
         family, recipe = _early(config, text, framed)
         template = turns_of(text, recipe)

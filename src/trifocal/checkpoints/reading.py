@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from trifocal.errors import CheckpointError
-from trifocal.files import read_bytes, read_object, read_text
+from trifocal.files import read_object
 
-__all__ = ["LARGEST", "image_processor", "knows", "layer_number", "number", "own_config", "read_json", "real", "whole"]
+__all__ = ["LARGEST", "image_processor", "layer_number", "number", "read_json", "real", "whole"]
 
 MOST_LAYERS = 32  # whose features stand side by side
 LARGEST = 1 << 24  # no size in a configuration is larger: contexts have up to ten million positions
@@ -39,16 +39,6 @@ def image_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
     if not isinstance(inside, dict):
         raise CheckpointError(f"{file}: image_processor is {inside!r}, a JSON object was expected")
     return file, inside
-
-
-def own_config(language: Path) -> dict[str, Any]:
-    """A language model's configuration: its ``config.json``, or what its GGUF file says."""
-    if language.suffix != ".gguf":
-        return read_json(language / "config.json")
-    from trifocal.gguf.container import GgufFile
-    from trifocal.gguf.language import language_config
-
-    return language_config(GgufFile(language))
 
 
 def whole(source: Path, config: Mapping[str, Any], key: str, default: int | None = None) -> int:
@@ -85,16 +75,3 @@ def layer_number(folder: Path, config: Mapping[str, Any], key: str, default: int
             f"{MOST_LAYERS}"
         )
     return tuple(layers) if isinstance(value, list) else int(layers[0])
-
-
-def knows(folder: Path, token: str) -> bool:
-    """Whether a tokenizer's files mention a token."""
-    if folder.suffix == ".gguf":
-        from trifocal.gguf.container import GgufFile
-
-        return token in GgufFile(folder).metadata.get("tokenizer.ggml.tokens", [])
-    files = ("added_tokens.json", "tokenizer.json", "tokenizer_config.json", "vocab.json")
-    if any(f'"{token}"' in read_text(folder / file) for file in files if (folder / file).is_file()):
-        return True
-    pieces = folder / "tokenizer.model"  # each of its pieces begins with a tag and the length of its text
-    return pieces.is_file() and bytes((0x0A, len(token))) + token.encode() in read_bytes(pieces)

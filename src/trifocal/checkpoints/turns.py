@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 from trifocal.checkpoints.parts import Text
-from trifocal.checkpoints.reading import knows
 from trifocal.conversation.brought import own_template
 from trifocal.conversation.templates import Template, get_template
 from trifocal.errors import CheckpointError
+from trifocal.source import source_of
 
 __all__ = ["template_of", "turns_of"]
 
@@ -51,7 +51,7 @@ def _recipe(text: Text, *, newer: bool) -> str:
     if kind == "mistral" and newer:
         return "mistral_instruct"
     tokens = _TOKENS if newer else _TOKENS[:1]
-    return next((template for token, template in tokens if knows(text.source, token)), "llava_v1")
+    return next((template for token, template in tokens if source_of(text.source).knows(token)), "llava_v1")
 
 
 def _mark(template: Template) -> str:

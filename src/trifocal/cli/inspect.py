@@ -30,6 +30,7 @@ from trifocal.conversation.jinja import find_template
 from trifocal.errors import CheckpointError
 from trifocal.hub.locate import CONFIGS, EVERYTHING, is_whole
 from trifocal.model.settings import Settings
+from trifocal.source import source_of
 from trifocal.weights.tensors import part_weights, stored_names
 
 __all__ = ["PartFacts", "expected_facts", "expected_numbers", "inspect", "part_facts"]
@@ -80,7 +81,7 @@ def inspect(folder: str | None, known: bool, as_json: bool, settings: Settings) 
     source = KNOWN.get(name, Source(language=name))
     bare = _without_weights(Path(name).expanduser())
     here = name == "thimble" or (is_whole(source.language) and not bare)
-    if not here and source.language.endswith(".gguf"):
+    if not here and source_of(Path(source.language)).container:
         raise CheckpointError(
             f"{name} is not on this machine, and only a GGUF file itself tells what it is: trifocal pull {name}"
             + (f" (it needs {source.needs})" if source.needs else "")
@@ -278,8 +279,8 @@ def _by_size(counts: Sequence[int], sizes: Sequence[tuple[int, int]]) -> str:
 def _quantised(checkpoint: Checkpoint) -> str:
     """How the language half is packed: as its configuration says, or by its tensors."""
     text = checkpoint.language
-    if text.source.suffix == ".gguf":
-        return "GGUF"
+    if container := source_of(text.source).container:
+        return container
     given = text.config.get("quantization_config")
     for name in ("config.json", "quantize_config.json", "quant_config.json"):
         if not isinstance(given, dict) and (text.source / name).is_file():

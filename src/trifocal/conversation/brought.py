@@ -1,4 +1,4 @@
-"""What a checkpoint brings along for its conversations: a chat template, names of tokens, marks of pictures."""
+"""The chat template that a checkpoint brings along."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from trifocal.errors import CheckpointError
-from trifocal.files import read_object
+from trifocal.source import source_of
 
-__all__ = ["LARGEST", "TOKENS", "own_marks", "own_template", "special_tokens"]
+__all__ = ["LARGEST", "own_template"]
 
 LARGEST = 1 << 20  # bytes of a template's file
-TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-_IN_GGUF = ("bos", "eos", "unknown", "padding")
-_KEY = "tokenizer.chat_template"
 
 
 def own_template(folder: Path) -> tuple[str, Path] | None:
@@ -25,50 +22,13 @@ def own_template(folder: Path) -> tuple[str, Path] | None:
     Raises:
         CheckpointError: several of which none is the default, or a file that is damaged.
     """
-    if folder.suffix == ".gguf":
-        source = _chosen(_in_gguf(folder), folder)
-        return None if source is None else (source, folder)
     if (folder / "chat_template.jinja").is_file():
         return _read(folder / "chat_template.jinja"), folder / "chat_template.jinja"
-    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        source = _chosen(_json(folder / name).get("chat_template"), folder / name)
+    for found, file in source_of(folder).chat_templates():
+        source = _chosen(found, file)
         if source is not None:
-            return source, folder / name
+            return source, file
     return None
-
-
-def special_tokens(language: Path) -> dict[str, str]:
-    """The names of a tokenizer's beginning and end, as templates ask for them."""
-    if language.suffix == ".gguf":
-        from trifocal.gguf.container import GgufFile
-
-        metadata = GgufFile(language).metadata
-        names = metadata.get("tokenizer.ggml.tokens", [])
-        ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in zip(TOKENS, _IN_GGUF, strict=True)}
-        return {name: names[at] for name, at in ids.items() if isinstance(at, int) and at < len(names)}
-    found = _json(language / "special_tokens_map.json") | _json(language / "tokenizer_config.json")
-    named = {name: token.get("content") if isinstance(token := found.get(name), dict) else token for name in TOKENS}
-    return {name: token for name, token in named.items() if isinstance(token, str)}
-
-
-def own_marks(language: Path) -> list[str]:
-    """What stands for a picture in the texts of this folder's model, where its tokenizer or processor say so."""
-    if language.suffix == ".gguf":
-        return []
-    files = [_json(language / name) for name in ("tokenizer_config.json", "processor_config.json")]
-    inside = [file.get(key) for file in files for key in ("extra_special_tokens", "model_specific_special_tokens")]
-    found = [each.get("image_token") for each in (*files, *inside) if isinstance(each, dict)]
-    named = [each.get("content") if isinstance(each, dict) else each for each in found]
-    return [mark for mark in named if isinstance(mark, str) and mark]
-
-
-def _in_gguf(file: Path) -> dict[str, Any]:
-    """The templates of a GGUF file by name: one without a name, the default, and others behind it."""
-    from trifocal.gguf.container import GgufFile
-
-    metadata = GgufFile(file).metadata
-    named = {key.removeprefix(_KEY): value for key, value in metadata.items() if key.startswith(_KEY)}
-    return {name.removeprefix(".") or "default": value for name, value in named.items() if name[:1] in ("", ".")}
 
 
 def _chosen(found: Any, file: Path) -> str | None:
@@ -93,7 +53,3 @@ def _read(file: Path) -> str:
         return file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file}: this template can't be read: {error}") from error
-
-
-def _json(file: Path) -> dict[str, Any]:
-    return read_object(file) if file.exists() or file.is_symlink() else {}

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from trifocal.conversation.brought import LARGEST, TOKENS, own_marks, own_template, special_tokens
+from trifocal.conversation.brought import LARGEST, own_template
 from trifocal.conversation.templates import (
     IMAGE_MARK,
     ChatTemplate,
@@ -29,6 +29,7 @@ from trifocal.conversation.templates import (
 from trifocal.errors import BadMessages, CheckpointError, UsageError
 from trifocal.images import Image
 from trifocal.messages import Call, Message, Part, Role, Tool
+from trifocal.source import TOKENS, source_of
 
 __all__ = ["JinjaTemplate", "find_template"]
 
@@ -52,6 +53,7 @@ def find_template(name: str, language: Path) -> ChatTemplate:
         UsageError: a file that is missing, or is no template that can write a conversation with a picture down.
         CheckpointError: the checkpoint has none, or a damaged one.
     """
+    told = source_of(language)
     if name == "checkpoint":
         brought = own_template(language)
         if brought is None:
@@ -59,12 +61,11 @@ def find_template(name: str, language: Path) -> ChatTemplate:
                 f"{language}: it has no chat template of its own; name one with template (--template)"
             )
         source, file = brought
-        return JinjaTemplate(
-            source, "checkpoint", f"{file.parent.name}/{file.name}", special_tokens(language), own_marks(language)
-        )
+        where = f"{file.parent.name}/{file.name}"
+        return JinjaTemplate(source, "checkpoint", where, told.special_tokens(), told.picture_marks())
     if name.endswith((".jinja", ".jinja2", ".j2")) or "/" in name or os.sep in name:
-        source, tokens = _read(Path(name).expanduser()), special_tokens(language)
-        return JinjaTemplate(source, Path(name).name, Path(name).name, tokens, own_marks(language))
+        file = Path(name).expanduser()
+        return JinjaTemplate(_read(file), file.name, file.name, told.special_tokens(), told.picture_marks())
     return get_template(name)
 
 

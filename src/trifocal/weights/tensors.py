@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from trifocal.errors import CheckpointError
 from trifocal.files import instead, read_object, size_of
+from trifocal.source import source_of
 
 if TYPE_CHECKING:
     import torch
+
+    from trifocal.gguf.language import GgufLanguage
+    from trifocal.gguf.mmproj import Part
 
 __all__ = ["GgufWeights", "Weights", "canonical", "part_weights", "read_header", "stored_names", "weight_files"]
 
@@ -161,19 +165,11 @@ class GgufWeights(Weights):
     """One part of a GGUF file: the language model, or the tower or projector of a ``mmproj`` file.
 
     Quantised tensors come dequantised, as float32.
-
-    Raises:
-        CheckpointError: the file is damaged, or holds no such part.
     """
 
-    def __init__(self, file: Path, part: str) -> None:
-        from trifocal.gguf.container import GgufFile
-        from trifocal.gguf.language import GgufLanguage
-        from trifocal.gguf.mmproj import Mmproj
-
+    def __init__(self, file: Path, part: GgufLanguage | Part) -> None:
         super().__init__((), lambda name: None)
-        opened = GgufFile(file)
-        self._part = GgufLanguage(opened) if part == "language" else Mmproj(opened).parts[part]
+        self._part = part
         self._places = {name: (file, name) for name in self._part}
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -279,8 +275,8 @@ def part_weights(source: Path, part: str, *, allow_pickle: bool = False) -> Weig
             strangers.append(stored)
         return found[1] if found and found[0] == part else None
 
-    if source.suffix == ".gguf":
-        return GgufWeights(source, part)
+    if (held := source_of(source).part(part)) is not None:
+        return GgufWeights(source, held)
     files = [source] if source.is_file() else weight_files(source)
     weights = Weights(files, rename, allow_pickle=allow_pickle)
     if strangers:
