@@ -14,9 +14,10 @@ from test_templates import BLUE, written
 
 from checkpoint_maker import V0
 from gguf_layout import save_gguf
-from layouts import family
+from layouts import family, save_original
 from trifocal import load
 from trifocal.checkpoints import find_checkpoint, from_folder
+from trifocal.checkpoints.known import KNOWN
 from trifocal.checkpoints.parts import Text
 from trifocal.checkpoints.turns import template_of
 from trifocal.conversation.jinja import find_template
@@ -158,3 +159,28 @@ def test_templates_of_which_none_is_the_default_are_told(hf15: Path, tmp_path: P
     with pytest.raises(CheckpointError, match=r"chat_template\.json: it has the chat templates chat, rag and none"):
         load(checkpoint=str(folder), engine="echo")
     load(checkpoint=str(folder), engine="echo", template="llava_v1").close()
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"transformers_version": "4.28.0.dev0"}, ("llava-v0", "simple", "")),
+        ({"mm_use_im_start_end": False, "sep_image_conv_front": False}, ("llava-v0", "simple", "")),
+        ({"mm_use_im_start_end": False, "transformers_version": "4.31.0"}, ("llava-v1", "llava_v1", "")),
+        (
+            {"mm_use_im_start_end": True, "transformers_version": "4.28.0.dev0"},
+            ("llava-v0", "llava_v0_webui", "<im_start>"),
+        ),
+    ],
+)
+def test_science_qa_has_turns_of_its_own(keys: dict[str, object], expected: object, tmp_path: Path) -> None:
+    marks = bool(keys.get("mm_use_im_start_end"))
+    folder = save_original(family("v0-13b" if marks else "v1"), tmp_path / "one", tower=tmp_path / "tower")
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("mm_use_im_start_end", "transformers_version"):
+        config.pop(key, None)
+    (folder / "config.json").write_text(json.dumps({**config, **keys}))
+    found = from_folder(folder)
+    assert (found.family, found.template, found.image_start) == expected
+    assert KNOWN["liuhaotian/LLaVA-13b-delta-v0-science_qa"].template == "simple"
+    assert KNOWN["liuhaotian/llava-v1.6-34b"].template == "chatml_direct"

@@ -49,6 +49,8 @@ SAFE = (
 
 # two turns, the second open; <image> is where the picture stands
 GOLDEN = {
+    "simple": f"{HUMAN}###Human: Hi!###Assistant: Hi there! How can I help you today?"
+    "###Human: Q1\n<image>###Assistant: A1###Human: Q2###Assistant:",
     "llava_v0": f"{HUMAN}###Human: <image>\nQ1###Assistant: A1###Human: Q2###Assistant:",
     "llava_v1": f"{HUMAN} USER: <image>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT:",
     "vicuna_v1": f"{USER} USER: <image>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT:",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image as Pictures
@@ -17,8 +20,9 @@ from safetensors.torch import save_file
 from checkpoint_maker import V0, make_hf15, make_v0, tensors_of
 from seeing import count, rows_of
 from trifocal.checkpoints import Checkpoint, Preprocessing, from_folder
+from trifocal.checkpoints.parts import CLIP_MEAN, CLIP_STD
 from trifocal.errors import CheckpointError, OutOfMemory
-from trifocal.images import Image, from_pil
+from trifocal.images import Image, from_bytes, from_pil
 from trifocal.placement import Placement
 from trifocal.timing import Timings
 from trifocal.vision import BATCH, LlavaVision, VisionTransformer, load_vision, pixels, placing, shown
@@ -326,3 +330,22 @@ def test_sixteen_bit_files_are_read_into_any_precision(tmp_path: Path, drawn: Dr
     vision = loaded(folder)
     assert {value.dtype for value in vision.tower.parameters()} == {torch.float32}
     assert torch.isfinite(rows_of(vision, [drawn(1)])[0]).all()
+
+
+@pytest.mark.parametrize("size", [(3, 2000), (2000, 3)])
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_a_thin_picture_is_seen_as_the_original_sees_it(size: tuple[int, int], fit: Any) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    data = io.BytesIO()
+    Pictures.fromarray(noise).save(data, "PNG")
+    preprocessing = Preprocessing(56, fit, CLIP_MEAN, CLIP_STD)
+    theirs = Pictures.fromarray(noise)
+    if fit == "pad":
+        square = Pictures.new("RGB", (2000, 2000), preprocessing.pad_colour)
+        square.paste(theirs, ((2000 - size[0]) // 2, (2000 - size[1]) // 2))
+        theirs = square
+    resized = tuple(56 * side // min(theirs.size) for side in theirs.size)
+    theirs = theirs.resize(resized, Pictures.Resampling.BICUBIC)
+    left, top = (theirs.width - 56) // 2, (theirs.height - 56) // 2
+    theirs = theirs.crop((left, top, left + 56, top + 56))
+    assert shown(from_bytes(data.getvalue()), preprocessing).tobytes() == theirs.tobytes()

@@ -11,6 +11,12 @@ from trifocal.checkpoints.parts import CLIP_TOWER
 __all__ = ["KNOWN", "Source"]
 
 CLIP_336 = "openai/clip-vit-large-patch14-336"
+SCIENCE = "LLaVA-13b-delta-v0-science_qa"  # trained without marks around pictures, and evaluated as ``simple``
+_EARLY_TURNS = {
+    SCIENCE: "simple",
+    "LLaVA-13b-delta-v1-1": "llava_v1_mm",
+    "LLaVA-Lightning-7B-delta-v1-1": "llava_v1_mm",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +59,7 @@ def _early() -> Iterator[tuple[str, Source]]:
     for name, size, family in (
         ("LLaVA-7b-delta-v0", 7, "llava-v0"),
         ("LLaVA-13b-delta-v0", 13, "llava-v0"),
-        ("LLaVA-13b-delta-v0-science_qa", 13, "llava-v0"),
+        (SCIENCE, 13, "llava-v0"),
         ("LLaVA-13b-delta-v1-1", 13, "llava-v1.1"),
         ("LLaVA-Lightning-7B-delta-v1-1", 7, "llava-v1.1"),
     ):
@@ -61,10 +67,11 @@ def _early() -> Iterator[tuple[str, Source]]:
             f"liuhaotian/{name}",
             Source(
                 language=f"liuhaotian/{name}",
-                template="llava_v1_mm" if family == "llava-v1.1" else None,
+                template=_EARLY_TURNS.get(name),
+                says={"mm_use_im_start_end": False} if name == SCIENCE else {},
                 family=family,
                 context=2048,
-                positions=marked,
+                positions="256" if name == SCIENCE else marked,
                 needs=_delta(size),
             ),
         )
@@ -132,6 +139,11 @@ def _line_1_5() -> Iterator[tuple[str, Source]]:
         yield _plain(name, "llava-1.5", 32768, "576", _half(7.2))
 
 
+_NEXT_TURNS = {"mistral-7b": "mistral_instruct", "34b": "chatml_direct"} | dict.fromkeys(
+    ("vicuna-7b", "vicuna-13b"), "llava_v1"
+)
+
+
 def _line_1_6() -> Iterator[tuple[str, Source]]:
     """LLaVA 1.6 (NeXT): tiles, and a tower of its own inside."""
     tiled = "776 to 2928"
@@ -142,7 +154,7 @@ def _line_1_6() -> Iterator[tuple[str, Source]]:
         ("34b", 4096, 34.4),
     ):
         for whole in (f"liuhaotian/llava-v1.6-{name}", f"llava-hf/llava-v1.6-{name}-hf"):
-            yield _plain(whole, "llava-1.6", context, tiled, _half(billions))
+            yield _plain(whole, "llava-1.6", context, tiled, _half(billions), template=_NEXT_TURNS[name])
     for name, context, billions in (
         ("lmms-lab/llama3-llava-next-8b", 8192, 8.0),
         ("llava-hf/llama3-llava-next-8b-hf", 8192, 8.0),

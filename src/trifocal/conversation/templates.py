@@ -504,6 +504,8 @@ TEMPLATES: dict[str, Template] = {
             "",
             pictures="last",
         ),
+        # ScienceQA's; from 1.0 to 2023-08-27 it was llava_v0, with the picture first
+        _single("simple", _HUMAN, "Human: Hi!###Assistant: Hi there! How can I help you today?###", pictures="last"),
         # from LLaVA 1.0 on: the picture comes first
         _single("llava_v0", _HUMAN),
         _two("llava_v1", _HUMAN),
