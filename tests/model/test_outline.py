@@ -94,6 +94,30 @@ def test_a_turn_is_tokenised_once_also_where_it_trims(counting: Counting, drawn:
     assert set(words(counting).values()) == {1}
 
 
+@pytest.mark.parametrize("template", ["llava_v1", "llava_llama_2"])
+def test_trimming_tokenises_only_what_it_makes_new(counting: Counting, template: str) -> None:
+    """The system text stands in one run with the first exchange that stays: that run is new for each cut that is tried.
+
+    All others were tokenised before, the last question among them.
+    """
+    llava = counted(counting, context=700)
+    turns = [Message(role, f"{role}-{number} {'x' * 30}") for number in range(16) for role in ("user", "assistant")]
+    end = llava.complete(
+        [Message("system", "system-text"), *turns[:-1]], Sampling(max_tokens=3), template=get_template(template)
+    ).end
+    assert end.left_out
+    again = {word for word, count in words(counting).items() if count > 1}
+    assert "system-text" in again
+    assert "user-15" not in again
+    assert len(again) <= 1 + 2 * 4  # system text, question and answer of each of the cuts between which it was decided
+
+
+def test_a_budget_tokenises_a_turn_in_its_place_and_by_itself(counting: Counting, drawn: Drawn) -> None:
+    llava = counted(counting)
+    llava.budget(talk(drawn, 12), template=get_template("chatml_direct"))
+    assert max(words(counting).values()) == 2
+
+
 def test_rows_between_tokens_keep_their_places(drawn: Drawn) -> None:
     composer = Composer(Bytes(), Gallery(Placing()))
     outline = composer.outline(["a", drawn(1), "b"])
