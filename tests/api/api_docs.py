@@ -8,6 +8,7 @@ from pathlib import Path
 from live import make_llava
 
 from trifocal.api.app import create_app
+from trifocal.api.serving import SLOTS
 from trifocal.api.settings import ServerSettings
 from trifocal.images import LIMITS
 from trifocal.web import routes as page_routes
@@ -40,7 +41,10 @@ def limits() -> str:
         ("JSON", f"{s.json_depth} levels, {s.json_values:,} values"),
         ("answers (`n`)", f"{s.answers}"),
         ("stop strings", f"{s.stops} of {s.stop_characters} characters"),
-        ("at once, waiting, per key", f"{s.slots} (`--slots`), {s.queue} (`--queue`), {s.per_key} (`--per-key`)"),
+        (
+            "at once, waiting, per key",
+            f"as fit, up to {SLOTS} (`--slots`), {s.queue} (`--queue`), {s.per_key} (`--per-key`)",
+        ),
         ("seconds a request, of them waiting", f"{s.deadline:g} (`--deadline`), {s.queue_wait:g}"),
         ("seconds for the head, for the body", f"{s.header_seconds:g}, {s.body_seconds:g}"),
         ("seconds to drain", f"{s.drain:g} (`--drain`)"),

@@ -136,7 +136,7 @@ class Live:
 def running(llava: Llava | None = None, page: Sequence[BaseRoute] = (), **settings: Any) -> Iterator[Live]:
     """A live server for as long as the block lasts; ``page`` are the routes of its page."""
     llava = llava or make_llava()
-    chosen = replace(ServerSettings(port=0), **settings)
+    chosen = replace(ServerSettings(port=0, slots=1), **settings)
     sockets = listen(chosen)
     app = create_app(llava, chosen, page)
     listener = Listener(app, chosen)

@@ -1,45 +1,71 @@
-"""Who runs, who waits, and who is asked to come back: slots and a bounded queue."""
+"""Who runs, who waits, and who is asked to come back: slots, positions and a bounded queue."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
+from dataclasses import dataclass, field
 
 from trifocal.api.errors import Refusal, server_busy, shutting_down
 
-__all__ = ["Admission", "Slot"]
+__all__ = ["Admission", "Place"]
 
 
-class Slot:
-    """The right to run one answer. It is given back exactly once, however often that is said."""
+class Place:
+    """A request among those under way: it waits, then it runs. It is given back exactly once, however often said."""
 
     def __init__(self, admission: Admission, caller: str) -> None:
         self._admission, self._caller, self._held = admission, caller, True
+        self._positions: int | None = None  # while it runs
+
+    @property
+    def runs(self) -> bool:
+        """Whether it runs, or waits."""
+        return self._positions is not None
+
+    async def run(self, positions: int, wait: float) -> None:
+        """Runs from now on, with so many of the engine's positions, or after a wait of at most ``wait`` seconds.
+
+        Raises:
+            Refusal: none came free in time.
+        """
+        await self._admission._turn(positions, wait)
+        self._positions = positions
 
     def release(self) -> None:
         """Gives it back; the longest waiting request gets it."""
         if self._held:
             self._held = False
-            self._admission._give_back(self._caller)
+            self._admission._give_back(self._caller, self._positions)
+
+
+@dataclass(slots=True, eq=False)
+class _Turn:
+    """Somebody who waits for so many positions."""
+
+    positions: int
+    come: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Admission:
-    """``slots`` run, ``queue`` wait in order, each caller has at most ``per_caller`` of both.
+    """At most ``slots`` run, together with at most ``capacity`` positions; ``queue`` more are under way.
 
-    Belongs to one event loop; every method is called in it.
+    Who runs holds the positions of its prompt and of the longest answer that it may get, of those that the engine
+    has (None: it does not count). What alone is too much for them runs alone. Who waits does so in order, and each
+    caller has at most ``per_caller`` under way. Belongs to one event loop; every method is called in it.
     """
 
-    def __init__(self, slots: int, queue: int, per_caller: int | None = None) -> None:
-        self.slots, self.queue, self.per_caller = slots, queue, per_caller
-        self.running = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+    def __init__(self, slots: int, queue: int, per_caller: int | None = None, capacity: int | None = None) -> None:
+        self.slots, self.queue, self.per_caller, self.capacity = slots, queue, per_caller, capacity
+        self.running = self.positions = 0
+        self._turns: deque[_Turn] = deque()
         self._callers: Counter[str] = Counter()
         self._ended = False
 
     @property
     def waiting(self) -> int:
-        """How many requests are in the queue."""
-        return len(self._waiting)
+        """How many requests are under way and do not run."""
+        return self._callers.total() - self.running
 
     def check(self, caller: str) -> None:
         """Refuses where there is no room now.
@@ -51,65 +77,67 @@ class Admission:
             raise shutting_down()
         if self.per_caller is not None and self._callers[caller] >= self.per_caller:
             raise Refusal(429, "queue_full", f"this key has {self.per_caller} requests under way", retry_after=1)
-        if self.running >= self.slots and len(self._waiting) >= self.queue:
-            raise server_busy(message=f"{self.slots} requests run and {self.queue} wait already")
+        if self._callers.total() >= self.slots + self.queue:
+            raise server_busy(message=f"{self.running} requests run and {self.waiting} wait already")
 
-    async def enter(self, caller: str, wait: float) -> Slot:
-        """A slot, at once or after a wait of at most ``wait`` seconds.
+    def enter(self, caller: str) -> Place:
+        """A place among those under way, for a request that gets ready to run.
 
         Raises:
-            Refusal: there is no room, or none came free in time.
+            Refusal: there is no room.
         """
         self.check(caller)
         self._callers[caller] += 1
-        try:
-            if self.running < self.slots and not self._waiting:
-                self.running += 1
-            else:
-                await self._turn(wait)
-        except BaseException:
-            self._forget(caller)
-            raise
-        return Slot(self, caller)
+        return Place(self, caller)
 
     def end(self) -> None:
         """Lets nobody in any more: who waits is told now, who comes is told at once."""
         self._ended = True
-        waiting, self._waiting = self._waiting, deque()
-        for turn in waiting:
-            if not turn.done():
-                turn.set_exception(shutting_down())
+        turns, self._turns = self._turns, deque()
+        for turn in turns:
+            if not turn.come.done():
+                turn.come.set_exception(shutting_down())
 
-    async def _turn(self, wait: float) -> None:
-        """Waits in line. When it returns, a running place is ours already."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+    async def _turn(self, positions: int, wait: float) -> None:
+        """Waits in line. When it returns, slot and positions are the caller's already."""
+        if self._ended:
+            raise shutting_down()
+        turn = _Turn(positions)
+        self._turns.append(turn)
+        self._next()
         try:
             async with asyncio.timeout(wait):
-                await turn
+                await turn.come
         except BaseException as error:
-            if turn in self._waiting:
-                self._waiting.remove(turn)
-            elif turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._next()  # our turn came in the very moment in which we left
+            if turn in self._turns:
+                self._turns.remove(turn)
+            elif turn.come.done() and not turn.come.cancelled() and turn.come.exception() is None:
+                self._free(positions)  # our turn came in the very moment in which we left
             if isinstance(error, TimeoutError):
                 raise server_busy(message=f"no slot came free within {wait:g} s") from error
             raise
 
-    def _give_back(self, caller: str) -> None:
-        self._forget(caller)
+    def _next(self) -> None:
+        """Lets those run whose turn it is, and for whom there is room."""
+        while self._turns and (self._turns[0].come.done() or self._has_room(self._turns[0].positions)):
+            turn = self._turns.popleft()
+            if not turn.come.done():
+                self.running += 1
+                self.positions += turn.positions
+                turn.come.set_result(None)
+
+    def _has_room(self, positions: int) -> bool:
+        fits = self.capacity is None or not self.running or self.positions + positions <= self.capacity
+        return self.running < self.slots and fits
+
+    def _free(self, positions: int) -> None:
+        self.running -= 1
+        self.positions -= positions
         self._next()
 
-    def _next(self) -> None:
-        """Hands a running place on, or frees it."""
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self.running -= 1
-
-    def _forget(self, caller: str) -> None:
+    def _give_back(self, caller: str, positions: int | None) -> None:
         self._callers[caller] -= 1
         if self._callers[caller] <= 0:
             del self._callers[caller]
+        if positions is not None:
+            self._free(positions)

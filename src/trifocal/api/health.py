@@ -25,9 +25,12 @@ async def livez() -> Response:
 @router.get("/readyz", name="readyz", summary="Whether requests are taken")
 @needs(key=False)
 async def readyz(server: Serving) -> Response:
-    """200 while requests are taken, 503 as soon as the server shuts down."""
+    """200 while requests are taken and the engine can answer them, 503 otherwise."""
     if server.draining:
         raise server_busy("shutting_down", "the server is shutting down")
+    state = server.llava.state()
+    if state.phase != "ready":
+        raise server_busy(f"engine_{state.phase}", state.reason or f"the language engine is {state.phase}")
     return Json({"status": "ok"})
 
 
@@ -61,7 +64,8 @@ async def limits(server: Serving) -> Response:
             "json": {"depth": settings.json_depth, "values": settings.json_values},
             "answers": settings.answers,
             "stop": {"count": settings.stops, "characters": settings.stop_characters},
-            "slots": settings.slots,
+            "slots": server.admission.slots,
+            "positions": server.admission.capacity,
             "queue": settings.queue,
             "per_key": settings.per_key if settings.keys else None,
             "seconds": {

@@ -13,7 +13,7 @@ from trifocal.images import Image
 from trifocal.messages import Chunk, Message, Sampling, Tool
 from trifocal.model.budget import Budget
 from trifocal.model.explaining import Explanation
-from trifocal.model.llava import Preview, Written
+from trifocal.model.llava import Asked, Preview, Written
 from trifocal.model.outline import Outline
 from trifocal.placement import Part
 
@@ -84,8 +84,12 @@ class Model(Protocol):
         """A conversation as it will be asked."""
         ...
 
-    def answer(self, written: Written, sampling: Sampling = ...) -> Generator[Chunk, None, None]:
-        """An answer to what was written, piece by piece."""
+    def prepare(self, written: Written, sampling: Sampling = ...) -> Asked:
+        """What was written with its pictures seen, ready for the engine."""
+        ...
+
+    def tell(self, asked: Asked) -> Generator[Chunk, None, None]:
+        """An answer to what was prepared, piece by piece."""
         ...
 
     def count(

@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, closing, suppress
+from contextlib import aclosing, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, TypeVar
@@ -17,8 +17,8 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 
 from trifocal.api import tracing
-from trifocal.api.admission import Admission
-from trifocal.api.errors import Refusal, refuse, shutting_down
+from trifocal.api.admission import Admission, Place
+from trifocal.api.errors import Refusal, refuse, server_busy, shutting_down
 from trifocal.api.fetch import Fetcher
 from trifocal.api.metrics import Metrics
 from trifocal.api.model import Model
@@ -35,12 +35,16 @@ from trifocal.conversation.templates import ChatTemplate
 from trifocal.errors import BadSampling
 from trifocal.images import Limits
 from trifocal.messages import Call, Chunk, End, Message, Sampling, TokenLogprob
-from trifocal.model.llava import Written
+from trifocal.model.llava import Asked, Written
 
-__all__ = ["Answers", "ClientGone", "Job", "Server", "Serving", "Step", "caller_of"]
+__all__ = ["SLOTS", "Answers", "ClientGone", "Job", "Server", "Serving", "Step", "caller_of"]
 
 log = logging.getLogger("trifocal.api")
 Result = TypeVar("Result")
+Item = TypeVar("Item")
+SLOTS = 32  # answers at once, where the engine counts positions
+PREPARING = 2  # threads that decode pictures and have them seen
+AHEAD = 8  # requests whose pictures are decoded or seen and that do not run: what they hold is bounded
 
 
 class ClientGone(Exception):
@@ -109,7 +113,7 @@ class _Run:
 
     caller: str
     stoppable: bool
-    pump: Pump[Step] | None = None
+    pump: Pump[Any] | None = None
     stopped: bool = False
     wait: asyncio.Timeout | None = None
 
@@ -125,14 +129,18 @@ class _Desk:
 class Server:
     """A model with its admission, its worker threads and its counters.
 
-    What needs the model takes a slot; what only reads and counts has one thread and a queue of its own, so that
-    it neither waits for answers nor keeps them waiting.
+    What needs the engine takes a slot, and of its positions as many as prompt and answer may have. Before that pictures
+    are fetched, decoded and seen, by few threads and for few requests at once: an answer's place is not paid for it.
+    What only reads and counts has one thread and a queue of its own, so that it neither waits for answers nor keeps
+    them waiting.
     """
 
     def __init__(self, llava: Model, settings: ServerSettings) -> None:
         self.llava, self.settings = llava, settings
         per_key = settings.per_key if settings.keys else None
-        self.admission = Admission(settings.slots, settings.queue, per_key)
+        capacity = llava.state().positions
+        slots = settings.slots or (SLOTS if capacity else 1)  # who does not count answers one at a time
+        self.admission = Admission(slots, settings.queue, per_key, capacity)
         self.metrics = Metrics(self.admission)
         self.fetcher = Fetcher(settings.url_hosts, settings.image_bytes)
         self.responses = StoredResponses(settings.responses, settings.responses_bytes)
@@ -142,11 +150,13 @@ class Server:
         self.image_limits = Limits(bytes=settings.image_bytes)
         self._room = Room(settings.decoded_bytes, settings.deadline)
         self.pools: dict[Pool, _Desk] = {
-            "answers": _Desk(self.admission, ThreadPoolExecutor(settings.slots, thread_name_prefix="answer")),
+            "answers": _Desk(self.admission, ThreadPoolExecutor(slots, thread_name_prefix="answer")),
             "light": _Desk(
                 Admission(1, settings.queue, per_key), ThreadPoolExecutor(1, thread_name_prefix="answer-light")
             ),
         }
+        self._preparing = ThreadPoolExecutor(PREPARING, thread_name_prefix="answer-prepare")
+        self._ahead = asyncio.Semaphore(AHEAD)
         self._runs: set[_Run] = set()
         self.reading: set[asyncio.Timeout] = set()  # of bodies that are on their way
         self.held = 0  # bytes of bodies and frames
@@ -179,6 +189,11 @@ class Server:
             return self.llava.checkpoint.language.source.stat().st_mtime
         except OSError:
             return float(self.started)
+
+    @property
+    def _patience(self) -> float:
+        """Seconds for which a request that is ready waits for its place."""
+        return min(self.settings.queue_wait, self.settings.deadline)
 
     @property
     def busy(self) -> bool:
@@ -243,9 +258,14 @@ class Server:
             with self._room.lease() as lease:
                 yield do(self._decoded(fetched, lease))
 
+        async def begin(place: Place) -> Callable[[], Generator[Result, None, None]]:
+            await place.run(0, self._patience)
+            fetched = await self._fetched(drafts)
+            return lambda: done(fetched)
+
         async def working() -> Result:
             run = _Run(caller_of(request), stoppable=False)
-            async with aclosing(self._run(run, drafts, done, pool)) as results:
+            async with aclosing(self._run(run, begin, pool)) as results:
                 result: Result = await anext(results)
                 return result
 
@@ -259,11 +279,16 @@ class Server:
             raise refuse("invalid_value", f"{job.total} answers; allowed are {self.settings.answers}", param)
         run = _Run(caller, job.stoppable)
 
-        def work(drafts: Sequence[Draft]) -> Generator[Step, None, None]:
-            return self._work(replace(job, drafts=drafts))
+        async def begin(place: Place) -> Callable[[], Generator[Step, None, None]]:
+            async with self._getting_ready() as patience:
+                drafts = await self._fetched(job.drafts)
+                loop = asyncio.get_running_loop()
+                prepared = await loop.run_in_executor(self._preparing, self._prepared, job, drafts)
+                await place.run(max(asked.positions for asked in prepared), patience)
+            return lambda: self._told(job, prepared)
 
         with tracing.span("trifocal.answer", answers=job.answers) as span:
-            async with aclosing(self._run(run, job.drafts, work, self.pools["answers"])) as steps:
+            async with aclosing(self._run(run, begin, self.pools["answers"])) as steps:
                 async for step in steps:
                     if step.end:
                         self.metrics.answered(step.end)
@@ -304,8 +329,8 @@ class Server:
 
     def close(self) -> None:
         """Frees the worker threads."""
-        for desk in self.pools.values():
-            desk.threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (*(pool.threads for pool in self.pools.values()), self._preparing):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def _collected(self, job: Job, caller: str) -> list[tuple[str, Step]]:
         texts: list[list[str]] = [[] for _ in range(job.total)]
@@ -319,32 +344,49 @@ class Server:
     async def _run(
         self,
         run: _Run,
-        drafts: Sequence[Draft],
-        start: Callable[[Sequence[Draft]], Generator[Any, None, None]],
+        begin: Callable[[Place], Coroutine[Any, Any, Callable[[], Generator[Item, None, None]]]],
         desk: _Desk,
-    ) -> AsyncGenerator[Any, None]:
-        """Waits for a slot, runs ``start`` in a thread and gives its items; the slot goes with the thread."""
+    ) -> AsyncGenerator[Item, None]:
+        """Runs what ``begin`` gives, once it has its place, in a thread and gives its items; the place goes with it."""
         if self.draining:
             raise shutting_down()
         deadline = asyncio.get_running_loop().time() + self.settings.deadline
         self._runs.add(run)
         try:
-            patience = min(self.settings.queue_wait, self.settings.deadline)
-            slot = await desk.admission.enter(run.caller, patience)
+            place = desk.admission.enter(run.caller)
             try:
-                fetched = await self._until(deadline, run, self._fetched(drafts))
-                run.pump = Pump(lambda: start(fetched), desk.threads, slot.release, self.settings.write_seconds)
+                start = await self._until(deadline, run, begin(place))
+                run.pump = pump = Pump(start, desk.threads, place.release, self.settings.write_seconds)
             except BaseException:
-                slot.release()
+                place.release()
                 raise
             if run.stopped:
-                run.pump.stop()
-            while (item := await self._until(deadline, run, run.pump.next())) is not None:
+                pump.stop()
+            while (item := await self._until(deadline, run, pump.next())) is not None:
                 yield item
         finally:
             self._runs.discard(run)
             if run.pump:
                 run.pump.stop()
+
+    @asynccontextmanager
+    async def _getting_ready(self) -> AsyncGenerator[float, None]:
+        """The right to be one of the few that get ready; gives how many seconds of waiting are left.
+
+        Raises:
+            Refusal: the wait was too long.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._patience
+        try:
+            async with asyncio.timeout_at(until):
+                await self._ahead.acquire()
+        except TimeoutError as error:
+            raise server_busy(message=f"no slot came free within {self._patience:g} s") from error
+        try:
+            yield max(until - loop.time(), 0)
+        finally:
+            self._ahead.release()
 
     async def _until(self, deadline: float, run: _Run, work: Coroutine[Any, Any, Result]) -> Result:
         """The result of ``work``, unless the request's deadline or the server's end comes first."""
@@ -384,17 +426,21 @@ class Server:
             return Picture(await self.fetcher.fetch(part.source, part.name), part.name)
         return part
 
-    def _work(self, job: Job) -> Generator[Step, None, None]:
-        """What the worker thread does: decode, look, generate."""
+    def _prepared(self, job: Job, drafts: Sequence[Draft]) -> list[Asked]:
+        """What is done before a request has its place: pictures decoded and seen, texts written down."""
         with self._room.lease() as lease:
-            messages = self._decoded(job.drafts, lease)
-            for at, talk in enumerate([[message] for message in messages] if job.raw else [messages]):
-                written = self._written(job, talk)
-                for index in range(job.answers):
-                    seed = job.sampling.seed
-                    sampling = replace(job.sampling, seed=None if seed is None else seed + index)
-                    with closing(_steps(at * job.answers + index, self.llava.answer(written, sampling), job)) as steps:
-                        yield from steps
+            messages = self._decoded(drafts, lease)
+            talks = [[message] for message in messages] if job.raw else [messages]
+            return [self.llava.prepare(self._written(job, talk), job.sampling) for talk in talks]
+
+    def _told(self, job: Job, prepared: Sequence[Asked]) -> Generator[Step, None, None]:
+        """One answer after the other, from what was seen once."""
+        seed = job.sampling.seed
+        for at, asked in enumerate(prepared):
+            for index in range(job.answers):
+                again = asked if not index else asked.again(None if seed is None else seed + index)
+                with closing(_steps(at * job.answers + index, self.llava.tell(again), job)) as steps:
+                    yield from steps
 
     def _decoded(self, drafts: Sequence[Draft], lease: Lease) -> list[Message]:
         limits, sides = self.settings, replace(self.image_limits, taking=lease.take)

@@ -27,9 +27,10 @@ class ServerSettings:
     Without keys only a loopback address is served, unless ``open_to_all`` says otherwise; keys are
     kept as sha256 digests. ``public_hosts`` are the names under which clients may ask for the
     server beside the loopback ones, ``origins`` the web pages that may call it, ``url_hosts`` the
-    hosts from which pictures are fetched (none: URLs are refused). ``slots`` answers are made at
-    once, ``queue`` requests wait, each key has at most ``per_key`` of both, and ``responses`` that are
-    kept. A request may take ``deadline`` seconds in all and wait ``queue_wait`` of them.
+    hosts from which pictures are fetched (none: URLs are refused). At most ``slots`` answers are made at
+    once (None: as many as the engine's positions allow, up to 32, and one where it does not count), ``queue`` requests
+    wait, each key has at most ``per_key`` of both, and ``responses`` that are kept. A request may take ``deadline``
+    seconds in all and wait ``queue_wait`` of them.
     """
 
     host: str = "127.0.0.1"
@@ -41,7 +42,7 @@ class ServerSettings:
     origins: tuple[str, ...] = ()
     url_hosts: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
-    slots: int = 1
+    slots: int | None = None
     queue: int = 64
     per_key: int = 8
     deadline: float = 300.0
@@ -76,7 +77,7 @@ class ServerSettings:
         for origin in self.origins:
             _check_origin(origin)
         for name in ("slots", "per_key", "deadline", "queue_wait", "header_seconds", "body_seconds", "write_seconds"):
-            if getattr(self, name) <= 0:
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise UsageError(f"{name}: {getattr(self, name)} is not above 0")
         if self.queue < 0 or self.drain < 0:
             raise UsageError("queue and drain are 0 or more")

@@ -50,7 +50,7 @@ _OPTIONS = [
     click.option("--origin", "origins", multiple=True, metavar="URL", help="Web page that may call it (CORS)."),
     click.option("--url-host", "url_hosts", multiple=True, metavar="NAME", help="Fetch https pictures from this host."),
     click.option("--alias", "aliases", multiple=True, metavar="NAME", help="Another name of the model for clients."),
-    click.option("--slots", default=_DEFAULT.slots, show_default=True, type=click.IntRange(1), help="At once."),
+    click.option("--slots", type=click.IntRange(1), help="At once at most; as many as fit, up to 32."),
     click.option("--queue", default=_DEFAULT.queue, show_default=True, type=click.IntRange(0), help="In the queue."),
     click.option(
         "--per-key", default=_DEFAULT.per_key, show_default=True, type=click.IntRange(1), help="Both, per key."

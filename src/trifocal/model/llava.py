@@ -34,7 +34,7 @@ from trifocal.prompt import Prompt
 from trifocal.timing import Timings
 from trifocal.vision import Gallery, Showing, View, open_vision
 
-__all__ = ["Llava", "Preview", "Written", "load"]
+__all__ = ["Asked", "Llava", "Preview", "Written", "load"]
 
 log = logging.getLogger("trifocal")
 NARROW = 512
@@ -62,6 +62,30 @@ class Preview:
 
     rows: int
     views: tuple[View, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the engine is asked, its pictures seen: for `Llava.tell`.
+
+    ``facts`` are those of the answer's end that are known already, ``timings`` what was spent so far.
+    """
+
+    prompt: Prompt
+    sampling: Sampling
+    ends: tuple[str, ...]
+    facts: End
+    timings: Timings
+
+    @property
+    def positions(self) -> int:
+        """How many positions prompt and answer take at most."""
+        return len(self.prompt) + (self.sampling.max_tokens or 0)
+
+    def again(self, seed: int | None) -> Asked:
+        """The same for another answer, drawn from this seed; for it nothing is decoded or seen."""
+        facts = replace(self.facts, cached=(True,) * len(self.facts.cached))
+        return replace(self, sampling=replace(self.sampling, seed=seed), facts=facts, timings=Timings())
 
 
 class Llava:
@@ -201,6 +225,10 @@ class Llava:
             PromptTooLong: the prompt and one token don't fit.
             BadSampling: log-probabilities of an engine that can't tell them.
         """
+        return self.tell(self.prepare(written, sampling))
+
+    def prepare(self, written: Written, sampling: Sampling = Sampling()) -> Asked:
+        """What was written with its pictures seen, ready for the engine; raises as `answer`."""
         timings, outline = Timings(), written.outline
         if sampling.top_logprobs is not None and not self.engine.able.logprobs:
             raise BadSampling("top_logprobs", "this engine can't tell log-probabilities")
@@ -220,7 +248,11 @@ class Llava:
             left_out=written.left_out,
             notes=(*written.notes, *cut),
         )
-        return self._answer(prompt, replace(sampling, max_tokens=limit), written.ends, facts, timings)
+        return Asked(prompt, replace(sampling, max_tokens=limit), written.ends, facts, timings)
+
+    def tell(self, asked: Asked) -> Generator[Chunk, None, None]:
+        """The answer to what was prepared; nothing but the engine works for it."""
+        return self._answer(asked.prompt, asked.sampling, asked.ends, asked.facts, asked.timings)
 
     def count(
         self,

@@ -1,0 +1,110 @@
+"""Who runs and who waits, counted in positions; no server is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import threading
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+from live import Gated, error_of, make_llava, png, running, user
+
+from trifocal.api.admission import Admission
+from trifocal.api.errors import Refusal
+from trifocal.engines.base import State
+from waiting import until
+
+
+def tried(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(work)
+
+
+def test_positions_are_counted_and_nobody_overtakes() -> None:
+    async def main() -> None:
+        admission = Admission(8, 8, capacity=100)
+        first, large, small = (admission.enter("-") for _ in range(3))
+        await first.run(60, 1)
+        waits = [asyncio.create_task(large.run(50, 5)), asyncio.create_task(small.run(10, 5))]
+        await asyncio.sleep(0.01)
+        assert (admission.running, admission.waiting, admission.positions) == (1, 2, 60)
+        first.release()
+        await asyncio.gather(*waits)
+        assert (admission.running, admission.waiting, admission.positions) == (2, 0, 60)
+        for place in (large, small, small):
+            place.release()
+        assert (admission.running, admission.waiting, admission.positions) == (0, 0, 0)
+
+    tried(main())
+
+
+def test_what_is_alone_too_much_runs_alone_and_slots_bound_all() -> None:
+    async def main() -> None:
+        admission = Admission(2, 8, capacity=100)
+        whole = admission.enter("-")
+        await whole.run(150, 1)
+        other = admission.enter("-")
+        with pytest.raises(Refusal, match="server_busy"):
+            await other.run(1, 0.02)
+        whole.release()
+        await other.run(1, 1)
+        await admission.enter("-").run(1, 1)
+        with pytest.raises(Refusal, match="server_busy"):
+            await admission.enter("-").run(1, 0.02)
+
+    tried(main())
+
+
+def test_who_leaves_while_waiting_leaves_nothing_behind() -> None:
+    async def main() -> None:
+        admission = Admission(1, 2, capacity=100)
+        first, second = admission.enter("a"), admission.enter("b")
+        await first.run(10, 1)
+        wait = asyncio.create_task(second.run(10, 5))
+        await asyncio.sleep(0)
+        first.release()  # its turn comes in the moment in which it leaves
+        wait.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await wait
+        second.release()
+        assert (admission.running, admission.waiting, admission.positions) == (0, 0, 0)
+
+    tried(main())
+
+
+def test_readyz_tells_the_engines_truth() -> None:
+    engine = Gated(hidden=8)
+    with running(make_llava(engine)) as live, live.client() as client:
+        assert client.get("/readyz").status_code == 200
+        state, engine.state = engine.state, lambda: State("failed", reason="no device")  # type: ignore[method-assign]
+        assert "no device" in error_of(client.get("/readyz"), 503)["message"]
+        engine.state = lambda: State("starting")  # type: ignore[method-assign]
+        assert error_of(client.get("/readyz"), 503)["code"] == "engine_starting"
+        engine.state = state  # type: ignore[method-assign]
+        assert client.get("/readyz").status_code == 200
+        engine.close()
+        assert "closed" in error_of(client.get("/readyz"), 503)["message"]
+        assert client.get("/livez").status_code == 200
+
+
+def test_a_picture_is_seen_while_another_answer_has_the_only_place() -> None:
+    engine = Gated(hidden=8)
+    engine.gate.clear()
+    llava = make_llava(engine)
+    uri = "data:image/png;base64," + base64.b64encode(png("blue")).decode()
+    parts = [{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {"url": uri}}]
+    with running(llava, slots=1) as live, live.client() as client, live.client() as other:
+        ask = lambda who, words: who.post("/v1/chat/completions", json={"messages": [user(*words)]})  # noqa: E731
+        threads = [
+            threading.Thread(target=ask, args=(client, ["Hold"])),
+            threading.Thread(target=ask, args=(other, parts)),
+        ]
+        threads[0].start()
+        until(lambda: engine.open == 1, "the first answer")
+        threads[1].start()
+        until(lambda: len(llava.gallery) == 1, "the picture is seen")
+        assert (engine.open, live.server.admission.running, live.server.admission.waiting) == (1, 1, 1)
+        engine.gate.set()
+        for thread in threads:
+            thread.join()
