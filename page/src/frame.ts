@@ -69,16 +69,20 @@ export class Frame {
       parts.settings,
       h("div", { class: "shade", onClick: () => { this.toggle("talks-open", false); this.toggle("settings-open", false); } }),
     );
-    document.body.append(this.root);
     this.toggle("settings-open", read("trifocal.panel") === "open" && matchMedia("(min-width: 1100px)").matches);
     this.listen();
+  }
+
+  show(): void {
+    document.querySelector(".loading")?.remove();
+    document.body.append(this.root);
   }
 
   toggle(name: Panel, on?: boolean): void {
     const open = this.root.classList.toggle(name, on);
     if (name !== "settings-open") return;
     write("trifocal.panel", open ? "open" : null);
-    document.getElementById("settings-button")?.setAttribute("aria-expanded", String(open));
+    this.root.querySelector("#settings-button")?.setAttribute("aria-expanded", String(open));
   }
 
   busy(on: boolean): void {

@@ -56,12 +56,14 @@ class App {
   private leftOut = NOTHING;
   private readonly unread = new Set<string>();
   private unsaved = false;
+  private typed = 0; // counts changes of what is being written
+  private opening: Promise<void> = Promise.resolve();
   private greeting: { info: Info | null; element: HTMLElement } | null = null;
 
   constructor(database: Awaited<ReturnType<typeof openDatabase>>) {
     const info = (): Info | null => this.connection.info;
     this.store = new Store(database, this.tabs, () => toast("The browser has no room to keep this; it lasts as long as the page. Export the chats, or delete older ones."));
-    this.chat = new OpenChat(this.store, this.tabs.own, () => this.draw(), (conversation) => void this.opened(conversation));
+    this.chat = new OpenChat(this.store, this.tabs.own, () => this.draw(), (conversation) => void (this.opening = this.opened(conversation)));
     this.answering = new Answering(this.store, this.tabs, {
       grown: (run) => this.grown(run),
       changed: (conversation) => this.answered(conversation),
@@ -103,6 +105,10 @@ class App {
 
   async start(): Promise<void> {
     await this.chat.start();
+    await this.opening;
+    this.frame.show(); // only now: what is typed before would be lost
+    this.composer.focus();
+    if (this.chat.conversation.turns.length) this.follower.toEnd();
     void this.store.tidy();
     void this.answering.mend();
     setInterval(() => void this.mendHere(), LOST_AGAIN);
@@ -201,7 +207,7 @@ class App {
       this.written();
       toast("This chat was deleted in another tab. What you were writing is here.");
     } else if (news.what === "draft" && here && !this.unsaved) {
-      await this.takeDraft(await this.store.draft(this.chat.id));
+      await this.takeDraft(false);
     } else if (news.what === "changed" && here) {
       const found = await this.store.load(news.conversation);
       await this.lookUp(found);
@@ -294,6 +300,7 @@ class App {
   // ------------------------------------------------------------------ what is being written
 
   private written(): void {
+    this.typed += 1;
     this.unsaved = true;
     this.saveDraft();
     this.recount();
@@ -307,15 +314,20 @@ class App {
     void this.store.keepDraft(this.chat.conversation, { pieces: this.composer.pieces, editing: this.editing }).then(() => this.drawSidebar());
   }
 
-  private async takeDraft(draft: Draft): Promise<void> {
+  /** Shows the draft that the store has. What was typed while it was read stays: behind it on opening, instead of it else. */
+  private async takeDraft(opening: boolean, before = this.typed): Promise<void> {
     const { id } = this.chat;
+    const draft = await this.store.draft(id);
     await this.store.fetch(picturesOf([...draft.pieces, ...(draft.editing?.before ?? [])]));
-    if (id !== this.chat.id || this.unsaved) return;
+    const meanwhile = this.typed !== before;
+    if (id !== this.chat.id || (meanwhile && !opening)) return;
+    const pieces = meanwhile ? [...draft.pieces, ...this.composer.pieces] : draft.pieces;
     this.editing = draft.editing;
     const focused = document.activeElement === this.composer.field;
-    if (JSON.stringify(draft.pieces) !== JSON.stringify(this.composer.pieces)) this.composer.pieces = draft.pieces;
+    if (JSON.stringify(pieces) !== JSON.stringify(this.composer.pieces)) this.composer.pieces = pieces;
     if (focused) this.composer.focus();
     this.drawNotices();
+    if (meanwhile) this.written();
     this.drawSend();
     this.recount();
   }
@@ -330,6 +342,7 @@ class App {
   // ------------------------------------------------------------------ chats
 
   private async opened(conversation: Conversation): Promise<void> {
+    const { typed } = this;
     this.editing = null;
     this.unsaved = false;
     this.leftOut = NOTHING;
@@ -342,7 +355,7 @@ class App {
     if (conversation.turns.length) this.follower.toEnd();
     else this.follower.toStart();
     this.panel.draw();
-    await this.takeDraft(await this.store.draft(conversation.id));
+    await this.takeDraft(true, typed);
     this.composer.focus();
     this.recount();
   }
@@ -468,7 +481,4 @@ const outdated = (): void => {
   document.body.prepend(h("div", { class: "banner", role: "alert" }, h("span", {}, "Another tab shows another version of this page. Close the older tabs, or load this one again."),
     h("button", { type: "button", onClick: () => location.reload() }, "Load it again")));
 };
-void openDatabase(outdated).then(async (database) => {
-  document.querySelector(".loading")?.remove();
-  await new App(database).start();
-});
+void openDatabase(outdated).then((database) => new App(database).start());

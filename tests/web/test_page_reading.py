@@ -177,18 +177,18 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-def test_nothing_in_an_answer_runs_or_loads(visit: Open, browser: Any, echo: Live, text: str) -> None:
-    seen = visit(echo.url, context=fresh(browser, answering(text, 7)))
-    seen.ask("go")
+def test_nothing_in_an_answer_runs_or_loads(visit: Open, echo: Live) -> None:
+    seen = visit(echo.url)
+    for text in HOSTILE:
+        seen.page.evaluate(answering(text, 7))
+        seen.ask("go")
     seen.page.wait_for_timeout(200)
     inside = seen.page.locator(".turn.assistant .text")
-    assert (
-        inside.locator("img, script, style, iframe, object, svg:not(.icon), [onerror], [onload], [style*=url]").count()
-        == 0
-    )
+    assert inside.count() == len(HOSTILE)
+    loading = "img, script, style, iframe, object, svg:not(.icon), [onerror], [onload], [style*=url]"
+    assert inside.locator(loading).count() == 0
     links = inside.locator("a").evaluate_all("all => all.map(each => each.protocol)")
-    assert all(link in ("https:", "http:", "mailto:") for link in links)
+    assert all(link in ("https:", "http:", "mailto:", ":") for link in links)
     assert seen.page.locator(".send").is_visible()
 
 
@@ -295,25 +295,25 @@ def test_enter_on_a_phone_is_a_new_line(visit: Open, echo: Live) -> None:
     assert "one\ntwo" in seen.said()[0]
 
 
-@pytest.mark.parametrize(
-    ("field", "given", "right"),
-    [
-        ("[aria-label='Temperature, as a number']", "9", "2"),
-        ("[aria-label='Top k, as a number']", "3.7", "4"),
-        ("[aria-label='Min p, as a number']", "-1", "0"),
-        ("#set-max_tokens", "-3", "1"),
-        ("#set-max_tokens", "2.4", "2"),
-        ("#set-seed", "-1", "0"),
-        ("#set-seed", "", ""),
-    ],
-)
-def test_numbers_out_of_range_are_put_right(visit: Open, echo: Live, field: str, given: str, right: str) -> None:
+NUMBERS = [
+    ("[aria-label='Temperature, as a number']", "9", "2"),
+    ("[aria-label='Top k, as a number']", "3.7", "4"),
+    ("[aria-label='Min p, as a number']", "-1", "0"),
+    ("#set-max_tokens", "-3", "1"),
+    ("#set-max_tokens", "2.4", "2"),
+    ("#set-seed", "-1", "0"),
+    ("#set-seed", "", ""),
+]
+
+
+def test_numbers_out_of_range_are_put_right(visit: Open, echo: Live) -> None:
     seen = visit(echo.url)
     seen.page.wait_for_selector(".sample")
     seen.page.keyboard.press("Control+,")
-    seen.page.fill(field, given)
-    seen.page.keyboard.press("Tab")
-    assert seen.page.input_value(field) == right
+    for field, given, right in NUMBERS:
+        seen.page.fill(field, given)
+        seen.page.keyboard.press("Tab")
+        assert (field, seen.page.input_value(field)) == (field, right)
 
 
 def test_an_answer_that_was_deleted_is_asked_for_again(visit: Open, echo: Live) -> None:

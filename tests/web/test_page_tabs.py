@@ -141,6 +141,30 @@ def test_what_was_asked_while_the_server_was_away_is_asked_again(visit: Open, th
         assert seen.page.locator(".banner:not([hidden])").count() == 0
 
 
+CUT = """() => { const real = fetch; window.fetch = async (path, options) => {
+    if (!String(path).includes('completions')) return real(path, options);
+    window.fetch = real;
+    const event = 'data: {"choices": [{"delta": {"content": "Half an"}}]}\\n\\n';
+    let told = false;
+    return new Response(new ReadableStream({async pull(stream) {
+        if (told) { await new Promise(done => setTimeout(done, 50)); stream.error(new TypeError('network')); }
+        else { told = true; stream.enqueue(new TextEncoder().encode(event)); }
+    }}), {status: 200}); }; }"""
+
+
+def test_a_connection_that_ends_in_the_middle_keeps_what_came(visit: Open) -> None:
+    with running(make_llava(), routes()) as live:
+        seen = visit(live.url)
+        seen.page.evaluate(CUT)
+        seen.ask("tell me")
+        assert seen.answer == "Half an"
+        assert "Go on" in seen.page.locator(".stopped").inner_text()
+        seen.page.locator("[aria-label='Go on with this answer']").click()
+        seen.page.wait_for_selector(".costs")
+        assert seen.answer.startswith("Half an")
+        assert len(seen.answer) > len("Half an")
+
+
 def test_an_edit_under_way_survives_a_reload(visit: Open) -> None:
     with running(make_llava(), routes()) as live:
         seen = visit(live.url)
@@ -273,16 +297,16 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("kind", ODD)
-def test_an_odd_import_changes_nothing(visit: Open, tmp_path: Path, kind: str) -> None:
-    text, told = ODD[kind]
-    file = tmp_path / "odd.json"
-    file.write_text(text)
+def test_an_odd_import_changes_nothing(visit: Open, tmp_path: Path) -> None:
     with running(make_llava(), routes()) as live:
         seen = visit(live.url)
         seen.ask("mine")
-        seen.page.set_input_files("nav input[type=file]", str(file))
-        seen.toast(told)
+        for number, (text, told) in enumerate(ODD.values()):
+            file = tmp_path / f"odd-{number}.json"
+            file.write_text(text)
+            seen.page.set_input_files("nav input[type=file]", str(file))
+            seen.toast(told)
+            seen.toast(file.name)
         seen.page.reload()
         seen.page.wait_for_selector(".costs")
         assert seen.page.locator(".talk").count() == 1
