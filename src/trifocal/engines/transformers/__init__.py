@@ -69,6 +69,10 @@ def load(
     if threads:
         torch.set_num_threads(threads)
 
+    if placement.resolve()[0].type == "cuda":
+        # cuDNN's attention plans anew for every length, 1 ms a layer, and an answer meets each length once
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
     def start() -> Model:
         loaded = read(recipe, placement, context=context, int4=int4)
         runner = pooled(loaded, BLOCK, prefix_cache)
