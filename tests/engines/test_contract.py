@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from trifocal.prompt import ImageSpan, Prompt, Span, TokenSpan
 
 HERE = [name for name in ENGINES if name in ("transformers", "echo")]
 CPU = Placement("cpu", "float32")
+STRANGER = Path(__file__).with_name("stranger.py")
 TEN = Sampling(max_tokens=10, ignore_end=True)
 Loader = Callable[..., Engine]
 
@@ -32,11 +34,32 @@ def language(hf15: Path) -> Language:
     return load_language(from_folder(hf15))
 
 
-@pytest.fixture(scope="module", params=[*HERE, "one at a time"])
+@pytest.fixture(scope="module", params=[*HERE, "one at a time", "stranger"])
 def loader(request: pytest.FixtureRequest, language: Language) -> Loader:
     if request.param == "one at a time":  # what the engine transformers does where a model's attention allows no more
         return lambda **options: OneAtATime(read(language, CPU, **options), 1 << 30)
+    if request.param == "stranger":
+        request.getfixturevalue("installed")
     return lambda **options: load_engine(request.param, language, CPU, **options)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The stranger's package, where Python finds installed ones."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "strange_engine.py").write_text(STRANGER.read_text("utf-8"))
+    facts = site / "strange_engine-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: strange_engine\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text("[trifocal.engines]\nstranger = strange_engine:load\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(site))
+        yield
+    sys.modules.pop("strange_engine", None)
+
+
+def test_a_stranger_needs_sixty_lines_at_most() -> None:
+    assert len(STRANGER.read_text("utf-8").splitlines()) <= 60
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +183,31 @@ def test_threads_get_what_they_would_get_alone(engine: Engine) -> None:
     assert together == alone
 
 
+def test_a_crowd_with_one_opening_and_pictures_gets_what_each_gets_alone(loader: Loader) -> None:
+    engine, fresh = loader(), loader()
+    opening = [text(engine, "A chat between a curious user and an assistant. " * 2), picture(engine, 1, rows=40)]
+    questions = [[*opening, text(engine, words)] for words in ("What?", "What?", "Where is it?", "Why?")]
+    questions += [[*opening[:1], picture(engine, 2, rows=40), text(engine, "What?")]]
+    alone = [answer(fresh, *question) for question in questions]
+    together: list[list[int]] = [[] for _ in questions]
+    left = engine.stream(Prompt([text(engine, "", start=True), *questions[0]]), TEN)
+    next(left)
+
+    def ask(at: int) -> None:
+        together[at] = answer(engine, *questions[at])
+
+    threads = [threading.Thread(target=ask, args=(at,)) for at in range(len(questions))]
+    for thread in threads:
+        thread.start()
+    left.close()
+    for thread in threads:
+        thread.join()
+    assert together == alone
+    assert engine.state().phase == "ready"
+    engine.close()
+    fresh.close()
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_said(loader: Loader) -> None:
     engine = loader(context=16)
     assert engine.context == 16
@@ -180,6 +228,6 @@ def test_a_closed_engine_says_so(loader: Loader) -> None:
 def test_options_and_names_that_are_not_known_list_those_that_are(name: str, language: Language) -> None:
     with pytest.raises(UnknownName, match=r"known: .*context"):
         load_engine(name, language, CPU, contxt=3)
-    with pytest.raises(UnknownName, match="echo, transformers"):
+    with pytest.raises(UnknownName, match=r"known: .*echo, .*transformers"):
         load_engine("warp", language, CPU)
     assert set(ENGINES) <= set(engine_names())
