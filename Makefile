@@ -2,11 +2,13 @@
 #
 #   make run             install, answer a question about a picture with the bundled model, and open the page
 #   make test            install, and run every check and test
+#   make test-clients    install two dozen clients of the field and run them against a live server (needs node and npm)
 #   make page            build the chat page from page/ (needs node and npm)
 #   make run TORCH=cu130 the same with a CUDA build of torch (any folder of download.pytorch.org/whl)
 
 PYTHON ?= python3
 VENV   ?= .venv
+CLIENTS ?= $(VENV)-clients
 TORCH  ?= cpu
 BIN     = $(VENV)/bin
 PICTURE ?= docs/example.png
@@ -15,7 +17,7 @@ QUESTION ?= What is in this picture?
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test page screenshots matrix chromium test-hostile check unit lock format clean install install-test
+.PHONY: run test test-clients page screenshots matrix chromium test-hostile check unit lock format clean install install-test
 .DEFAULT_GOAL := run
 
 run: install
@@ -56,6 +58,13 @@ install: $(VENV)/torch-$(TORCH)
 install-test: install chromium
 	$(BIN)/pip install -q --no-deps --require-hashes -r requirements/test.lock
 	$(BIN)/python tests/real_model.py
+
+# real clients in environments of their own, against a live server; WRITE=--write draws the table of docs/clients.md anew
+test-clients: install
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/pip install -q --no-deps --require-hashes -r tests/clients/requirements.txt
+	cd tests/clients && npm ci --no-audit --no-fund --loglevel error
+	$(BIN)/python tests/clients/run.py $(abspath $(CLIENTS))/bin/python $(WRITE)
 
 # the page's tests drive a real browser; as root it is fetched, else they say that it is missing
 chromium:

@@ -30,6 +30,15 @@ def compile_lock(name: str, *extras: str, against: str | None = None) -> None:
     print(f"{out.name}: {sum('==' in line for line in out.read_text().splitlines())} packages")
 
 
+def compile_clients() -> None:
+    """Resolves the clients of tests/clients by themselves: they agree with each other, not with us."""
+    folder = HERE.parent / "tests" / "clients"
+    command = [sys.executable, "-m", "uv", "pip", "compile", "requirements.in", "--generate-hashes", "--upgrade"]
+    command += ["--python-version", "3.11", "--no-header", "--no-annotate", "--quiet"]
+    subprocess.run([*command, "--output-file", "requirements.txt"], check=True, cwd=folder, stdout=subprocess.DEVNULL)
+
+
 if __name__ == "__main__":
     compile_lock("run", "serve")
     compile_lock("test", "serve", "test", "test-api", "test-page", against="run")
+    compile_clients()

@@ -104,7 +104,6 @@ def test_ollama_tells_of_its_model(client: httpx.Client) -> None:
         ({"format": "json"}, "format"),
         ({"format": "xml"}, "format"),
         ({"tools": [{}]}, "tools[0].name"),
-        ({"surprise": 1}, "surprise"),
     ],
 )
 def test_ollama_refuses_by_name(client: httpx.Client, more: dict[str, Any], param: str) -> None:

@@ -17,7 +17,7 @@ from trifocal.api.events import LINES, EventStream
 from trifocal.api.needs import needs
 from trifocal.api.parameters import UNTOLD, Penalty, Repetition, Seed, Share, Stop, Temperature, TopK, Whole, bound
 from trifocal.api.serving import Answers, Job, Server, Serving, Step
-from trifocal.api.tools import call_of, offer_of
+from trifocal.api.tools import Offer, call_of, choice_of, offer_of
 from trifocal.api.wire import (
     Draft,
     Echoed,
@@ -73,6 +73,7 @@ class Shared(Wire):
     """What chat and generate share."""
 
     untold = UNTOLD | {"shift", "debug_render_only", "_debug_render_only"}
+    lenient = True  # as Ollama itself is
 
     model: str
     stream: bool | None = None
@@ -97,13 +98,20 @@ class Shared(Wire):
         except ValueError:
             return False
 
-    def job(self, server: Server, drafts: Sequence[Draft], **more: Any) -> Job:
+    def job(self, server: Server, drafts: Sequence[Draft], *, raw: bool = False, offer: Offer | None = None) -> Job:
         """What is asked for."""
         schema = {"type": "object"} if self.format == "json" else self.format
         options = self.options or Options.model_validate({})
         top = (self.top_logprobs or 0) if self.logprobs else None
-        sampling = options.sampling(server, schema=dump(schema) if schema else None, top_logprobs=top)
-        return Job(drafts, sampling, notes=self.told, held="format", room=options.num_ctx or None, **more)
+        forced = offer.schema if offer else None
+        text = forced or (dump(schema) if schema else None)
+        sampling = options.sampling(server, schema=text, top_logprobs=top)
+        more: dict[str, Any] = {
+            "held": "tool_choice" if forced else "format",
+            "room": options.num_ctx or None,
+            "raw": raw,
+        }
+        return Job(drafts, sampling, notes=self.told, offer=offer or Offer(), **more)
 
 
 class CalledFunction(Echoed):
@@ -138,6 +146,7 @@ class ChatRequest(Shared):
 
     messages: list[Turn] = Field(default_factory=list, max_length=1024)
     tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
 
 
 class GenerateRequest(Shared):
@@ -169,7 +178,8 @@ async def chat(request: Request, body: ChatRequest, server: Serving) -> Response
     if not body.messages:
         return _loaded(server, body, {"message": {"role": "assistant", "content": ""}})
     drafts = [_draft(turn, f"messages[{at}]") for at, turn in enumerate(body.messages)]
-    return await _reply(request, server, body, body.job(server, drafts, offer=offer_of(body.tools, "auto")), _message)
+    offer = offer_of(body.tools, choice_of(body.tool_choice) if body.tools else "auto")
+    return await _reply(request, server, body, body.job(server, drafts, offer=offer), _message)
 
 
 @router.post("/api/generate", summary="Answer one question", responses=LINES)

@@ -1,0 +1,337 @@
+"""What clients send by default is taken, what was cut is told, what would change the answer is refused."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from live import HIDDEN, Live, data_uri, error_of, events_of, make_llava, png, running, user
+
+from trifocal.api.places import place_of
+from trifocal.api.settings import ServerSettings
+from trifocal.api.tools import Offer, Reader, offer_of
+from trifocal.conversation.jinja import JinjaTemplate
+from trifocal.engines.echo import Echo
+from trifocal.errors import UsageError
+from trifocal.messages import Tool
+from trifocal.prompt import Prompt
+
+CHAT = "/v1/chat/completions"
+PICTURE = base64.b64encode(png("red")).decode()
+FUNCTION = {"type": "function", "function": {"name": "paint", "description": "p", "parameters": {"type": "object"}}}
+WITH_TOOLS = """{% for t in tools or [] %}[tool]{{ t | tojson }}{% endfor %}{% for m in messages %}[{{ m.role }}]
+{%- if m.content is string %}{{ m.content }}{% endif %}
+{%- for c in m.tool_calls or [] %}[call]{{ c.function | tojson }}{% endfor %}{% endfor %}[assistant]"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": None, "stop": None, "tools": None, "logit_bias": None, "response_format": None, "n": None},
+        {"reasoning_effort": "high", "verbosity": "low", "safety_identifier": "x", "prompt_cache_key": "x"},
+        {"store": True, "metadata": {"a": "b"}, "service_tier": "flex", "user": "x", "parallel_tool_calls": True},
+        {"top_p": 0, "top_k": -1, "seed": -1, "max_tokens": 5.0, "stop": "", "n": 1.0},
+        {"stop": [""], "logit_bias": {}, "tools": [], "functions": [], "modalities": ["text"], "audio": {}},
+        {
+            "typical_p": 1.0,
+            "mirostat": 0,
+            "mirostat_tau": 5.0,
+            "num_beams": 1,
+            "suffix": "",
+            "echo": False,
+            "best_of": 1,
+        },
+        {"max_tokens": -1, "top_logprobs": 0, "logprobs": False, "stream_options": {"include_usage": True}},
+        {"tools": [FUNCTION], "tool_choice": "auto"},
+        {"tools": [FUNCTION, {"type": "web_search"}], "tool_choice": "none"},
+    ],
+)
+def test_what_changes_no_answer_is_taken(client: httpx.Client, options: dict[str, Any]) -> None:
+    response = client.post(CHAT, json={"messages": [user("Hi")], **options})
+    assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"typical_p": 0.5}, "typical_p"),
+        ({"web_search_options": {"a": 1}}, "web_search_options"),
+        ({"max_tokens": 2.5}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"format": "json"}, "format"),
+        ({"tools": [FUNCTION], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [FUNCTION], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+    ],
+)
+def test_what_would_change_it_is_refused_by_name(client: httpx.Client, options: dict[str, Any], param: str) -> None:
+    assert error_of(client.post(CHAT, json={"messages": [user("Hi")], **options}))["param"] == param
+
+
+def test_what_has_no_effect_or_was_cut_is_told(client: httpx.Client) -> None:
+    body = {"messages": [user("Hi")], "max_tokens": 5000, "reasoning_effort": "high", "tools": [FUNCTION]}
+    notes = client.post(CHAT, json=body).json()["trifocal"]["notes"]
+    assert notes[0] == "reasoning_effort has no effect here"
+    assert any("not the 5000" in note for note in notes)
+    assert any("tools were not offered" in note for note in notes)
+    assert client.post(CHAT, json={"messages": [user("Hi")]}).json()["trifocal"]["notes"] == []
+
+
+ECHO = {
+    "role": "assistant",
+    "content": "Well",
+    "refusal": None,
+    "annotations": [],
+    "audio": None,
+    "function_call": None,
+    "tool_calls": None,
+    "reasoning_content": "hm",
+}
+CALLED = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "paint", "arguments": '{"a":1}'}}],
+}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [ECHO],
+        [CALLED, {"role": "tool", "tool_call_id": "c1", "content": "done"}],
+        [{**CALLED, "tool_calls": None, "function_call": {"name": "paint", "arguments": "{}"}}],
+        [{"role": "function", "name": "paint", "content": "done"}],
+        [
+            {
+                "role": "assistant",
+                "content": [{"type": "output_text", "text": "Well"}, {"type": "refusal", "refusal": "n"}],
+            }
+        ],
+        [{"role": "tool", "tool_call_id": "c1", "content": [{"type": "image_url", "image_url": {"url": data_uri()}}]}],
+        [{"role": "developer", "content": "Be brief."}, {"role": "system", "content": "More."}],
+        [{"role": "user", "content": [], "name": "Eve"}],
+    ],
+)
+def test_answers_calls_and_results_that_are_sent_back_are_read(client: httpx.Client, more: list[Any]) -> None:
+    response = client.post(CHAT, json={"messages": [user("Hi"), *more, user("And?")]})
+    assert response.status_code == 200, response.text
+    if "data:" in str(more):
+        assert "mean 85" in response.text
+
+
+def test_a_secret_of_kubernetes_is_text_and_bare_base64_is_told(client: httpx.Client) -> None:
+    secret = "data:\n  tls.crt: " + "QUJD" * 300
+    assert client.post(CHAT, json={"messages": [user(secret)]}).status_code == 200
+    part = {"type": "image_url", "image_url": {"url": PICTURE}, "cache_control": {"type": "ephemeral"}}
+    error = error_of(client.post(CHAT, json={"messages": [user(part)]}))
+    assert error["param"] == "messages[0].content[0]"
+    assert "data:image/png;base64," in error["message"]
+
+
+def test_ollama_takes_its_own_options_and_tells_of_others(client: httpx.Client) -> None:
+    options = {"num_ctx": 8192, "num_predict": 9999, "top_k": 40.0, "num_gpu": 1, "penalize_newline": True, "new": 1}
+    body = {
+        "model": "echo",
+        "prompt": "Hi",
+        "options": options,
+        "template": "",
+        "context": [],
+        "suffix": "",
+        "format": "",
+    }
+    response = client.post(
+        "/api/generate", json={**body, "images": [f"data:image/png;base64,{PICTURE}"], "stream": False}
+    )
+    assert response.status_code == 200, response.text
+    assert "mean 85" in response.json()["response"]
+    assert "new has no effect here" in response.headers["x-trifocal-notes"]
+    assert "num_gpu" not in response.headers["x-trifocal-notes"]
+    unpadded = client.post("/api/generate", json={"model": "echo", "images": [PICTURE.rstrip("=")], "stream": False})
+    assert "mean 85" in unpadded.json()["response"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "reason"),
+    [
+        ("/api/generate", {}, "load"),
+        ("/api/generate", {"prompt": "", "keep_alive": 0}, "unload"),
+        ("/api/chat", {"messages": []}, "load"),
+        ("/api/chat", {"messages": [], "keep_alive": "0s"}, "unload"),
+    ],
+)
+def test_ollama_loads_and_unloads_without_an_answer(
+    client: httpx.Client, path: str, body: dict[str, Any], reason: str
+) -> None:
+    found = client.post(path, json={"model": "echo", **body}).json()
+    assert (found["done"], found["done_reason"]) == (True, reason)
+    assert found.get("response", found.get("message", {}).get("content")) == ""
+
+
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded", "application/json; charset=utf-8"])
+def test_json_needs_no_content_type(client: httpx.Client, kind: str | None) -> None:
+    headers = {"content-type": kind} if kind else {}
+    body = b'{"model":"echo","prompt":"Hi","stream":false}'
+    assert client.post("/api/generate", content=body, headers=headers).status_code == 200
+    assert client.post("/api/generate", content=body, headers={"content-type": "text/html"}).status_code == 415
+
+
+def test_ollama_s_lists_are_stable(client: httpx.Client) -> None:
+    first, second = (client.get("/api/tags").json()["models"][0] for _ in range(2))
+    assert first == second
+    assert len(first["digest"]) == 64
+    assert isinstance(first["size"], int)
+    for path in ("/", "/api/tags", "/api/version"):
+        assert client.head(path).status_code == 200
+    assert "embeddings" in error_of(client.post("/api/embed", json={"model": "echo"}))["message"]
+
+
+@pytest.fixture(scope="module")
+def tools() -> Iterator[tuple[Live, dict[str, str]]]:
+    """A server whose model is offered tools, says what it is told to, and notes what it was asked."""
+    engine, told = Echo(hidden=HIDDEN), {"said": ""}
+    runner, spoken = engine._runner, engine._runner.say
+
+    def say(prompt: Prompt) -> str:
+        told["asked"] = spoken(prompt)
+        return told["said"]
+
+    runner.say = say  # type: ignore[method-assign]
+    llava = make_llava(engine)
+    llava.template = JinjaTemplate(WITH_TOOLS, "tools", "tools.jinja")
+    with running(llava) as live:
+        yield live, told
+
+
+CALL = '<tool_call>\n{"name": "paint", "arguments": {"a": 1}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("said", [CALL, f"Well. {CALL}", '{"name": "paint", "parameters": {"a": 1}}'])
+def test_calls_are_read_from_answers_whole_and_streamed(tools: tuple[Live, dict[str, str]], said: str) -> None:
+    live, told = tools
+    told["said"] = said
+    question = f"Hi {len(said)}"  # the engine knows what it said to the same prompt
+    text = "Well. " if said.startswith("Well") else None
+    with live.client() as client:
+        body = {"messages": [user(question)], "tools": [FUNCTION]}
+        choice = client.post(CHAT, json=body).json()["choices"][0]
+        assert '"name": "paint"' in told["asked"]
+        assert choice["finish_reason"] == "tool_calls"
+        assert choice["message"]["content"] == text
+        assert choice["message"]["tool_calls"][0]["function"] == {"name": "paint", "arguments": '{"a":1}'}
+        events = events_of(client.post(CHAT, json={**body, "stream": True}))[:-1]
+        deltas = [event["choices"][0]["delta"] for event in events]
+        assert "".join(delta.get("content") or "" for delta in deltas) == (text or "")
+        assert [d["tool_calls"][0]["function"]["name"] for d in deltas if "tool_calls" in d] == ["paint"]
+        blocks = {"model": "echo", "max_tokens": 4096, "messages": [user(question)]}
+        blocks["tools"] = [{"name": "paint", "input_schema": {"type": "object"}}]
+        assert client.post("/v1/messages", json=blocks).json()["content"][-1]["input"] == {"a": 1}
+        turn = {"model": "echo", "messages": [user(question)], "tools": [FUNCTION], "stream": False}
+        message = client.post("/api/chat", json=turn).json()["message"]
+        assert message["tool_calls"][0]["function"]["arguments"] == {"a": 1}
+        items = {"input": question, "tools": [{"type": "function", "name": "paint", "parameters": {"type": "object"}}]}
+        assert client.post("/v1/responses", json=items).json()["output"][-1]["arguments"] == '{"a":1}'
+
+
+@pytest.mark.parametrize(
+    "said", ["{curly} words", '{"name": "other", "arguments": {}}', "see <tool_call>", "```py\n1\n```"]
+)
+def test_what_is_no_call_stays_text(said: str) -> None:
+    for size in (1, 3, 99):
+        reader = Reader(Offer((Tool("paint"),)))
+        text = "".join(reader.push(said[at : at + size]) for at in range(0, len(said), size))
+        rest, calls = reader.finish()
+        assert (text + rest, calls) == (said, ())
+
+
+def test_one_of_several_functions_is_forced_by_name_and_arguments() -> None:
+    given = [
+        {**FUNCTION, "function": {"name": name, "parameters": {"$ref": "#/$defs/A", "$defs": {"A": {}}}}}
+        for name in "ab"
+    ]
+    offer = offer_of(given, "required")
+    assert offer.schema is not None
+    assert '"$ref":"#/$defs/tool1/$defs/A"' in offer.schema
+    assert offer.forced_call('{"name":"b","arguments":{"x":1}}').arguments == '{"x":1}'
+    assert offer.forced_call('{"name":"b","arguments":{"x').arguments == '{"x'
+
+
+def test_responses_are_kept_for_their_caller_and_bounded() -> None:
+    with running(responses=2) as live, live.client() as client:
+        ids = [client.post("/v1/responses", json={"input": f"say {at}"}).json()["id"] for at in range(3)]
+        assert error_of(client.get(f"/v1/responses/{ids[0]}"), 404)["code"] == "response_not_found"
+        again = client.post("/v1/responses", json={"input": "And?", "previous_response_id": ids[2]}).json()
+        assert "say 2" in again["output"][0]["content"][0]["text"]
+        assert client.delete(f"/v1/responses/{ids[2]}").json()["deleted"] is True
+        gone = error_of(client.post("/v1/responses", json={"input": "x", "previous_response_id": ids[2]}))
+        assert (gone["code"], gone["param"]) == ("previous_response_not_found", "previous_response_id")
+        unkept = client.post("/v1/responses", json={"input": "x", "store": False}).json()["id"]
+        assert client.get(f"/v1/responses/{unkept}").status_code == 404
+
+
+def test_responses_stream_in_the_order_that_is_specified(client: httpx.Client) -> None:
+    part = {"type": "input_image", "image_url": data_uri("red")}
+    body = {"input": [{"role": "user", "content": [part]}], "stream": True}
+    events = events_of(client.post("/v1/responses", json=body))
+    kinds = list(dict.fromkeys(event["type"].removeprefix("response.") for event in events))
+    assert kinds == [
+        "created", "in_progress", "output_item.added", "content_part.added", "output_text.delta", "output_text.done",
+        "content_part.done", "output_item.done", "completed",
+    ]  # fmt: skip
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert "mean 85" in events[-1]["response"]["output"][0]["content"][0]["text"]
+
+
+def test_anthropic_tells_the_stop_string_the_input_and_counts(client: httpx.Client) -> None:
+    body = {"model": "echo", "max_tokens": 4096, "messages": [user("Hi")]}
+    cut = client.post("/v1/messages", json={**body, "stop_sequences": ["curious"]}).json()
+    assert (cut["stop_reason"], cut["stop_sequence"]) == ("stop_sequence", "curious")
+    start = events_of(client.post("/v1/messages", json={**body, "stream": True}))[0]
+    assert start["message"]["usage"]["input_tokens"] == cut["usage"]["input_tokens"]
+    assert client.post("/v1/messages/count_tokens", json=body).json() == {"input_tokens": cut["usage"]["input_tokens"]}
+    assert error_of(client.post("/v1/messages", json={**body, "model": "x"}), 404)["type"] == "not_found_error"
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/v1/v1/messages", "/v1/messages"),
+        ("//v1/models/", "/v1/models"),
+        ("/v1/api/tags", "/api/tags"),
+        ("/api/v1/chat/completions", "/v1/chat/completions"),
+        ("/api/v1/chat", "/api/v1/chat"),
+        ("/api/chat", "/api/chat"),
+        ("/api/embeddings", "/api/embeddings"),
+        ("/", "/"),
+        ("/page/x/", "/page/x/"),
+    ],
+)
+def test_addresses_by_other_names(asked: str, meant: str) -> None:
+    assert place_of(asked) == meant
+
+
+def test_what_is_not_there_names_what_is_near(client: httpx.Client) -> None:
+    assert "/v1/chat/completions" in error_of(client.post("/v1/chat/completion", json={}), 404)["message"]
+    assert error_of(client.get(CHAT), 405)["message"] == "POST is needed here"
+    assert client.post("/v1/internal/token-count", json={"text": "four"}).json() == {"length": 5}
+    assert client.post("/tokenize", json={"content": "four"}).json()["count"] == 4
+    tokens = client.post("/v1/internal/encode", json={"text": "four"}).json()["tokens"]
+    assert client.post("/detokenize", json={"tokens": tokens}).json()["content"] == "four"
+    error_of(client.post("/detokenize", json={"tokens": [2**40]}))
+
+
+@pytest.mark.parametrize("origin", ["*", "https://*.example", "null", "page.example", "https://page.example/"])
+def test_an_origin_that_no_browser_says_is_refused_at_start(origin: str) -> None:
+    with pytest.raises(UsageError, match="--origin"):
+        ServerSettings(origins=(origin,))
+
+
+def test_a_preflight_allows_the_headers_that_are_asked_for() -> None:
+    asked = "authorization,x-stainless-lang, x-api-key"
+    with running(origins=("https://good.example",)) as live, live.client() as client:
+        headers = {"Origin": "https://good.example", "Access-Control-Request-Headers": asked}
+        assert client.options("/v1/responses", headers=headers).headers["access-control-allow-headers"] == asked
