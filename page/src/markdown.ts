@@ -13,7 +13,7 @@ type Token = ReturnType<MarkdownIt["parse"]>[number];
 const markdown = new MarkdownIt({ html: false, linkify: false, breaks: true });
 markdown.use(formulas);
 
-const SLICE = 3000; // characters that are drawn at once: a burst is spread over frames
+const SLICE = 1200; // characters that are drawn at once: a burst is spread over frames
 const COLOURED = 12_000; // longer code stays plain
 
 /** An element that shows a text as Markdown, and follows as the text grows. */
