@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import logging
 import os
 import sys
@@ -11,6 +13,7 @@ import warnings
 import click
 
 from trifocal import __version__
+from trifocal.cli.telling import tell_error
 from trifocal.errors import TrifocalError, UsageError
 
 __all__ = ["main"]
@@ -77,18 +80,42 @@ def main() -> None:
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore", FutureWarning)  # what libraries tell those who program with them
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text, nor letters of this terminal
+            stream.reconfigure(errors="backslashreplace")
+    code = _run()
     try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        sys.exit(130)
+        sys.stdout.flush()
+    except OSError as error:  # a reader that left, or a full disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno != errno.EPIPE:
+            tell_error(f"standard output: {error.strerror}")
+        code = code or 1
+    sys.exit(code)
+
+
+def _run() -> int:
+    """The exit code of the command that was asked for; what went wrong is told."""
+    try:
+        code = cli.main(standalone_mode=False)  # click returns the code that a command left with
+        return code if isinstance(code, int) else 0
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        click.echo("\nstopped", err=True)
+        return 130
+    except click.NoSuchOption as error:
+        error.show()
+        if any(word.startswith("-") and os.path.lexists(word) for word in sys.argv[1:]):
+            click.echo("Names of files that begin with a dash go behind -- (or ./ before them).", err=True)
+        return error.exit_code
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except TrifocalError as error:
-        click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except click.exceptions.Exit as leave:
-        sys.exit(leave.exit_code)
+        tell_error(str(error))
+        return 2 if isinstance(error, UsageError) else 1
+    except SystemExit as leave:  # click's own way out of a pipe whose reader left
+        return leave.code if isinstance(leave.code, int) else 1
+    except OSError as error:
+        if error.errno != errno.EPIPE:
+            tell_error(f"{error.filename or 'the system'}: {error.strerror or 'can not be read or written'}")
+        return 1

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from trifocal.cli.options import load_shown, model_options, sampling_options
-from trifocal.errors import UsageError
-from trifocal.images import Image, from_bytes, from_path
+from trifocal.cli.pictures import (
+    STDIN,
+    clipboard,
+    is_picture_word,
+    looks_like_a_name,
+    path_of,
+    read_picture,
+    read_stdin,
+)
+from trifocal.cli.telling import tell_refused
+from trifocal.errors import BadImage, UsageError
+from trifocal.images import Image
 from trifocal.messages import Chunk, End, Message, Reply, Sampling
 from trifocal.model.decoding import collect
 from trifocal.model.settings import Settings
@@ -20,7 +33,9 @@ from trifocal.model.settings import Settings
 if TYPE_CHECKING:
     from trifocal.model.llava import Llava
 
-__all__ = ["ask", "describe", "read_picture"]
+__all__ = ["ask", "describe", "split_words"]
+
+DESCRIBE = "Describe the picture."
 
 
 @click.command(
@@ -30,11 +45,17 @@ Examples:
   trifocal ask cat.png "What colour is the cat?"
   trifocal ask before.png after.png "What has changed?"
   trifocal ask cat.png                          describes the picture
+  trifocal ask *.jpg -q "Who is this?" --each   an answer for each picture
   trifocal ask cat.png --explain looked.png     and draws where it looked for each main word
   curl -s http://127.0.0.1:8000/cat.png | trifocal ask - "What is it?"
+  echo "What is it?" | trifocal ask cat.png -q -
   trifocal ask cat.png "What is it?" --json | jq .usage""",
 )
-@click.argument("words", nargs=-1, required=True, metavar='PICTURE... "QUESTION"')
+@click.argument("words", nargs=-1, metavar='PICTURE... "QUESTION"')
+@click.option("-q", "--question", metavar="TEXT", help="The question; all words are pictures then. - reads it.")
+@click.option("--clipboard", "pasted", is_flag=True, help="The picture that was copied last, before the others.")
+@click.option("--url-host", "url_hosts", multiple=True, metavar="NAME", help="Fetch https pictures from this host.")
+@click.option("--each", is_flag=True, help="Ask about each picture by itself.")
 @click.option("--system", metavar="TEXT", help="System text instead of the template's.")
 @click.option(
     "--explain",
@@ -43,11 +64,15 @@ Examples:
     metavar="FILE.png",
     help="Draw where it looked for the answer's main words.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Text, positions of each kind and timings as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Text, positions and timings as JSON; with --each, a line each.")
 @sampling_options
 @model_options
 def ask(
     words: tuple[str, ...],
+    question: str | None,
+    pasted: bool,
+    url_hosts: tuple[str, ...],
+    each: bool,
     system: str | None,
     overlay: Path | None,
     as_json: bool,
@@ -56,14 +81,27 @@ def ask(
 ) -> None:
     """Answers QUESTION about the PICTUREs, word by word as the answer comes.
 
-    The last word is the question, unless it is a file too: then the pictures are described. A picture called `-`
-    is read from standard input. `<image>` in the question says where a picture goes.
+    The last word is the question, unless it is a picture too: then the pictures are described. A word that looks like
+    a file and is none is never asked; `-q` says what the question is. A picture called `-` is read from standard input,
+    an https address is fetched from the hosts that `--url-host` allows. `<image>` in the question says where a picture
+    goes.
     """
-    names, question = _split(words)
-    pictures = [read_picture(name) for name in names]
+    if not words and question is None and not pasted:
+        raise click.UsageError("Missing argument 'PICTURE... \"QUESTION\"'.")
+    names, question = split_words(words, question)
+    if each and overlay:
+        raise UsageError("--explain draws one answer, and --each asks for several: give one of them")
+    if each:
+        asking = partial(_ask_each, names, pasted, url_hosts, question=question, as_json=as_json)
+        with load_shown(settings) as llava:
+            refused = asking(llava, system=system, sampling=sampling)
+        raise click.exceptions.Exit(1 if refused else 0)
+    pictures = [clipboard()] if pasted else []
+    pictures += [_picture(name, url_hosts) for name in names]
+    if overlay and not overlay.parent.is_dir():
+        raise UsageError(f"--explain {overlay}: there is no folder {overlay.parent}")
     with load_shown(settings) as llava:
-        turn = llava.question(question, pictures)
-        messages = [Message("system", system), turn] if system is not None else [turn]
+        messages = _asked(llava, system, question, pictures)
         if overlay and llava.explains_not:
             raise UsageError(llava.explains_not)
         if as_json:
@@ -72,8 +110,107 @@ def ask(
         else:
             reply = collect(_shown(llava.stream(messages, sampling)))
             click.echo()
+        _tell_left_out(reply.end)
         if overlay:
             _draw(llava, [*messages, Message("assistant", reply.text)], sampling, overlay)
+
+
+def split_words(words: Sequence[str], question: str | None) -> tuple[list[str], str]:
+    """Pictures and question: the last word is the question, unless it is a picture or one that is missing.
+
+    Raises:
+        UsageError: words of which it can't be said which they are, or a question that is none.
+    """
+    if words.count(STDIN) + (question == STDIN) > 1:
+        raise UsageError("standard input (-) can be read once")
+    if question == STDIN:
+        question = _decoded(read_stdin("the question")).strip()
+    elif question is None and (not words or is_picture_word(words[-1])):
+        question = DESCRIBE
+    elif question is None:
+        *words, question = words
+        if looks_like_a_name(question) or not (words or " " in question):
+            raise _no_question(question)
+    if not question.strip():
+        raise UsageError("the question is empty")
+    if not _is_text(question):
+        raise UsageError("the question is no text in UTF-8")
+    return list(words), question
+
+
+def _no_question(word: str) -> UsageError:
+    isdir = os.path.isdir(path_of(word))
+    what = "this is a folder; name a picture in it" if isdir else "there is no such file"
+    return UsageError(f"{word}: {what} (if it is the question, say so: -q {shlex.quote(word)})")
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError("the question on standard input is no text in UTF-8") from error
+
+
+def _picture(name: str, url_hosts: Sequence[str]) -> Image:
+    """The picture that a word names; a bare word that is none may belong to a question without quotes."""
+    try:
+        return read_picture(name, url_hosts)
+    except BadImage as error:
+        if error.rule == "not_found" and not looks_like_a_name(name):
+            detail = f"{error.detail} (a question of several words stands in quotes)"
+            raise BadImage(error.rule, detail, name) from error
+        raise
+
+
+def _asked(llava: Llava, system: str | None, question: str, pictures: Sequence[Image]) -> list[Message]:
+    turn = llava.question(question, pictures)
+    return [Message("system", system), turn] if system is not None else [turn]
+
+
+def _ask_each(
+    names: Sequence[str],
+    pasted: bool,
+    url_hosts: Sequence[str],
+    llava: Llava,
+    *,
+    question: str,
+    system: str | None,
+    as_json: bool,
+    sampling: Sampling,
+) -> int:
+    """Asks about every picture by itself and shows each answer; how many were refused, which is told."""
+    refused = 0
+    for name in ["clipboard", *names] if pasted else names:
+        try:
+            picture = clipboard() if pasted and name == "clipboard" else read_picture(name, url_hosts)
+            messages = _asked(llava, system, question, [picture])
+            if as_json:
+                reply = llava.complete(messages, sampling)
+                click.echo(json.dumps({"file": name, **describe(reply)}, ensure_ascii=not _is_text(name)))
+            else:
+                stream = llava.stream(messages, sampling)
+                click.echo(f"{name}: ", nl=False)
+                reply = collect(_shown(stream))
+                click.echo()
+            sys.stdout.flush()
+            _tell_left_out(reply.end)
+        except UsageError as error:
+            tell_refused(str(error) if isinstance(error, BadImage) else f"{name}: {error}")
+            refused += 1
+    return refused
+
+
+def _tell_left_out(end: End) -> None:
+    if end.left_out:
+        click.echo(f"[left out: {'; '.join(end.left_out)}]", err=True)
 
 
 def _shown(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
@@ -93,15 +230,6 @@ def _draw(llava: Llava, messages: Sequence[Message], sampling: Sampling, path: P
     pictures = [image for message in messages for image in message.images]
     save_overlay(explained, pictures[len(pictures) - kept :], path)
     click.echo(f"where it looked: {path}", err=True)
-
-
-def read_picture(name: str) -> Image:
-    """The picture at a path, or on standard input for ``-``.
-
-    Raises:
-        BadImage: it is no picture, or one over the limits.
-    """
-    return from_bytes(sys.stdin.buffer.read(), name="standard input") if name == "-" else from_path(name)
 
 
 def describe(reply: Reply) -> dict[str, Any]:
@@ -126,11 +254,3 @@ def _timings(end: End) -> dict[str, float]:
     later = max(end.completion_tokens - 1, 1)
     seconds = {name: round(value, 6) for name, value in end.timings.items()}
     return {**seconds, "per_token": round(end.timings.get("generate", 0.0) / later, 6)}
-
-
-def _split(words: Sequence[str]) -> tuple[list[str], str]:
-    """Pictures and question: the last word is the question unless it is a file."""
-    *names, last = words
-    if last == "-" or Path(last).is_file():
-        return list(words), "Describe the picture."
-    return names, last

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trifocal.cli.ask import read_picture
 from trifocal.cli.options import load_shown, model_options, sampling_options
+from trifocal.cli.pictures import read_picture
 from trifocal.conversation.history import parse_keep
 from trifocal.errors import TrifocalError
 from trifocal.images import Image
