@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import click
 
 from trifocal.cli.options import load_shown, model_options, sampling_options
-from trifocal.errors import BadImage, UsageError
-from trifocal.images import from_path
+from trifocal.cli.telling import tell_refused
+from trifocal.errors import UsageError
 from trifocal.messages import Sampling
 from trifocal.model.settings import Settings
+from trifocal.tools.caption import Captioned, Found, captions, find_pictures
+from trifocal.tools.captions_kept import Beside, Kept, Lines
 
 __all__ = ["caption"]
-
-ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
 
 
 @click.command(
@@ -25,13 +26,17 @@ ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
 Examples:
   trifocal caption photos                       photos/cat.jpg -> photos/cat.txt
   trifocal caption photos --out captions.jsonl  one line a picture, resumed where it stopped
-  trifocal caption photos "What is the main colour?" """,
+  trifocal caption photos --out captions.csv    a table
+  trifocal caption photos "What is the main colour?" --workers 4""",
 )
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("question", default="Describe the picture.")
-@click.option("--out", type=click.Path(path_type=Path), help="A JSON Lines file instead of a text beside each picture.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="JSON Lines, or a table where it ends in .csv, instead of texts."
+)
 @click.option("--recursive", is_flag=True, help="Folders inside the folder too.")
 @click.option("--again", is_flag=True, help="Also pictures that have a caption already.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Pictures at once.")
 @sampling_options
 @model_options
 def caption(
@@ -40,65 +45,77 @@ def caption(
     out: Path | None,
     recursive: bool,
     again: bool,
+    workers: int,
     settings: Settings,
     sampling: Sampling,
 ) -> None:
     """Asks QUESTION about every picture in FOLDER and writes the answers down.
 
-    A file that is no picture is told at the end and makes the exit code 1; the others are captioned. Stopped and
-    started again, it goes on where it was.
+    A picture is what is one by content, whatever it is called. One that can't be read is told at the end and makes the
+    exit code 1; the others are captioned. Stopped and started again, it goes on where it was.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
-    pictures = found if recursive else [path for path in found if path.parent == folder]
-    if out is None:
-        _check_names(pictures)
-    done = set() if again else _done(pictures, folder, out)
-    todo = [path for path in pictures if path not in done]
-    refused: list[BadImage] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with load_shown(settings) as llava, Progress(*columns, console=Console(stderr=True)) as progress:
-        for path in progress.track(todo, description="captions"):
-            try:
-                image = from_path(path)
-            except BadImage as error:
-                refused.append(error)
-                continue
-            text = llava.complete([llava.question(question, [image])], sampling).text.strip()
-            _write(path, folder, out, text)
-    click.echo(f"{len(todo) - len(refused)} captions written, {len(done)} were there, {len(refused)} files refused")
+    if not question.strip():
+        raise UsageError("the question is empty")
+    found = find_pictures(folder, recursive=recursive)
+    kept: Kept = Beside(folder, found.pictures)
+    if out is not None:
+        kept = Lines(out, folder, found.pictures, question, again=again)
+    with closing(kept):
+        done = set() if again and out is None else kept.done()
+        todo = [path for path in found.pictures if path not in done]
+        kept.check(todo)
+        if kept.mended:
+            click.echo(kept.mended, err=True)
+        refused = _captioned(kept, question, todo, workers, settings, sampling)
+        kept.finish()
+    written, refused = len(todo) - len(refused), [*found.closed, *refused]
+    click.echo(f"{written} captions written, {len(done)} were there, {len(refused)} files refused{_beside(found)}")
     for refusal in refused:
-        click.echo(f"{click.style('refused:', fg='red')} {refusal}", err=True)
-    if refused:
-        raise click.exceptions.Exit(1)
+        tell_refused(refusal)
+    raise click.exceptions.Exit(1 if refused else 0)
 
 
-def _check_names(pictures: list[Path]) -> None:
-    """Refuses pictures that would share one text file."""
-    seen: dict[Path, Path] = {}
-    for path in pictures:
-        other = seen.setdefault(path.with_suffix(".txt"), path)
-        if other != path:
-            raise UsageError(f"{other} and {path} would both be captioned in {path.stem}.txt; use --out FILE.jsonl")
+def _captioned(
+    kept: Kept, question: str, todo: list[Path], workers: int, settings: Settings, sampling: Sampling
+) -> list[str]:
+    """Captions what is to do; the refusals. The model is loaded when there is something."""
+    if not todo:
+        return []
+    with load_shown(settings) as llava, closing(captions(llava, question, todo, sampling, workers=workers)) as made:
+        return _write(made, kept, len(todo))
 
 
-def _done(pictures: list[Path], folder: Path, out: Path | None) -> set[Path]:
-    """The pictures that have a caption already."""
-    if out is None:
-        return {path for path in pictures if path.with_suffix(".txt").exists()}
-    if not out.exists():
-        return set()
-    lines = (json.loads(line) for line in out.read_text("utf-8").splitlines() if line.strip())
-    names = {line["file"] for line in lines}
-    return {path for path in pictures if str(path.relative_to(folder)) in names}
+def _write(made: Iterable[Captioned], kept: Kept, total: int) -> list[str]:
+    """Writes each caption down as it comes; the refusals."""
+    refused, written = [], 0
+    try:
+        for each in _shown(made, total):
+            if each.refusal is None:
+                kept.add(each.path, each.text)
+                written += 1
+            else:
+                refused.append(each.refusal)
+    except BaseException:
+        click.echo(f"{written} captions written before this; the same command goes on there", err=True)
+        raise
+    return refused
 
 
-def _write(path: Path, folder: Path, out: Path | None, text: str) -> None:
-    if out is None:
-        path.with_suffix(".txt").write_text(text + "\n", "utf-8")
-        return
-    line: dict[str, Any] = {"file": str(path.relative_to(folder)), "text": text}
-    with out.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+def _shown(made: Iterable[Captioned], total: int) -> Iterator[Captioned]:
+    """The captions, with a bar, their rate and the time left on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.2f} a second" if task.speed else "")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), Remaining())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        yield from progress.track(made, total=total, description="captions")
+
+
+def _beside(found: Found) -> str:
+    return f"; {found.others} other files are no pictures" if found.others else ""
