@@ -21,7 +21,9 @@ from typing import Any
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "webui" / "llava" / "script.py"
+import trifocal.webui
+
+SCRIPT = Path(trifocal.webui.__file__).with_name("script.py")
 
 
 class Component:
@@ -68,6 +70,32 @@ def gradio() -> types.ModuleType:
     module.Column = module.Image = module.Checkbox = make
     module.Error = Error
     return module
+
+
+def hub_of_2023(patch: pytest.MonkeyPatch, cache: dict[str, Path]) -> None:
+    """Puts huggingface_hub 0.16.4 in the place of today's: no ``errors``, and plain errors where nothing is cached."""
+    library, utils = types.ModuleType("huggingface_hub"), types.ModuleType("huggingface_hub.utils")
+
+    class HFValidationError(ValueError):
+        pass
+
+    def validate_repo_id(name: str) -> None:
+        if name.count("/") > 1 or ".." in name or "--" in name:
+            raise HFValidationError(f"Repo id must be in the form 'namespace/repo_name': {name!r}")
+
+    def snapshot_download(name: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
+        validate_repo_id(name)
+        if name in cache:
+            return str(cache[name])
+        if local_files_only:
+            raise FileNotFoundError(2, "No such file or directory", f"models--{name.replace('/', '--')}/refs/main")
+        raise ConnectionError("Failed to resolve 'huggingface.co'")  # requests' is an OSError too
+
+    utils.validate_repo_id, utils.HFValidationError = validate_repo_id, HFValidationError
+    library.snapshot_download, library.utils, library.__path__ = snapshot_download, utils, []
+    patch.setitem(sys.modules, "huggingface_hub", library)
+    patch.setitem(sys.modules, "huggingface_hub.utils", utils)
+    patch.setitem(sys.modules, "huggingface_hub.errors", None)
 
 
 class Host:

@@ -11,7 +11,7 @@ import PIL.Image
 import PIL.ImageDraw
 import pytest
 import torch
-from hosts import SCRIPT, Component, Host
+from hosts import Component, Host, hub_of_2023
 from tiny_parts import PATCHES, Parts
 from torch.nn import functional
 
@@ -95,19 +95,51 @@ def assert_saw(host: Host, parts: Parts, *pieces: str | torch.Tensor, bos: bool 
 Start = Callable[..., Host]
 
 
-def test_the_shipped_script_is_the_one_in_the_repository() -> None:
-    import trifocal.webui
-
-    shipped = (SCRIPT.parents[2] / "src" / "trifocal" / "webui" / "script.py").read_bytes()
-    assert trifocal.webui.__file__
-    assert SCRIPT.read_bytes() == shipped
-
-
 @pytest.mark.parametrize("age", AGES)
 def test_ids_and_embeddings_are_the_seed_s(age: str, start: Start, parts: Parts) -> None:
     host, image = start(age), tag(picture())
     host.completions(f"### Human: \nWhat is unusual: \n{image}\n### Assistant: \n")
     assert_saw(host, parts, "### Human: \nWhat is unusual:", rows_of(image, parts), "### Assistant: \n")
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_eyes_named_by_hub_id_are_found_with_the_hub_s_library_of_2023(
+    age: str, start: Start, parts: Parts, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_of_2023(monkeypatch, {"openai/clip": parts.clip, "liuhaotian/LLaVA": parts.llava})
+    own = {**settings, "llava-clip_repo": "openai/clip", "llava-projector_repo": "liuhaotian/LLaVA"}
+    host, image = start(age, own=own), tag(picture())
+    host.completions(f"See {image}")
+    assert_saw(host, parts, "See", rows_of(image, parts))
+
+
+@pytest.mark.parametrize(
+    ("projector", "sentence"),
+    [("liuhaotian/LLaVA", r"could not be fetched from the hub \(ConnectionError\)"), ("a/b--c", "and no hub id")],
+)
+def test_eyes_that_the_hub_s_library_of_2023_can_t_fetch_are_told_in_a_sentence(
+    projector: str, sentence: str, start: Start, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_of_2023(monkeypatch, {})
+    host = start("A", own={**settings, "llava-projector_repo": projector})
+    with pytest.raises(Exception, match=sentence):
+        host.completions(f"See {tag(picture())}")
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_whatever_fails_is_told_in_a_sentence(
+    age: str, start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = start(age)
+
+    def broken(*_: object, **__: object) -> None:
+        raise AttributeError("module 'torch' has no attribute 'of_tomorrow'")
+
+    monkeypatch.setattr("trifocal.webui.hooks.load_vision", broken)
+    with pytest.raises(Exception, match=r"can't be shown.*AttributeError.*of_tomorrow") as raised:
+        host.completions(f"See {tag(picture())}")
+    assert type(raised.value).__name__ == "PictureError"
+    assert "Traceback" in caplog.text  # for whoever mends it
 
 
 @pytest.mark.parametrize("age", AGES)

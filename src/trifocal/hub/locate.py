@@ -44,14 +44,13 @@ def is_here(name: str) -> bool:
     if Path(name).expanduser().exists():
         return True
     from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
 
     owner, *rest = name.split("/")
     if len(rest) not in (1, 2):
         return False
     try:
         return isinstance(try_to_load_from_cache(f"{owner}/{rest[0]}", rest[1] if rest[1:] else "config.json"), str)
-    except HFValidationError:
+    except ValueError:  # of which the library's HFValidationError is one, in every version and wherever it lies
         return False
 
 
@@ -88,24 +87,30 @@ def _fetched(repository: str, patterns: Sequence[str]) -> Path:
 
 
 def _local(repository: str, patterns: list[str]) -> Path | None:
+    """The snapshot on this machine, or None where none was fetched.
+
+    The library of 2023 says that none is there by a plain FileNotFoundError or ValueError, today's by a class that is
+    both, and a name that is none by a ValueError too: so the name is looked at first.
+    """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    except HFValidationError as error:
+        validate_repo_id(repository)
+    except ValueError as error:
         raise CheckpointError(f"{repository!r} is no file or folder here and no hub id ({error})") from error
+    try:
+        return Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=True))
+    except (OSError, ValueError):
+        return None
 
 
 def _download(repository: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of whichever client the hub uses
 
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
-    except (HTTPError, OSError, ValueError) as error:
+    except Exception as error:  # of whichever client this version of the library speaks through
         raise CheckpointError(
             f"{repository} is not on this machine and could not be fetched from the hub ({type(error).__name__}); "
             f"{_ADVICE}"
