@@ -60,12 +60,18 @@ Span = TokenSpan | ImageSpan
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What every engine takes: ``(TokenSpan | ImageSpan)*``. Its length is its positions."""
+    """What every engine takes: ``(TokenSpan | ImageSpan)*``. Its length is its positions.
+
+    What an engine keeps of a prompt it finds again for prompts of the same ``scope`` alone: nobody learns by the
+    time of an answer what others asked.
+    """
 
     spans: tuple[Span, ...]
+    scope: str = ""
 
-    def __init__(self, spans: Iterable[Span]) -> None:
+    def __init__(self, spans: Iterable[Span], scope: str = "") -> None:
         object.__setattr__(self, "spans", tuple(_joined(span for span in spans if len(span))))
+        object.__setattr__(self, "scope", scope)
 
     def __len__(self) -> int:
         return sum(len(span) for span in self.spans)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trifocal.engines.blocks import Blocks, chained
+from trifocal.engines.blocks import Blocks, chained, names_of
 
 
 def taken(blocks: Blocks, count: int) -> list[int]:
@@ -84,3 +84,10 @@ def test_names_tell_ids_pictures_and_what_stood_before_apart(keys: list[object])
             assert chained(b"", other) != chained(b"", keys)  # type: ignore[arg-type]
     assert chained(b"x", keys) != chained(b"", keys)  # type: ignore[arg-type]
     assert chained(b"", list(keys)) == chained(b"", keys)  # type: ignore[arg-type]
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=40), st.text(max_size=20), st.text(max_size=20))
+def test_names_of_two_scopes_are_never_equal(keys: list[int], one: str, other: str) -> None:
+    names, others = (names_of(keys, 4, scope=scope) for scope in (one, other))
+    assert len(names) == len(keys) // 4
+    assert names == others if one == other else not set(names) & set(others)

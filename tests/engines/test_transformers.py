@@ -83,6 +83,15 @@ def test_another_picture_shares_nothing_from_there_on() -> None:
     assert held.take(position_keys(one)) == (None, 0)
 
 
+def test_states_of_one_scope_are_not_found_in_another() -> None:
+    held: Prefixes[str] = Prefixes(100, cut)
+    held.put([1, 2], "a.", 10, scope="a")
+    held.put([1, 2, 3], "b..", 10, scope="b")  # goes on where a's ends, and leaves it alone
+    assert held.take([1, 2, 3]) == held.take([1, 2, 3], scope="c") == (None, 0)
+    assert held.take([1, 2, 3], scope="a") == ("a.", 2)
+    assert held.take([1, 2, 4], scope="b") == ("b.", 2)
+
+
 def test_the_prefix_cache_keeps_to_its_bytes() -> None:
     held: Prefixes[str] = Prefixes(25, cut)
     for name in "abc":

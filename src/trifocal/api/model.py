@@ -84,7 +84,7 @@ class Model(Protocol):
         """A conversation as it will be asked."""
         ...
 
-    def prepare(self, written: Written, sampling: Sampling = ...) -> Asked:
+    def prepare(self, written: Written, sampling: Sampling = ..., *, scope: str = "") -> Asked:
         """What was written with its pictures seen, ready for the engine."""
         ...
 
@@ -121,6 +121,7 @@ class Model(Protocol):
         images: Keep | None = None,
         template: ChatTemplate | None = None,
         max_tokens: int | None = None,
+        scope: str = "",
     ) -> Explanation:
         """Where it looked for each word of an answer."""
         ...

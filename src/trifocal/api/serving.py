@@ -207,6 +207,10 @@ class Server:
             names = ", ".join(sorted(known))
             raise Refusal(404, "model_not_found", f"there is no such model here; known: {names}", param="model")
 
+    def scope(self, caller: str) -> str:
+        """Where what is kept of a caller's pictures and prompts is found again: for its key alone, or for everybody."""
+        return "" if self.settings.share_caches or not self.settings.keys else caller
+
     def sampling(self, **options: Any) -> Sampling:
         """The sampling of a request, its stop strings bounded; see `trifocal.api.parameters.drawn`."""
         options = drawn(**options)
@@ -283,7 +287,7 @@ class Server:
             async with self._getting_ready() as patience:
                 drafts = await self._fetched(job.drafts)
                 loop = asyncio.get_running_loop()
-                prepared = await loop.run_in_executor(self._preparing, self._prepared, job, drafts)
+                prepared = await loop.run_in_executor(self._preparing, self._prepared, job, drafts, self.scope(caller))
                 await place.run(max(asked.positions for asked in prepared), patience)
             return lambda: self._told(job, prepared)
 
@@ -426,12 +430,12 @@ class Server:
             return Picture(await self.fetcher.fetch(part.source, part.name), part.name)
         return part
 
-    def _prepared(self, job: Job, drafts: Sequence[Draft]) -> list[Asked]:
+    def _prepared(self, job: Job, drafts: Sequence[Draft], scope: str) -> list[Asked]:
         """What is done before a request has its place: pictures decoded and seen, texts written down."""
         with self._room.lease() as lease:
             messages = self._decoded(drafts, lease)
             talks = [[message] for message in messages] if job.raw else [messages]
-            return [self.llava.prepare(self._written(job, talk), job.sampling) for talk in talks]
+            return [self.llava.prepare(self._written(job, talk), job.sampling, scope=scope) for talk in talks]
 
     def _told(self, job: Job, prepared: Sequence[Asked]) -> Generator[Step, None, None]:
         """One answer after the other, from what was seen once."""

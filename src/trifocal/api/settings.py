@@ -30,7 +30,8 @@ class ServerSettings:
     hosts from which pictures are fetched (none: URLs are refused). At most ``slots`` answers are made at
     once (None: as many as the engine's positions allow, up to 32, and one where it does not count), ``queue`` requests
     wait, each key has at most ``per_key`` of both, and ``responses`` that are kept. A request may take ``deadline``
-    seconds in all and wait ``queue_wait`` of them.
+    seconds in all and wait ``queue_wait`` of them. What was seen and computed for one key is found again for
+    that one alone, unless they ``share_caches``.
     """
 
     host: str = "127.0.0.1"
@@ -45,6 +46,7 @@ class ServerSettings:
     slots: int | None = None
     queue: int = 64
     per_key: int = 8
+    share_caches: bool = False
     deadline: float = 300.0
     queue_wait: float = 60.0
     drain: float = 10.0

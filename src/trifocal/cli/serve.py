@@ -55,6 +55,11 @@ _OPTIONS = [
     click.option(
         "--per-key", default=_DEFAULT.per_key, show_default=True, type=click.IntRange(1), help="Both, per key."
     ),
+    click.option(
+        "--share-caches",
+        is_flag=True,
+        help="Let keys find again what others asked: faster, and they can tell by it that it was asked.",
+    ),
     click.option("--deadline", default=_DEFAULT.deadline, show_default=True, type=float, help="Seconds a request."),
     click.option("--drain", default=_DEFAULT.drain, show_default=True, type=float, help="Seconds to finish."),
     click.option("--log-format", default="text", show_default=True, type=click.Choice(["text", "json"]), help="Log."),

@@ -122,7 +122,7 @@ class Batching:
         if len(prompt) + len(ids) > self.context:
             raise PromptTooLong(len(prompt), prompt.image_positions, len(ids), self.context)
         blocks = self._loop.blocks
-        names = names_of(position_keys(prompt)[:-1], blocks.size)
+        names = names_of(position_keys(prompt)[:-1], blocks.size, scope=prompt.scope)
         return self._loop.call(lambda: ask(prompt, ids, blocks.find(names)))
 
     def state(self) -> State:

@@ -106,9 +106,13 @@ def chained(before: bytes, keys: Sequence[Hashable]) -> bytes:
     return hashlib.blake2b(before + repr(tuple(keys)).encode(), digest_size=16).digest()
 
 
-def names_of(keys: Sequence[Hashable], size: int, names: list[bytes] | None = None) -> list[bytes]:
-    """The names of the full blocks of ``size`` positions among ``keys``; ``names`` grows by them."""
+def names_of(keys: Sequence[Hashable], size: int, names: list[bytes] | None = None, *, scope: str = "") -> list[bytes]:
+    """The names of the full blocks of ``size`` positions among ``keys``; ``names`` grows by them.
+
+    Equal keys have other names in another ``scope``: who has one never finds the blocks of another.
+    """
     found = [] if names is None else names
+    first = hashlib.blake2b(scope.encode(), digest_size=16).digest() if scope else b""
     for at in range(len(found) * size, len(keys) // size * size, size):
-        found.append(chained(found[-1] if found else b"", keys[at : at + size]))
+        found.append(chained(found[-1] if found else first, keys[at : at + size]))
     return found

@@ -256,5 +256,5 @@ class Scheduler(Generic[Row]):
         """The names of the full blocks among the first positions of a request."""
         if not self.share:
             return []
-        names_of(request.keys, self.blocks.size, request.names)
+        names_of(request.keys, self.blocks.size, request.names, scope=request.prompt.scope)
         return request.names[: positions // self.blocks.size]

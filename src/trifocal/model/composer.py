@@ -62,7 +62,7 @@ class Composer:
         looks = self.gallery.looks([part for part in parts if isinstance(part, Image)])
         return Outline(self._spans(parts, looks), looks)
 
-    def prompt(self, outline: Outline, rows: Sequence[torch.Tensor]) -> Prompt:
+    def prompt(self, outline: Outline, rows: Sequence[torch.Tensor], *, scope: str = "") -> Prompt:
         """The prompt of an outline and the rows of each of its looks, ``[look.rows, hidden]``.
 
         Raises:
@@ -74,16 +74,20 @@ class Composer:
         for look, each in zip(outline.looks, rows, strict=True):
             check_rows(look, each, vision.hidden)
         digests = [f"{look.digest}:{vision.identity}" for look in outline.looks]
-        return Prompt(
+        spans = (
             span
             if isinstance(span, TokenSpan)
             else ImageSpan(rows[span.look][span.start : span.start + span.count], f"{digests[span.look]}:{span.start}")
             for span in outline.spans
         )
+        return Prompt(spans, scope)
 
     def seen(self, outline: Outline, timings: Timings | None = None, *, scope: str = "") -> Prompt:
-        """The prompt of an outline; pictures that are not known are looked at, see `Gallery.rows`."""
-        return self.prompt(outline, self.gallery.rows(outline.looks, timings, scope=scope))
+        """The prompt of an outline; pictures that are not known are looked at, see `Gallery.rows`.
+
+        Neither pictures nor what an engine keeps of the prompt are known in another ``scope``.
+        """
+        return self.prompt(outline, self.gallery.rows(outline.looks, timings, scope=scope), scope=scope)
 
     def _spans(self, parts: Sequence[Piece], looks: Sequence[Look]) -> Iterator[TokenSpan | Rows]:
         """Token spans and rows in prompt order. A run of text between others is tokenised whole.

@@ -227,16 +227,19 @@ class Llava:
         """
         return self.tell(self.prepare(written, sampling))
 
-    def prepare(self, written: Written, sampling: Sampling = Sampling()) -> Asked:
-        """What was written with its pictures seen, ready for the engine; raises as `answer`."""
+    def prepare(self, written: Written, sampling: Sampling = Sampling(), *, scope: str = "") -> Asked:
+        """What was written with its pictures seen, ready for the engine; raises as `answer`.
+
+        Nothing that was seen or computed for it is found again for what is prepared in another ``scope``.
+        """
         timings, outline = Timings(), written.outline
         if sampling.top_logprobs is not None and not self.engine.able.logprobs:
             raise BadSampling("top_logprobs", "this engine can't tell log-probabilities")
         timings.add("decode", sum(look.image.seconds for look in outline.looks))
         context = self._context(written.room)
         _check_room(outline, 1, context)
-        cached = tuple(self.gallery.knows(look) for look in outline.looks)
-        prompt = self.composer.seen(outline, timings)
+        cached = tuple(self.gallery.knows(look, scope=scope) for look in outline.looks)
+        prompt = self.composer.seen(outline, timings, scope=scope)
         limit, cut = _bounded(sampling.max_tokens, context - len(prompt))
         facts = End(
             finish="stop",
@@ -294,10 +297,11 @@ class Llava:
         images: Keep | None = None,
         template: ChatTemplate | None = None,
         max_tokens: int | None = None,
+        scope: str = "",
     ) -> Explanation:
         """Where the language model looked for each word of an answer, the last message of the conversation.
 
-        Which pictures and turns stay is decided as by `stream` with the same options.
+        Which pictures and turns stay is decided as by `stream` with the same options; for ``scope`` see `prepare`.
 
         Raises:
             UsageError: this engine or this vision can't tell; `explains_not` says why.
@@ -316,7 +320,7 @@ class Llava:
         _check_room(outline, len(ids), self.engine.context)
         engine, vision = self.engine, self.gallery.vision
         assert isinstance(vision, Showing)
-        prompt = self.composer.seen(outline)
+        prompt = self.composer.seen(outline, scope=scope)
         grids = [vision.grids(look) for look in outline.looks]
         return explanation_of(answer, ids, engine.attention(prompt, ids), prompt, grids, engine.tokenizer)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -12,7 +13,7 @@ from trifocal.api.errors import ErrorBody, Refusal
 from trifocal.api.needs import needs
 from trifocal.api.openai import keep_of, template_of
 from trifocal.api.openai_messages import ChatMessage, drafts_of
-from trifocal.api.serving import Serving
+from trifocal.api.serving import Serving, caller_of
 from trifocal.api.wire import Json, Wire
 from trifocal.model.explaining import Explanation, PictureLook, WordLook
 
@@ -40,11 +41,14 @@ async def explain(request: Request, body: ExplainRequest, server: Serving) -> Re
     if llava.explains_not:
         raise Refusal(501, "not_supported", llava.explains_not)
     images, template = keep_of(body.images, "images"), template_of(body.template, "template")
-    told = await server.work(
-        request,
-        drafts_of(body.messages),
-        lambda messages: llava.explain(messages, images=images, template=template, max_tokens=body.max_tokens),
+    asked = partial(
+        llava.explain,
+        images=images,
+        template=template,
+        max_tokens=body.max_tokens,
+        scope=server.scope(caller_of(request)),
     )
+    told = await server.work(request, drafts_of(body.messages), asked)
     return Json(_told(told))
 
 

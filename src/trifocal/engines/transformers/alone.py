@@ -82,7 +82,7 @@ class OneAtATime:
         if len(prompt) + len(ids) > self.context:
             raise PromptTooLong(len(prompt), prompt.image_positions, len(ids), self.context)
         with self._guarded("the answer"), self._turn:
-            cache, done = self._start(position_keys(prompt), branch=True)
+            cache, done = self._start(position_keys(prompt), prompt.scope, branch=True)
             rows = prompt.splice(self.loaded.embed)[done:]  # [positions not in the cache, hidden]
             return attention_of(self.loaded, cache, rows, ids, len(prompt), **masks_of(self.loaded, prompt, done))
 
@@ -110,7 +110,7 @@ class OneAtATime:
         drawing = Drawing(sampling, prompt.token_ids, self.loaded.end_ids, constraint)
         left = min(sampling.max_tokens or self.context, self.context - len(prompt))
         with self._guarded("the prompt"):
-            cache, done = self._start(keys)
+            cache, done = self._start(keys, prompt.scope)
         sound = False  # a run that broke off has left rows in some of the layers: nobody may go on from there
         try:
             with self._guarded("the prompt"):
@@ -133,13 +133,13 @@ class OneAtATime:
                 keys.append(token.id)
         finally:
             if sound and self._loaded is not None and self.loaded.attention != "prompt":
-                self._prefixes.put(keys, cache, _bytes(cache))
+                self._prefixes.put(keys, cache, _bytes(cache), scope=prompt.scope)
 
-    def _start(self, keys: list[Hashable], *, branch: bool = False) -> tuple[Any, int]:
+    def _start(self, keys: list[Hashable], scope: str, *, branch: bool = False) -> tuple[Any, int]:
         """A cache, and how many positions of the prompt it holds already; one is always left to run."""
         from transformers import DynamicCache
 
-        cache, done = self._prefixes.take(keys[:-1], branch=branch)
+        cache, done = self._prefixes.take(keys[:-1], branch=branch, scope=scope)
         return (DynamicCache(), 0) if cache is None else (cache, done)
 
     def _forward(self, cache: Any, **inputs: Any) -> torch.Tensor:
