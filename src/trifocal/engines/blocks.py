@@ -30,6 +30,11 @@ class Blocks:
         """How many blocks can be taken."""
         return len(self._empty) + len(self._idle)
 
+    @property
+    def empty(self) -> int:
+        """How many blocks hold nothing that could be found again."""
+        return len(self._empty)
+
     def needed(self, positions: int) -> int:
         """How many blocks so many positions fill or begin."""
         return -(-positions // self.size)

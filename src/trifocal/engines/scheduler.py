@@ -16,6 +16,7 @@ from trifocal.prompt import Prompt, TokenSpan
 __all__ = ["Request", "Run", "Scheduler"]
 
 Row = TypeVar("Row")
+AHEAD = 256  # positions of an answer
 Said = Token | TrifocalError | None
 
 
@@ -184,6 +185,7 @@ class Scheduler(Generic[Row]):
             request.blocks, request.computed = known, len(known) * self.blocks.size
             self.waiting.remove(request)
             self.running.append(request)
+            self._reserve(request)
             budget -= self._run(request, budget)
             coming |= set(names[len(known) :])
 
@@ -218,6 +220,15 @@ class Scheduler(Generic[Row]):
             if youngest is request:
                 return False
         return True
+
+    def _reserve(self, request: Request[Row]) -> None:
+        """Gives a request the blocks of its whole prompt, so that nobody else is promised them, and what lies together.
+
+        Of its answer, too, while most of the pool was never used: what is one stretch of memory is read without a copy.
+        """
+        spare = self.blocks.empty > self.blocks.count // 2
+        ahead = min(request.limit - len(request.ids), AHEAD) if spare else 0
+        self._make_room(request, len(request.keys) + ahead)
 
     def _give_way(self, request: Request[Row]) -> None:
         """Takes a request's blocks away; it is the next to begin again."""
