@@ -13,7 +13,8 @@ from trifocal.images import Image
 from trifocal.placement import Part
 from trifocal.timing import step
 from trifocal.vision.base import Look
-from trifocal.vision.placing import on_part, room
+from trifocal.vision.graphed import Graphed
+from trifocal.vision.placing import room
 from trifocal.vision.preprocessing import pixels
 from trifocal.vision.showing import PatchGrid, View
 from trifocal.vision.towers import VisionTransformer
@@ -42,6 +43,7 @@ class LlavaVision:
     ) -> None:
         self.tower, self.projector, self.preprocessing = tower, projector, preprocessing
         self.hidden, self.identity, self.newline = hidden, identity, newline
+        self._tower, self._projector = Graphed(tower), Graphed(projector)
 
     def looks(self, images: Sequence[Image]) -> list[Look]:
         """How each picture of a prompt will be seen: as one square, in tiles or in frames.
@@ -65,9 +67,9 @@ class LlavaVision:
         squares = self._squares(looks, counts)
         while batch := list(islice(squares, BATCH)):
             with step("tower"), room("vision tower"):
-                features = self.tower(on_part(torch.stack(batch), self.tower))  # [squares, patches, width]
+                features = self._tower(torch.stack(batch))  # [squares, patches, width]
             with step("projector"), room("projector"):
-                seen.append(self.projector(on_part(features, self.projector)))  # [squares, patches, hidden]
+                seen.append(self._projector(features))  # [squares, patches, hidden]
         if not seen:
             return []
         with step("projector"), room("projector"):

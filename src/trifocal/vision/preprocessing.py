@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,12 +34,24 @@ def pixels(squares: Sequence[Pictures.Image], preprocessing: Preprocessing) -> t
 
 
 def _values(picture: Pictures.Image, preprocessing: Preprocessing) -> torch.Tensor:
+    told = (preprocessing.rescale, preprocessing.normalise, tuple(preprocessing.mean), tuple(preprocessing.std))
+    levels = np.asarray(picture)  # [height, width, 3]
+    values = np.empty((3, *levels.shape[:2]), np.float32)
+    for channel, table in enumerate(_table(*told)):
+        np.take(table, levels[..., channel], out=values[channel])
+    return torch.from_numpy(values)
+
+
+@functools.lru_cache(maxsize=16)
+def _table(
+    rescale: float, normalise: bool, mean: tuple[float, ...], std: tuple[float, ...]
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """What each of the 256 levels becomes in each channel, ``[3, 256]``."""
     # a product of float64, then rounded, as the image processors of every release's day made it
-    values = (np.asarray(picture, dtype=np.float64) * preprocessing.rescale).astype(np.float32)
-    if preprocessing.normalise:
-        mean, std = np.array(preprocessing.mean, np.float32), np.array(preprocessing.std, np.float32)
-        values = (values - mean) / std
-    return torch.from_numpy(values.transpose(2, 0, 1).copy())
+    values = (np.tile(np.arange(256, dtype=np.float64), (3, 1)) * rescale).astype(np.float32)
+    if normalise:
+        values = (values - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
+    return values
 
 
 def square(picture: Pictures.Image, preprocessing: Preprocessing, fit: Fit) -> Pictures.Image:
