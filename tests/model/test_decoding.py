@@ -69,6 +69,21 @@ def test_half_a_character_is_held_back() -> None:
     assert given_out == ["a", "", "", "", "😀", "", "é"]
 
 
+def test_ids_without_text_are_not_decoded_again_and_again() -> None:
+    asked: list[int] = []
+
+    class Counting(Bytes):
+        def decode(self, ids: list[int]) -> str:
+            asked.append(len(ids))
+            return super().decode([i for i in ids if i < 1000])
+
+    first, last = Bytes().encode("ab", start=False)
+    decoder = Decoder(Counting())
+    text = [decoder.push(i) for i in (first, *[1000] * 500, last)]
+    assert "".join(text) + decoder.flush() == "ab"
+    assert sum(asked) < 10 * len(text)
+
+
 def test_a_real_replacement_character_does_not_stop_the_stream() -> None:
     tokenizer = Bytes()
     broken = [*tokenizer.encode("a", start=False), tokenizer.encode("é", start=False)[0]]

@@ -58,6 +58,10 @@ class Decoder:
         before = self._tokenizer.decode(self._ids[self._start : self._read])
         now = self._tokenizer.decode(self._ids[self._start :])
         half = now.endswith(UNSURE) and len(self._ids) - self._read < LONGEST_CHARACTER
+        if (
+            self._read and now == before
+        ):  # control tokens, or ids that no word has: nothing that is decoded later needs them
+            del self._ids[self._read :]
         if (half and not last) or len(now) <= len(before):
             return ""
         self._start, self._read = self._read, len(self._ids)
