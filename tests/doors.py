@@ -15,7 +15,9 @@ import torch
 
 import trifocal
 from door_models import make_door
+from logits import ends_of, logits_of
 from trifocal.conversation.templates import Piece, get_template
+from trifocal.engines.native import Native
 from trifocal.engines.transformers.alone import masks_of
 from trifocal.images import Image
 from trifocal.messages import Message
@@ -63,9 +65,9 @@ class Door:
     @torch.no_grad()
     def logits(self, prompt: Prompt) -> torch.Tensor:
         """Our logits of a whole prompt, ``[positions, vocabulary]``."""
-        rows = prompt.splice(self.llava.engine.embed)
-        masks = masks_of(self.llava.engine.loaded, prompt, 0)
-        return self.llava.engine.model(inputs_embeds=rows[None], **masks).logits[0].cpu()
+        engine = self.llava.engine
+        masks = {} if isinstance(engine, Native) else masks_of(engine.loaded, prompt, 0)
+        return logits_of(engine, prompt, **masks).cpu()
 
     def greedy(self, inputs: dict[str, Any], count: int = 64) -> list[int]:
         """What transformers' own generation says, with the end tokens forbidden."""
@@ -74,7 +76,7 @@ class Door:
             max_new_tokens=count,
             min_new_tokens=count,
             do_sample=False,
-            eos_token_id=sorted(self.llava.engine.loaded.end_ids),
+            eos_token_id=ends_of(self.llava.engine),
             pad_token_id=0,
         )
         return list(said[0, inputs["input_ids"].shape[1] :].tolist())

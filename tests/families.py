@@ -31,6 +31,7 @@ from layouts import (
     save_lora,
     save_original,
 )
+from logits import ends_of
 from trifocal.images import Image
 from trifocal.model.llava import Llava
 from trifocal.placement import Placement
@@ -62,7 +63,7 @@ class Pair:
             max_new_tokens=count,
             min_new_tokens=count,
             do_sample=False,
-            eos_token_id=sorted(self.llava.engine.loaded.end_ids),
+            eos_token_id=ends_of(self.llava.engine),
             pad_token_id=0,
         )
         return list(said[0, ids.shape[1] :].tolist())
@@ -99,14 +100,14 @@ def padded(picture: Pictures.Image) -> Pictures.Image:
 
 
 @contextmanager
-def load_pair(name: str, layout: str, half: str, folder: Path, **dims: int) -> Iterator[Pair]:
+def load_pair(name: str, layout: str, half: str, folder: Path, *, engine: str = "auto", **dims: int) -> Iterator[Pair]:
     """A family saved in a layout, its language half ``dense`` or quantised, loaded in float32."""
     made = family(name, **dims)
     made = quantised(made, half) if half in QUANTISATIONS else made
     if layout == "GGUF pair":
         save_gguf(made, folder, half)
         places = dict.fromkeys(("tower", "projector", "language"), EXACT)
-        with trifocal.load(checkpoint=str(folder), **places) as llava:
+        with trifocal.load(checkpoint=str(folder), engine=engine, **places) as llava:
             yield Pair(made, llava, pad=name == "1.5")
         return
     outside = name in ("1.5", "bakllava", *LINEAR)  # these come without their tower
@@ -121,5 +122,5 @@ def load_pair(name: str, layout: str, half: str, folder: Path, **dims: int) -> I
     else:
         save_hf(made, folder)
     places = dict.fromkeys(("tower", "projector", "language"), EXACT)
-    with trifocal.load(checkpoint=str(folder), allow_pickle=pickle, **places) as llava:
+    with trifocal.load(checkpoint=str(folder), allow_pickle=pickle, engine=engine, **places) as llava:
         yield Pair(made, llava, pad=not layout.startswith("llava-hf") and name in ("1.5", "bakllava"))

@@ -13,8 +13,10 @@ from transformers import AutoModelForImageTextToText
 import trifocal
 from checkpoint_maker import tensors_of
 from layouts import family, save_hf, save_original
+from logits import logits_of
 from trifocal.errors import CheckpointError
 from trifocal.placement import Placement
+from trifocal.prompt import Prompt, TokenSpan
 
 EXACT = Placement("cpu", "float32")
 IDS = torch.tensor([[1, 5, 9, 40, 7, 7, 2]])
@@ -45,7 +47,7 @@ def write(folder: Path, name: str, outer: bool | None, inner: bool | None, store
 
 def logits(folder: Path) -> torch.Tensor:
     with trifocal.load(checkpoint=str(folder), tower=EXACT, projector=EXACT, language=EXACT) as llava, torch.no_grad():
-        answer: torch.Tensor = llava.engine.model(input_ids=IDS).logits
+        answer: torch.Tensor = logits_of(llava.engine, Prompt([TokenSpan(tuple(IDS[0].tolist()))]))[None]
     return answer
 
 
@@ -95,4 +97,6 @@ def test_an_original_folders_own_head_is_used(tmp_path: Path, stored: str, pickl
         torch.no_grad(),
     ):
         theirs = made.model.lm_head(made.model.model.language_model(input_ids=IDS).last_hidden_state)
-        torch.testing.assert_close(llava.engine.model(input_ids=IDS).logits, theirs, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            logits_of(llava.engine, Prompt([TokenSpan(tuple(IDS[0].tolist()))]))[None], theirs, atol=1e-5, rtol=0
+        )

@@ -17,6 +17,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 import trifocal
 from checkpoint_maker import V0, Spelling, make_hf15, make_v0, tensors_of
+from logits import logits_of
 from seeing import count, prompt_of, rows_of
 from trifocal.checkpoints import from_folder
 from trifocal.images import Image
@@ -144,7 +145,7 @@ def test_logits_and_64_tokens_are_those_of_transformers(
 
     with torch.no_grad():
         theirs = reference(input_ids=ids, pixel_values=values).logits[0]
-        ours = llava.engine.model(inputs_embeds=prompt.splice(llava.engine.embed)[None]).logits[0]
+        ours = logits_of(llava.engine, prompt)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
     wanted = reference.generate(
@@ -192,7 +193,7 @@ def test_v0_is_tower_linear_and_llama_put_together(
     torch.testing.assert_close(prompt.splice(llava.engine.embed), spliced, atol=1e-5, rtol=0)
     with torch.no_grad():
         theirs = language(inputs_embeds=spliced[None]).logits[0]
-        ours = llava.engine.model(inputs_embeds=prompt.splice(llava.engine.embed)[None]).logits[0]
+        ours = logits_of(llava.engine, prompt)
         wanted = language.generate(
             inputs_embeds=spliced[None], max_new_tokens=64, min_new_tokens=64, do_sample=False, pad_token_id=0
         )[0]
@@ -216,18 +217,16 @@ def test_mixed_placements_stay_close_and_each_part_has_its_own(hf15: Path, drawn
             next(part.parameters()).dtype for part in (mixed.gallery.vision.tower, mixed.gallery.vision.projector)
         ]
         assert dtypes == [getattr(torch, place.dtype) for place in (tower, projector)]
-        assert mixed.engine.model.dtype == getattr(torch, language.dtype)
+        assert mixed.engine.parts[0].dtype == language.dtype
         prompts.append(prompt_of(mixed.composer, ["Q", drawn(1)]))
         (seen,), (wanted,) = (rows_of(one.gallery.vision, [drawn(1)]) for one in (mixed, exact))
         error = (seen.float() - wanted).norm() / wanted.norm()
         assert error < 0.03
         assert (error == 0) == (tower == projector == EXACT)
         with torch.inference_mode():
-            ours = mixed.engine.model(inputs_embeds=prompts[-1].splice(mixed.engine.embed)[None]).logits[0, -1].float()
-            true = exact.engine.model(
-                inputs_embeds=prompt_of(exact.composer, ["Q", drawn(1)]).splice(exact.engine.embed)[None]
-            )
-        assert (ours - true.logits[0, -1]).norm() / true.logits[0, -1].norm() < 0.1
+            ours = logits_of(mixed.engine, prompts[-1])[-1].float()
+            true = logits_of(exact.engine, prompt_of(exact.composer, ["Q", drawn(1)]))[-1]
+        assert (ours - true).norm() / true.norm() < 0.1
 
 
 def test_bfloat16_gives_the_tokens_of_transformers_in_bfloat16(hf15: Path, drawn: Drawn) -> None:
@@ -238,7 +237,7 @@ def test_bfloat16_gives_the_tokens_of_transformers_in_bfloat16(hf15: Path, drawn
     wanted = language.model.language_model
     with torch.no_grad():
         theirs = language.lm_head(wanted(inputs_embeds=spliced[None]).last_hidden_state)[0].float()
-        ours = llava.engine.model(inputs_embeds=prompt.splice(llava.engine.embed)[None]).logits[0].float()
+        ours = logits_of(llava.engine, prompt).float()
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     said = [token.id for token in llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True))]
     again = language.generate(
@@ -271,13 +270,8 @@ def test_two_pictures_give_two_logits(
 ) -> None:
     llava = hf_pair[0] if family == "hf15" else v0_pair[0]
     with torch.inference_mode():
-        one, two = (
-            llava.engine.model(
-                inputs_embeds=prompt_of(llava.composer, [drawn(n), "Q"]).splice(llava.engine.embed)[None]
-            )
-            for n in (1, 2)
-        )
-    assert (one.logits[0, -1] - two.logits[0, -1]).abs().max() > 1e-3
+        one, two = (logits_of(llava.engine, prompt_of(llava.composer, [drawn(n), "Q"])) for n in (1, 2))
+    assert (one[-1] - two[-1]).abs().max() > 1e-3
 
 
 def test_pickled_projectors_need_the_flag(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 import trifocal
 from families import EXACT, SQUARE, Pair, inputs_of, load_pair
 from layouts import family, save_hf, save_original
+from logits import logits_of
 from seeing import count, prompt_of, rows_of
 from trifocal.errors import BadImage
 from trifocal.images import Image, from_frames
@@ -65,7 +66,7 @@ def test_logits_and_64_tokens_are_those_of_transformers(pair: Pair, drawn: Drawn
     inputs = inputs_of(pair, [part for part in parts if isinstance(part, Image)])
     with torch.no_grad():
         theirs = model(input_ids=ids, **inputs).logits[0]
-        ours = llava.engine.model(inputs_embeds=prompt.splice(llava.engine.embed)[None]).logits[0]
+        ours = logits_of(llava.engine, prompt)
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     said = [token.id for token in llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True))]
     assert said == pair.greedy(ids, inputs)
@@ -88,7 +89,7 @@ def test_a_video_is_its_frames(tmp_path: Path, drawn: Drawn) -> None:
         ids = torch.tensor([prompt.ids(made.model.config.video_token_id)])
         with torch.no_grad():
             theirs = made.model(input_ids=ids, pixel_values_videos=frames[None]).logits[0]
-            logits = llava.engine.model(inputs_embeds=prompt.splice(llava.engine.embed)[None]).logits[0]
+            logits = logits_of(llava.engine, prompt)
         torch.testing.assert_close(logits, theirs, atol=1e-4, rtol=0)
 
 

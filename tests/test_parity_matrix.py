@@ -18,6 +18,7 @@ from doors import Door, load_door
 from families import Pair, inputs_of, load_pair
 from gguf_layout import KINDS
 from layouts import LINEAR, QUANTISATIONS, ByHand
+from logits import logits_of
 from seeing import prompt_of, rows_of
 from trifocal.images import Image
 from trifocal.messages import Sampling
@@ -121,7 +122,7 @@ def measure(pair: Pair, image: Image) -> Measured:
     ids = torch.tensor([prompt.ids(model.config.image_token_id)])
     inputs = inputs_of(pair, [image])
     wanted = model(input_ids=ids, **inputs).logits[0]
-    logits = llava.engine.model(inputs_embeds=prompt.splice(llava.engine.embed)[None]).logits[0].cpu()
+    logits = logits_of(llava.engine, prompt).cpu()
     said = [token.id for token in llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True))]
     return Measured(
         rows=len(ours),

@@ -22,7 +22,7 @@ from trifocal.messages import Sampling
 from trifocal.placement import Placement
 from trifocal.prompt import ImageSpan, Prompt, Span, TokenSpan
 
-HERE = [name for name in ENGINES if name in ("transformers", "echo")]
+HERE = [name for name in ENGINES if name in ("native", "transformers", "echo")]
 CPU = Placement("cpu", "float32")
 STRANGER = Path(__file__).with_name("stranger.py")
 TEN = Sampling(max_tokens=10, ignore_end=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import trifocal
+from logits import logits_of
 from seeing import prompt_of
 from trifocal.checkpoints import from_folder
 from trifocal.messages import Message, Sampling
@@ -79,7 +80,7 @@ def test_it_opens_in_stock_transformers_and_says_the_same(llava: Llava) -> None:
     values = llava.gallery.vision.pixels(*llava.gallery.looks([picture]))
     with torch.no_grad():
         theirs = stock(input_ids=ids, pixel_values=values).logits[0]
-        ours = llava.engine.model(inputs_embeds=prompt.splice(llava.engine.embed)[None]).logits[0]
+        ours = logits_of(llava.engine, prompt)
     torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
     assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
 

@@ -28,7 +28,7 @@ WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 @pytest.fixture(scope="module")
 def llava() -> Iterator[Llava]:
-    with trifocal.load() as loaded:
+    with trifocal.load(engine="transformers") as loaded:
         yield loaded
 
 

@@ -21,7 +21,8 @@ ANSWER = "A tall thing, and a wide one."
 
 @pytest.fixture(scope="module", params=NAMES)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    with load_pair(request.param, "llava-hf", "dense", tmp_path_factory.mktemp("family")) as loaded:
+    folder = tmp_path_factory.mktemp("family")
+    with load_pair(request.param, "llava-hf", "dense", folder, engine="transformers") as loaded:
         yield loaded
 
 

@@ -105,7 +105,7 @@ def test_an_engine_that_cannot_tell_is_answered_for_with_a_sentence() -> None:
         body = {"messages": [user("Hi"), {"role": "assistant", "content": "Ho."}]}
         error = error_of(client.post(EXPLAIN, json=body), 501)
     assert error["code"] == "not_supported"
-    assert error["message"] == "The engine echo can't tell where it looks; the engine transformers can."
+    assert error["message"] == "The engine echo can't tell where it looks; the engines native and transformers can."
 
 
 def test_another_engine_that_can_is_asked() -> None:

@@ -139,7 +139,7 @@ def test_info_tells_the_model_its_parts_and_the_limits(thimble: Live) -> None:
     sizes = {part["part"]: part["bytes"] for part in told["parts"]}
     assert sizes["projector"] == 2 * 4 * (256 * 256 + 256)
     assert 20e6 < sizes["tower"] < 30e6
-    assert told["engine"] == {"name": "transformers", "explains": True, "explains_not": None}
+    assert told["engine"] == {"name": "native", "explains": True, "explains_not": None}
     assert told["limits"]["formats"] == ["JPEG", "PNG", "WEBP", "GIF"]
     assert told["limits"]["body_bytes"] == 32 << 20
     assert all(line.startswith("trifocal ") for line in told["needs"])

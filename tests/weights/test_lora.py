@@ -187,7 +187,7 @@ def test_a_resized_table_and_its_head_answer(lora: Path, drawn: Any) -> None:
     rows = torch.randn(410, 64)
     add(lora)({f"{WRAPPED}embed_tokens.weight": rows, "base_model.model.lm_head.weight": rows + 1})
     with trifocal.load(checkpoint=str(lora)) as llava:
-        assert torch.equal(llava.engine.model.lm_head.weight.float(), rows + 1)
+        assert torch.equal(llava.engine.runner.model.head.weight.float(), rows + 1)
         assert llava.complete(
             [llava.question("What?", [drawn(1)])], trifocal.Sampling(max_tokens=3)
         ).end.completion_tokens

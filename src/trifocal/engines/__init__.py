@@ -16,22 +16,24 @@ __all__ = ["ENGINES", "Engine", "Language", "Tokenizer", "engine_names", "load_e
 
 # name -> "module:function"; the function is load(language, placement, **options) -> Engine
 ENGINES = {
+    "native": "trifocal.engines.native:load",
     "transformers": "trifocal.engines.transformers:load",
     "echo": "trifocal.engines.echo:load",
 }
 GROUP = "trifocal.engines"
+AUTO = "auto"  # the fastest of ours that can run a language model
 
 
 def engine_names() -> list[str]:
     """Ours and those of installed packages (entry points of the group ``trifocal.engines``)."""
-    return sorted({*ENGINES, *(point.name for point in entry_points(group=GROUP))})
+    return sorted({AUTO, *ENGINES, *(point.name for point in entry_points(group=GROUP))})
 
 
 _SEEN = {"images": "picture", "prompt": "prompt"}
 
 
 def load_engine(name: str, language: Language, placement: Placement, **options: Any) -> Engine:
-    """Loads a language model into the engine of that name.
+    """Loads a language model into the engine of that name; ``auto`` is the fastest of ours that can run it.
 
     Raises:
         UnknownName: no such engine, or an option that it does not have.
@@ -40,6 +42,7 @@ def load_engine(name: str, language: Language, placement: Placement, **options: 
         UsageError: this language model attends in a way that the engine can't.
         OutOfMemory: the device has no room.
     """
+    name = _fitting(language) if name == AUTO else name
     load = _loader(name)
     known = [
         parameter for parameter in inspect.signature(load).parameters if parameter not in ("language", "placement")
@@ -55,6 +58,13 @@ def load_engine(name: str, language: Language, placement: Placement, **options: 
             "which this language model was trained with; the engine transformers can"
         )
     return engine
+
+
+def _fitting(language: Language) -> str:
+    """Our own engine where it has all that a language model needs, else that over transformers."""
+    from trifocal.engines.native.shape import unfit
+
+    return "native" if language.attention == "causal" and not unfit(language.config) else "transformers"
 
 
 def _loader(name: str) -> Callable[..., Engine]:

@@ -328,7 +328,7 @@ class Llava:
     def explains_not(self) -> str | None:
         """Why `explain` can't be asked, as a sentence; None where it can."""
         if not self.engine.able.explains:
-            return f"The engine {self.engine_name} can't tell where it looks; the engine transformers can."
+            return f"The engine {self.engine_name} can't tell where it looks; the engines native and transformers can."
         if not isinstance(self.gallery.vision, Showing):
             return "This model's vision can't tell which of its rows looks where."
         return None

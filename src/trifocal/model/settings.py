@@ -38,7 +38,7 @@ class Settings:
     tower: Placement = field(default_factory=Placement)
     projector: Placement = field(default_factory=Placement)
     language: Placement = field(default_factory=Placement)
-    engine: str = "transformers"
+    engine: str = "auto"
     engine_options: Mapping[str, Any] = field(default_factory=dict)
     template: str | None = None
     vision: str | None = None

@@ -109,7 +109,7 @@ class Awq:
 
 
 def _layer(parts: Parts, levels: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, size: int) -> PackedLinear:
-    group = torch.arange(parts.inputs) // size
+    group = torch.arange(parts.inputs, device=levels.device) // size
     bias = parts.tensors.get("bias")
     return PackedLinear(4, levels, scales.float().contiguous(), zeros.float().contiguous(), group, bias)
 

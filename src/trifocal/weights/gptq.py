@@ -76,7 +76,7 @@ class Gptq:
             unpack(words.T, bits),
             scales.float(),
             self._zeros(unpack(packed_zeros, bits), bits),
-            self._groups(parts, len(scales)),
+            self._groups(parts, len(scales)).to(words.device),
             parts.tensors.get("bias"),
         )
 

@@ -32,8 +32,11 @@ class PackedLinear:
 class PackedWeights(Protocol):
     """Weights that can also give a layer as it was quantised, for engines with a product of their own for it."""
 
-    def packed(self, name: str) -> PackedLinear | None:
-        """The layer whose weight is called ``name``, or None where it is an ordinary tensor."""
+    def packed(self, name: str, device: torch.device | None = None) -> PackedLinear | None:
+        """The layer whose weight is called ``name``, or None where it is an ordinary tensor.
+
+        Its levels are taken apart on ``device``: a card does so much faster than the CPU.
+        """
         ...
 
 

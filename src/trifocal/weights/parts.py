@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -51,6 +51,10 @@ class Parts:
             raise self.wrong(part, f"is {str(tensor.dtype).removeprefix('torch.')}, expected {expected}")
         return tensor
 
+    def to(self, device: torch.device) -> Parts:
+        """The same parts on a device."""
+        return replace(self, tensors={part: tensor.to(device) for part, tensor in self.tensors.items()})
+
     def wrong(self, part: str, what: str) -> CheckpointError:
         """An error that names file and tensor."""
         return CheckpointError(f"{self.where}: tensor '{self.layer}.{part}' {what}")
@@ -89,7 +93,7 @@ def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
     packed = words.reshape(-1).view(torch.uint8).reshape(len(words), -1)  # [rows, bytes]
     if bits == 8:
         return packed
-    values = torch.empty(*packed.shape, 8 // bits, dtype=torch.uint8)
+    values = torch.empty(*packed.shape, 8 // bits, dtype=torch.uint8, device=words.device)
     for index in range(8 // bits):
         torch.bitwise_and(packed >> index * bits, (1 << bits) - 1, out=values[..., index])
     return values.reshape(len(words), -1)
@@ -97,7 +101,7 @@ def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
 
 def _unpack_three(words: torch.Tensor) -> torch.Tensor:
     triples = words.reshape(len(words), -1, 3)
-    values = torch.empty(len(words), triples.shape[1], 32, dtype=torch.uint8)
+    values = torch.empty(len(words), triples.shape[1], 32, dtype=torch.uint8, device=words.device)
     for index in range(32):
         word, shift = divmod(index * 3, 32)
         value = triples[..., word] >> shift & ((1 << min(3, 32 - shift)) - 1)

@@ -112,10 +112,13 @@ class Dense(Mapping[str, "torch.Tensor"]):
     def __len__(self) -> int:
         return len(self._names)
 
-    def packed(self, name: str) -> PackedLinear | None:
-        """The layer's levels, or None where it is an ordinary tensor or has none."""
+    def packed(self, name: str, device: torch.device | None = None) -> PackedLinear | None:
+        """The layer's levels on a device, or None where it is an ordinary tensor or has none."""
         layer = name.removesuffix(".weight")
-        return self._scheme.packed(self._parts(layer)) if layer in self._layers and name.endswith(".weight") else None
+        if layer not in self._layers or not name.endswith(".weight"):
+            return None
+        parts = self._parts(layer)
+        return self._scheme.packed(parts if device is None else parts.to(device))
 
     def where(self, name: str) -> Path:
         """The file that holds a tensor, or what it is made of."""

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,19 +14,15 @@ import torch
 from trifocal.engines import int4 as packing
 from trifocal.engines.base import Attention, Language
 from trifocal.engines.grammar import Constraint, Grammars
+from trifocal.engines.half import HEAD, check_blocks, check_finite, end_ids, file_of, said_in, tokenizer_of
 from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.errors import CheckpointError, OutOfMemory
-from trifocal.files import read_object
 from trifocal.placement import Part, Placement
 from trifocal.quiet import quiet
-from trifocal.tokens.folder import read_words
-from trifocal.weights.packed import Located
 
 __all__ = ["Loaded", "read", "size_of"]
 
-HEAD = "lm_head.weight"
 _TABLES = ("model.embed_tokens.weight", "transformer.wte.weight")
-_BLOCK = re.compile(r"(?:model\.layers|transformer\.blocks)\.(\d+)\.")
 # kinds of layers whose state is keys and values of the positions: what a prefix of a prompt can be cut out of
 _KEYS_AND_VALUES = {"full_attention", "sliding_attention", "chunked_attention"}
 # how it is packed, kept and computed is the loader's affair; code that a repository brings along is nobody's
@@ -111,8 +104,8 @@ def read(language: Language, placement: Placement, *, context: int | None = None
     log.info("language model: %.1f MB on %s in %s, %.2f s", size_of(model) / 1e6, device, dtype, seconds)
     length = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "max_seq_len", 0) or 2048)
     rows = int(model.get_input_embeddings().weight.shape[0])
-    ends = _end_ids(language, rows)
-    return Loaded(model, _tokenizer(language, rows), min(length, context or length), ends, language.attention)
+    ends = end_ids(language, rows)
+    return Loaded(model, tokenizer_of(language, rows), min(length, context or length), ends, language.attention)
 
 
 def _config(language: Language) -> Any:
@@ -125,46 +118,22 @@ def _config(language: Language) -> Any:
             config = AutoConfig.for_model(kind, **values)
     except Exception as error:
         raise CheckpointError(
-            f"{_said(language)}: transformers has no use for model_type {kind!r} as configured ({_first_line(error)})"
+            f"{said_in(language)}: transformers has no use for model_type {kind!r} as configured ({_first_line(error)})"
         ) from error
     name = next((name for name in (*_TABLES, HEAD) if name in language.weights), None)
     if name is not None:
         table = language.weights[name]
         if table.ndim != 2 or not len(table):
-            raise CheckpointError(f"{_file(language, name)}: {name} is {list(table.shape)}, a row a token was expected")
+            file = file_of(language, name)
+            raise CheckpointError(f"{file}: {name} is {list(table.shape)}, a row a token was expected")
         config.vocab_size = len(table)  # configurations are wrong about it, tensors are not
-    _check_blocks(config, language)
+    check_blocks(getattr(config, "num_hidden_layers", None), language)
     other = sorted(set(getattr(config, "layer_types", None) or ()) - _KEYS_AND_VALUES)
     if other:
         raise CheckpointError(
-            f"{_said(language)}: {kind!r} keeps other states than keys and values: {', '.join(map(str, other))}"
+            f"{said_in(language)}: {kind!r} keeps other states than keys and values: {', '.join(map(str, other))}"
         )
     return config
-
-
-def _check_blocks(config: Any, language: Language) -> None:
-    """As many blocks are told as there are: a wrong number may be so large that nobody ever builds them."""
-    found = {match[1] for name in language.weights if (match := _BLOCK.match(name))}
-    told = getattr(config, "num_hidden_layers", None)
-    if found and told != len(found):
-        raise CheckpointError(
-            f"{_said(language)}: num_hidden_layers is {told}, of {len(found)} blocks there are tensors, up to "
-            f"{max(found, key=int)}"
-        )
-
-
-def _said(language: Language) -> Path:
-    """The file that tells the configuration."""
-    return language.folder / "config.json" if language.folder.is_dir() else language.folder
-
-
-def _file(language: Language, name: str) -> Path:
-    """The file of a tensor, as near as the weights tell it."""
-    return language.weights.where(name) if isinstance(language.weights, Located) else language.folder
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _empty(config: Any, dtype: torch.dtype, language: Language) -> Any:
@@ -177,7 +146,8 @@ def _empty(config: Any, dtype: torch.dtype, language: Language) -> Any:
             return make(config, dtype=dtype, trust_remote_code=False).eval()
     except Exception as error:  # whatever wrong values make of the code that computes with them
         raise CheckpointError(
-            f"{_said(language)}: {config.model_type!r} is no causal language model as configured ({_first_line(error)})"
+            f"{said_in(language)}: {config.model_type!r} is no causal language model as configured "
+            f"({_first_line(error)})"
         ) from error
 
 
@@ -202,13 +172,13 @@ def _filled(
     state = {}
     for name, shape in wanted.items():
         tensor = language.weights[name]
-        file = _file(language, name)
+        file = file_of(language, name)
         if tensor.shape != shape:
             raise CheckpointError(f"{file}: {name} is {list(tensor.shape)}, {list(shape)} was expected")
         if not tensor.is_floating_point():
             raise CheckpointError(f"{file}: {name} holds {tensor.dtype}, floating point numbers were expected")
         state[name] = tensor.to(device=device, dtype=dtype, copy=True)
-        _check_finite(state[name], tensor, f"{file}: {name}")
+        check_finite(state[name], tensor, f"{file}: {name}")
     model.load_state_dict(state, assign=True, strict=False)
     if tied == HEAD:
         model.lm_head.weight = model.get_input_embeddings().weight
@@ -233,15 +203,6 @@ def _tied(model: Any, config: Any, language: Language) -> str:
     return HEAD if stored == [table] else table
 
 
-def _check_finite(values: torch.Tensor, stored: torch.Tensor, what: str) -> None:
-    """Refuses what is no number. The sum is none where any of them is none, and costs one reading of the memory."""
-    if bool(torch.isfinite(values.sum(dtype=torch.float32))) or bool(torch.isfinite(values).all()):
-        return
-    if bool(torch.isfinite(stored.float()).all()):
-        raise CheckpointError(f"{what} holds numbers too large for {values.dtype}; place it in float32 or bfloat16")
-    raise CheckpointError(f"{what} holds numbers that are not finite")
-
-
 def _fill_buffers(model: Any, config: Any) -> None:
     """Rotary frequencies are computed, not stored; on the meta device they were not."""
     for parent in list(model.modules()):
@@ -257,42 +218,10 @@ def _fill_buffers(model: Any, config: Any) -> None:
                     ) from error
 
 
-def _tokenizer(language: Language, rows: int) -> FileTokenizer:
-    """The tokenizer, each of whose words has its row in the embedding; control tokens may go without."""
-    bos = language.config.get("bos_token_id")
-    _ids_of(_said(language), language.config, "bos_token_id", rows)
-    begins = language.attention != "prompt"
-    words = language.tokenizer or read_words(language.folder, bos=bos, slow=language.original)
-    tokenizer = FileTokenizer(words, rows=rows, begins=begins, parts=language.original)
-    if tokenizer.largest >= rows:
-        names = ("tokenizer.json", "tokenizer.model", "vocab.json")
-        file = next((language.folder / name for name in names if (language.folder / name).is_file()), language.folder)
-        raise CheckpointError(f"{file}: has a token {tokenizer.largest}, the embedding (embed_tokens) has {rows} rows")
-    return tokenizer
-
-
-def _end_ids(language: Language, rows: int) -> frozenset[int]:
-    """All ids that end an answer, by the configuration and by ``generation_config.json``."""
-    file = language.folder / "generation_config.json"
-    generation = read_object(file) if file.is_file() else {}
-    own = _ids_of(_said(language), language.config, "eos_token_id", rows)
-    return own | _ids_of(file, generation, "eos_token_id", rows)
-
-
-def _ids_of(file: Path, config: Mapping[str, Any], key: str, rows: int) -> frozenset[int]:
-    """The ids under a key: none, one or several.
-
-    Raises:
-        CheckpointError: one is no id of the vocabulary.
-    """
-    value = config.get(key)
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    for token in ids:
-        if type(token) is not int or not 0 <= token < rows:
-            raise CheckpointError(f"{file}: {key} is {token!r}, an id below {rows} was expected")
-    return frozenset(ids)
-
-
 def size_of(model: Any) -> int:
     """Bytes of a model's weights."""
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,87 @@
+"""What every loader reads of a checkpoint's language half beside its tensors, and checks in them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trifocal.engines.base import Language
+from trifocal.engines.tokenizer import FileTokenizer
+from trifocal.errors import CheckpointError
+from trifocal.files import read_object
+from trifocal.tokens.folder import read_words
+from trifocal.weights.packed import Located
+
+__all__ = ["HEAD", "check_blocks", "check_finite", "end_ids", "file_of", "said_in", "tokenizer_of"]
+
+HEAD = "lm_head.weight"
+_BLOCK = re.compile(r"(?:model\.layers|transformer\.blocks)\.(\d+)\.")
+
+
+def said_in(language: Language) -> Path:
+    """The file that tells the configuration."""
+    return language.folder / "config.json" if language.folder.is_dir() else language.folder
+
+
+def file_of(language: Language, name: str) -> Path:
+    """The file of a tensor, as near as the weights tell it."""
+    return language.weights.where(name) if isinstance(language.weights, Located) else language.folder
+
+
+def tokenizer_of(language: Language, rows: int) -> FileTokenizer:
+    """The tokenizer, each of whose words has its row in the embedding; control tokens may go without."""
+    bos = language.config.get("bos_token_id")
+    _ids_of(said_in(language), language.config, "bos_token_id", rows)
+    begins = language.attention != "prompt"
+    words = language.tokenizer or read_words(language.folder, bos=bos, slow=language.original)
+    tokenizer = FileTokenizer(words, rows=rows, begins=begins, parts=language.original)
+    if tokenizer.largest >= rows:
+        names = ("tokenizer.json", "tokenizer.model", "vocab.json")
+        file = next((language.folder / name for name in names if (language.folder / name).is_file()), language.folder)
+        raise CheckpointError(f"{file}: has a token {tokenizer.largest}, the embedding (embed_tokens) has {rows} rows")
+    return tokenizer
+
+
+def end_ids(language: Language, rows: int) -> frozenset[int]:
+    """All ids that end an answer, by the configuration and by ``generation_config.json``."""
+    file = language.folder / "generation_config.json"
+    generation = read_object(file) if file.is_file() else {}
+    own = _ids_of(said_in(language), language.config, "eos_token_id", rows)
+    return own | _ids_of(file, generation, "eos_token_id", rows)
+
+
+def check_blocks(told: int | None, language: Language) -> None:
+    """As many blocks are told as there are: a wrong number may be so large that nobody ever builds them."""
+    found = {match[1] for name in language.weights if (match := _BLOCK.match(name))}
+    if found and told != len(found):
+        raise CheckpointError(
+            f"{said_in(language)}: num_hidden_layers is {told}, of {len(found)} blocks there are tensors, up to "
+            f"{max(found, key=int)}"
+        )
+
+
+def check_finite(values: torch.Tensor, stored: torch.Tensor, what: str) -> None:
+    """Refuses what is no number. The sum is none where any of them is none, and costs one reading of the memory."""
+    if bool(torch.isfinite(values.sum(dtype=torch.float32))) or bool(torch.isfinite(values).all()):
+        return
+    if bool(torch.isfinite(stored.float()).all()):
+        raise CheckpointError(f"{what} holds numbers too large for {values.dtype}; place it in float32 or bfloat16")
+    raise CheckpointError(f"{what} holds numbers that are not finite")
+
+
+def _ids_of(file: Path, config: Mapping[str, Any], key: str, rows: int) -> frozenset[int]:
+    """The ids under a key: none, one or several.
+
+    Raises:
+        CheckpointError: one is no id of the vocabulary.
+    """
+    value = config.get(key)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for token in ids:
+        if type(token) is not int or not 0 <= token < rows:
+            raise CheckpointError(f"{file}: {key} is {token!r}, an id below {rows} was expected")
+    return frozenset(ids)

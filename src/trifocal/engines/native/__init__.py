@@ -1,0 +1,168 @@
+"""Our own fast engine for the LLaMA family: one pool of keys and values, few launches, four-bit layers as they are."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from trifocal.engines.base import Abilities, Language
+from trifocal.engines.batching import Batching, Model
+from trifocal.engines.grammar import Constraint, Grammars
+from trifocal.engines.half import end_ids, said_in, tokenizer_of
+from trifocal.engines.native import cuda
+from trifocal.engines.native.kernels import Kernels
+from trifocal.engines.native.loading import read
+from trifocal.engines.native.looking import attention_of
+from trifocal.engines.native.memory import BLOCK, Pool
+from trifocal.engines.native.model import Plain
+from trifocal.engines.native.runner import NativeRunner
+from trifocal.engines.native.shape import Shape, rotary_table, shape_of, unfit
+from trifocal.errors import CheckpointError, OutOfMemory
+from trifocal.placement import Part, Placement
+from trifocal.prompt import Prompt
+
+__all__ = ["Native", "load", "unfit"]
+
+AT_ONCE = 8  # full contexts that the pool holds where there is room and nothing else is said
+LARGE_BYTES = 4 << 30  # of a dense model, from which on four-bit layers stay packed on a CPU too
+PIECE, CPU_PIECE = 1024, 128  # positions of prompts in a step beside streams
+SPARE_BYTES = 2 << 30  # of a card, left for the other parts and for prompts under way
+ABLE = Abilities(logprobs=True, grammar=True, explains=True)
+
+log = logging.getLogger("trifocal")
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    context: int | None
+    positions: int | None
+    int4: bool | None
+    kernels: bool
+    graphs: bool
+
+
+class Native(Batching):
+    """A language model of the LLaMA family, all of whose requests go on together."""
+
+    @property
+    def runner(self) -> NativeRunner:
+        """The runner, with the model.
+
+        Raises:
+            EngineError: the engine is closed.
+        """
+        runner = self.facts.runner
+        assert isinstance(runner, NativeRunner)
+        return runner
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Embedding rows ``[n, hidden]`` of ids ``[n]``, on the model's device."""
+        return self.runner.embed(ids)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The language model, as it is loaded."""
+        return (self.runner.part,)
+
+
+def load(
+    recipe: Language,
+    placement: Placement,
+    *,
+    context: int | None = None,
+    positions: int | None = None,
+    threads: int | None = None,
+    int4: bool | None = None,
+    kernels: bool = True,
+    graphs: bool = True,
+) -> Native:
+    """Loads a language model of the LLaMA family onto its device.
+
+    ``context`` caps the positions of prompt and answer, ``positions`` is how many the pool of keys and values holds for
+    all requests together (left out: eight contexts, or what the card has room for). ``threads`` sets torch's CPU
+    threads (of the whole process). ``int4`` says whether the layers of four-bit checkpoints stay packed or are made
+    dense; left out, they stay packed on cards, and where the dense model would be large. ``kernels`` and ``graphs``
+    switch off our own kernels and CUDA graphs, each to find out what it does.
+
+    Raises:
+        CheckpointError: no model of the family, or tensors missing, unknown, damaged or of another shape.
+        OutOfMemory: the device has no room.
+    """
+    reason = "its pictures see each other" if recipe.attention != "causal" else unfit(recipe.config)
+    if reason:
+        raise CheckpointError(
+            f"{said_in(recipe)}: the engine native can't run this language model: {reason}; the engine transformers may"
+        )
+    if threads:
+        torch.set_num_threads(threads)
+    options = _Options(context, positions, int4, kernels, graphs)
+
+    def start() -> Model:
+        try:
+            return _started(recipe, placement, options)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(f"language model: no room for it on {placement}; choose another placement") from error
+
+    return Native(start)
+
+
+@torch.inference_mode()
+def _started(recipe: Language, placement: Placement, options: _Options) -> Model:
+    began = time.perf_counter()
+    device, dtype = placement.resolve()
+    shape = shape_of(recipe.config)
+    fast = options.kernels and cuda.supported(device) and dtype != torch.float32
+    four_bit = fast or shape.parameters * dtype.itemsize >= LARGE_BYTES if options.int4 is None else options.int4
+    model = read(recipe, shape, dtype, device, four_bit=four_bit and (fast or device.type == "cpu"))
+    context = min(shape.context, options.context or shape.context)
+    pool = Pool(shape, _blocks(shape, context, options.positions, dtype, device), dtype, device)
+    table = rotary_table(shape, context).to(device)
+    operations = Kernels(shape, pool, table, rows=64) if fast else Plain(shape, pool, table)
+    if isinstance(operations, Kernels):
+        threading.Thread(target=cuda.prepare, args=(model.variants(), device), daemon=True).start()
+    kind = str(recipe.config.get("model_type", "llama"))
+    runner = NativeRunner(model, operations, context=context, graphs=options.graphs, kind=kind)
+    seconds = time.perf_counter() - began
+    log.info("language model: %.1f MB on %s in %s, %.2f s", runner.part.nbytes / 1e6, device, dtype, seconds)
+    rows = len(model.embedding)
+    ends, tokenizer = end_ids(recipe, rows), tokenizer_of(recipe, rows)
+    grammars: list[Grammars] = []
+
+    def constraint(schema: str) -> Constraint:
+        if not grammars:
+            grammars.append(Grammars(tokenizer.definition, rows, ends))
+        return grammars[0].constraint(schema)
+
+    def attention(prompt: Prompt, ids: Sequence[int], _: list[int]) -> torch.Tensor:
+        asked = runner.embed(torch.tensor(ids))
+        return attention_of(model, shape, table, prompt.splice(runner.embed), asked)
+
+    return Model(
+        runner=runner,
+        tokenizer=tokenizer,
+        hidden=shape.hidden,
+        context=context,
+        end_ids=ends,
+        able=ABLE,
+        block=BLOCK,
+        piece=PIECE if device.type == "cuda" else CPU_PIECE,
+        constraint=constraint,
+        attention=attention,
+    )
+
+
+def _blocks(shape: Shape, context: int, positions: int | None, dtype: torch.dtype, device: torch.device) -> int:
+    """How many blocks the pool has: what was asked for, or `AT_ONCE` contexts as far as the card has room."""
+    one = -(-context // BLOCK)
+    if positions is not None:
+        return max(one, -(-positions // BLOCK))
+    if device.type != "cuda":
+        return AT_ONCE * one
+    free, _ = torch.cuda.mem_get_info(device)
+    fits = max(0, free - SPARE_BYTES) // Pool.bytes_a_block(shape, dtype)
+    return max(one, min(AT_ONCE * one, fits))

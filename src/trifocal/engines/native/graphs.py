@@ -1,0 +1,96 @@
+"""Steps of few rows as CUDA graphs: one launch where there would be several hundred."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from trifocal.engines.native.kernels import Kernels, Places
+from trifocal.engines.native.memory import BLOCK, Step
+from trifocal.engines.native.model import Model
+from trifocal.engines.scheduler import Run
+
+__all__ = ["SIZES", "Graphs"]
+
+_SECTIONS = 5  # ids, and the numbers of `Places`
+SIZES = (1, 2, 4, 8, 16, 24, 32, 40, 48, 64)  # rows
+
+
+class Graphs:
+    """A model's step for each of `SIZES`, captured when it is first needed.
+
+    Every row stands for itself, with the blocks of its sequence: single positions of many answers, the neighbouring
+    ones of a short prompt, or both. Rows that fill up to the next size write nothing.
+    """
+
+    def __init__(self, model: Model, operations: Kernels, columns: int) -> None:
+        self._model, self._operations, self._columns = model, operations, columns
+        device, most = model.embedding.device, SIZES[-1]
+        self._host = torch.zeros(_SECTIONS * most + most * columns, dtype=torch.int32).pin_memory()
+        self._numbers = self._host.numpy()
+        self._device = torch.zeros_like(self._host, device=device)
+        self._x = torch.zeros(most, model.embedding.shape[1], dtype=model.embedding.dtype, device=device)
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._memory: Any = None
+        none = torch.zeros(0, dtype=torch.long, device=device)
+        self._step = Step(none, none, none, none, None, (), none)
+
+    def logits(self, runs: Sequence[Run[Any]], rows: torch.Tensor | None) -> torch.Tensor:
+        """The logits ``[runs that want them, vocabulary]``; ``rows`` are the inputs, None where all are ids."""
+        count = sum(run.count for run in runs)
+        size = next(size for size in SIZES if size >= count)
+        self._fill(runs, size)
+        used = _SECTIONS * SIZES[-1] + size * self._columns
+        self._device[:used].copy_(self._host[:used], non_blocking=True)
+        if rows is None:
+            torch.index_select(self._model.embedding, 0, self._device[:size], out=self._x[:size])
+        else:
+            self._x[:count].copy_(rows)
+        graph, logits = self._graphs.get(size) or self._capture(size)
+        graph.replay()
+        last, at = [], -1
+        for run in runs:
+            at += run.count
+            if run.logits:
+                last.append(at)
+        if last == list(range(len(last))):
+            return logits[: len(last)]
+        return logits[torch.tensor(last, device=logits.device)]
+
+    def _fill(self, runs: Sequence[Run[Any]], size: int) -> None:
+        """Writes where each row stands: ids, positions, slots, lengths, known, tables, one section behind the other."""
+        most, columns, numbers = SIZES[-1], self._columns, self._numbers
+        sections = numbers[: _SECTIONS * most].reshape(_SECTIONS, most)
+        sections[:, :size] = ((0,), (0,), (-1,), (0,), (0,))
+        tables = numbers[_SECTIONS * most :].reshape(most, columns)
+        at = 0
+        for run in runs:
+            blocks, ids = run.blocks[:columns], run.ids
+            for offset in range(run.count):
+                place = run.start + offset
+                slot = blocks[place // BLOCK] * BLOCK + place % BLOCK
+                sections[:, at] = (ids[offset] if ids else 0, place, slot, place + 1, run.start)
+                tables[at, : len(blocks)] = blocks
+                at += 1
+
+    def _capture(self, size: int) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        most = SIZES[-1]
+        sections = self._device[: _SECTIONS * most].view(_SECTIONS, most)
+        tables = self._device[_SECTIONS * most :].view(most, self._columns)[:size]
+        _, positions, slots, lengths, known = sections[:, :size]
+        self._operations.use(Places(positions, slots, lengths, known, tables))
+
+        def run() -> torch.Tensor:
+            hidden = self._model.forward(self._x[:size].clone(), self._step, self._operations)
+            return self._model.logits(hidden, self._operations)
+
+        run()  # what is made at first use is made now; it writes what the replay writes again
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
+            logits = run()
+        self._memory = self._memory or graph.pool()
+        self._graphs[size] = graph, logits
+        return graph, logits

@@ -1,0 +1,102 @@
+"""Norm, rotation and attention of a step by our own kernels on NVIDIA cards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from trifocal.engines.native import cuda
+from trifocal.engines.native.memory import BLOCK, Pool, Step
+from trifocal.engines.native.model import Layer, Plain
+from trifocal.engines.native.shape import Shape
+
+__all__ = ["Kernels", "Places"]
+
+_SPLITS = (4, 64)  # blocks that a row's attention is split over, at the least and at the most
+_BUSY = 4  # blocks a processor that keep the memory busy
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Places:
+    """Where rows stand, all int32: ``positions``, ``slots``, ``lengths`` and ``known`` ``[rows]``, and ``tables``.
+
+    ``lengths`` is how many positions a row sees, of which ``known`` were there before the step; ``tables``
+    ``[rows, columns]`` says in which blocks. A row that only fills the batch has slot -1 and length 0.
+    """
+
+    positions: torch.Tensor
+    slots: torch.Tensor
+    lengths: torch.Tensor
+    known: torch.Tensor
+    tables: torch.Tensor
+
+
+class Kernels(Plain):
+    """`Plain` with kernels: rows that are the only ones of their step are split over the card, pieces stay torch's."""
+
+    def __init__(self, shape: Shape, pool: Pool, table: torch.Tensor, *, rows: int) -> None:
+        super().__init__(shape, pool, table)
+        device = pool.keys.device
+        self._device = device
+        self._processors = torch.cuda.get_device_properties(device).multi_processor_count
+        self._macros = (("BF", int(pool.keys.dtype == torch.bfloat16)),)
+        per_key = shape.heads // shape.kv_heads
+        attend = (*self._macros, ("DIM", shape.dim), ("HEADS", per_key), ("BLOCK", BLOCK))
+        self._attend_kernel = cuda.compiled("attend", attend, "attend", 128, 0, device)
+        self._norm_kernel = cuda.compiled("small", self._macros, "rms_norm", 256, 0, device)
+        self._rotate_kernel = cuda.compiled("small", self._macros, "rotate", 128, 0, device)
+        most = max(self.splits(count) * count for count in range(1, rows + 1))
+        parts = most * shape.kv_heads * per_key * (shape.dim + 2)
+        self._parts = torch.empty(parts, dtype=torch.float32, device=device)
+        self._arrived = torch.zeros(rows * shape.kv_heads, dtype=torch.int32, device=device)
+        self._places: Places | None = None
+
+    def splits(self, rows: int) -> int:
+        """Over how many blocks each row's attention is split."""
+        low, high = _SPLITS
+        return max(low, min(high, -(-_BUSY * self._processors // (self.shape.kv_heads * rows))))
+
+    def use(self, places: Places) -> None:
+        """Where the rows of the next step stand; its `Step` then needs no places of single rows."""
+        self._places = places
+
+    def begin(self, step: Step) -> None:
+        self._masks = [self._mask(piece) for piece in step.pieces]
+
+    def norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(x)
+        self._norm_kernel((len(x), 1, 1), x, weight, out, x.shape[1], self.shape.epsilon)
+        return out
+
+    def attend(self, qkv: torch.Tensor, layer: Layer, index: int, step: Step) -> torch.Tensor:
+        shape, places = self.shape, self._places
+        assert places is not None, "`use` comes first"
+        keys, values = self.pool.keys[index], self.pool.values[index]
+        heads = shape.heads + 2 * shape.kv_heads
+        rotated = int(shape.rope["rotated"])
+        self._rotate_kernel(
+            ((heads + 3) // 4, len(qkv), 1),
+            *(qkv, keys, values, places.positions, places.slots, self.table, layer.q_norm, layer.k_norm),
+            *(shape.heads, shape.kv_heads, shape.dim, rotated, shape.epsilon),
+        )
+        if not step.pieces:
+            return self._split(qkv, keys, values, places)
+        out = qkv.new_empty(len(qkv), shape.heads * shape.dim)
+        if len(step.singles):
+            out[step.singles] = self._split(qkv[step.singles], keys, values, places)
+        queries = qkv.view(len(qkv), heads, shape.dim)[:, : shape.heads]
+        for piece, mask in zip(step.pieces, self._masks, strict=True):
+            rows = slice(piece.first, piece.first + piece.rows)
+            out[rows] = self._piece(queries[rows], keys[piece.slots], values[piece.slots], piece, mask, index)
+        return out
+
+    def _split(self, qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, places: Places) -> torch.Tensor:
+        shape, rows = self.shape, len(qkv)
+        out = qkv.new_empty(rows, shape.heads * shape.dim)
+        self._attend_kernel(
+            (self.splits(rows), shape.kv_heads, rows),
+            *(qkv, keys, values, places.tables, places.lengths, places.known, out, self._parts, self._arrived),
+            *(shape.kv_heads, places.tables.shape[1], shape.window, shape.dim**-0.5),
+        )
+        return out

@@ -1,0 +1,86 @@
+// ---- root mean square norm: a block of 256 a row; rounds before the weight is applied, as the reference does
+extern "C" __global__ void __launch_bounds__(256) rms_norm(const u16* x, const u16* weight, u16* y, int hidden, float eps) {
+  __shared__ float sums[8];
+  let_next_start();
+  wait_for_previous();
+  x += (u64)blockIdx.x * hidden;
+  y += (u64)blockIdx.x * hidden;
+  float sum = 0.f, f[8], w[8];
+  for (int i = threadIdx.x * 8; i < hidden; i += 2048) {
+    spread(load(x + i), f);
+#pragma unroll
+    for (int j = 0; j < 8; j++) sum += f[j] * f[j];
+  }
+  sum = warp_sum(sum);
+  if ((threadIdx.x & 31) == 0) sums[threadIdx.x >> 5] = sum;
+  __syncthreads();
+  sum = 0.f;
+#pragma unroll
+  for (int j = 0; j < 8; j++) sum += sums[j];
+  const float r = rsqrtf(sum / hidden + eps);
+  for (int i = threadIdx.x * 8; i < hidden; i += 2048) {
+    spread(load(x + i), f);
+    spread(load(weight + i), w);
+#pragma unroll
+    for (int j = 0; j < 8; j++) f[j] = wide(narrow(f[j] * r)) * w[j];
+    *(uint4*)(y + i) = gather8(f);
+  }
+}
+
+// ---- silu(gate) * up. gate and up stand side by side [rows, 2, inner], or interleaved by 8 [rows, inner / 8, 2, 8]
+extern "C" __global__ void __launch_bounds__(256) swiglu(const u16* x, u16* y, int inner, int interleaved) {
+  let_next_start();
+  wait_for_previous();
+  const int i = (blockIdx.x * 256 + threadIdx.x) * 8;
+  if (i >= inner) return;
+  x += (u64)blockIdx.y * 2 * inner;
+  float g[8], u[8];
+  spread(load(x + (interleaved ? 2 * i : i)), g);
+  spread(load(x + (interleaved ? 2 * i + 8 : inner + i)), u);
+#pragma unroll
+  for (int j = 0; j < 8; j++) g[j] = wide(narrow(g[j] / (1.f + __expf(-g[j])))) * u[j];
+  *(uint4*)(y + (u64)blockIdx.y * inner + i) = gather8(g);
+}
+
+// ---- queries and keys are rotated (and normalised where the family does), keys and values go to their slots.
+// qkv [rows, heads + 2 * kv_heads, dim]; a warp a head; queries are written back where they stood
+extern "C" __global__ void __launch_bounds__(128) rotate(
+    u16* qkv, u16* keys, u16* values, const int* positions, const int* slots, const float* table,
+    const u16* q_norm, const u16* k_norm, int heads, int kv_heads, int dim, int rotated, float eps) {
+  let_next_start();
+  wait_for_previous();
+  const int head = blockIdx.x * 4 + (threadIdx.x >> 5), lane = threadIdx.x & 31, row = blockIdx.y;
+  if (head >= heads + 2 * kv_heads) return;
+  u16* x = qkv + ((u64)row * (heads + 2 * kv_heads) + head) * dim;
+  const long long slot = slots[row];
+  u16* to = x;
+  if (head >= heads) {
+    if (slot < 0) return;  // a row that only fills the batch
+    const int own = head - heads;
+    to = own < kv_heads ? keys + (slot * kv_heads + own) * dim : values + (slot * kv_heads + own - kv_heads) * dim;
+  }
+  if (head >= heads + kv_heads) {
+    for (int i = lane * 2; i < dim; i += 64) *(u32*)(to + i) = *(const u32*)(x + i);
+    return;
+  }
+  const u16* weight = head < heads ? q_norm : k_norm;
+  float r = 0.f;
+  if (weight) {
+    for (int i = lane; i < dim; i += 32) r += wide(x[i]) * wide(x[i]);
+    r = rsqrtf(warp_sum(r) / dim + eps);
+  }
+  const int half = rotated / 2;
+  const float* angle = table + (u64)positions[row] * rotated;  // cosines, then sines
+  for (int i = lane; i < half; i += 32) {
+    float a = wide(x[i]), b = wide(x[i + half]);
+    if (weight) {
+      a = wide(narrow(wide(narrow(a * r)) * wide(weight[i])));
+      b = wide(narrow(wide(narrow(b * r)) * wide(weight[i + half])));
+    }
+    const float c = angle[i], s = angle[i + half];
+    to[i] = narrow(a * c - b * s);
+    to[i + half] = narrow(b * c + a * s);
+  }
+  for (int i = rotated + lane; i < dim; i += 32) to[i] = weight ? narrow(wide(narrow(wide(x[i]) * r)) * wide(weight[i])) : x[i];
+}
+

@@ -1,0 +1,157 @@
+"""A language model of the LLaMA family over one pool of keys and values: input rows become hidden states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from trifocal.engines.native import cuda
+from trifocal.engines.native.linear import Dense, Linear, Packed
+from trifocal.engines.native.memory import Piece, Pool, Step
+from trifocal.engines.native.shape import Shape
+
+__all__ = ["Layer", "Model", "Plain"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """One block's weights; ``qkv`` and ``gate_up`` hold their projections one below the other."""
+
+    before_attention: torch.Tensor
+    qkv: Linear
+    output: Linear
+    before_mlp: torch.Tensor
+    gate_up: Linear
+    down: Linear
+    q_norm: torch.Tensor | None = None
+    k_norm: torch.Tensor | None = None
+
+
+class Plain:
+    """Norm, rotation and attention in torch's own operations, for every device; the reference of the kernels."""
+
+    def __init__(self, shape: Shape, pool: Pool, table: torch.Tensor) -> None:
+        self.shape, self.pool, self.table = shape, pool, table
+
+    def begin(self, step: Step) -> None:
+        """Called once a step, before the first layer."""
+        cosines, sines = self.table[step.positions].chunk(2, -1)  # [rows, rotated / 2]
+        self._cosines, self._sines = cosines[:, None].to(self.pool.keys.dtype), sines[:, None].to(self.pool.keys.dtype)
+        self._masks = [self._mask(piece) for piece in step.pieces]
+
+    def norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Root mean square norm of rows, rounded before the weight is applied, as the reference does."""
+        if x.dtype == torch.float32:
+            return functional.rms_norm(x, weight.shape, weight, self.shape.epsilon)
+        return functional.rms_norm(x.float(), weight.shape, None, self.shape.epsilon).to(x.dtype) * weight
+
+    def attend(self, qkv: torch.Tensor, layer: Layer, index: int, step: Step) -> torch.Tensor:
+        """Rows ``[rows, heads * dim]`` of what each looks at; its keys and values are kept."""
+        shape = self.shape
+        parts = qkv.view(len(qkv), -1, shape.dim)
+        turning = parts[:, : shape.heads + shape.kv_heads]
+        if layer.q_norm is not None and layer.k_norm is not None:
+            queries, keys = turning[:, : shape.heads], turning[:, shape.heads :]
+            turning = torch.cat([self.norm(queries, layer.q_norm), self.norm(keys, layer.k_norm)], 1)
+        turned = self._turned(turning)
+        queries = turned[:, : shape.heads]
+        all_keys, all_values = self.pool.keys[index], self.pool.values[index]  # [slots, kv_heads, dim]
+        all_keys.index_copy_(0, step.slots, turned[:, shape.heads :])
+        all_values.index_copy_(0, step.slots, parts[:, shape.heads + shape.kv_heads :])
+        if not step.pieces:
+            return self._singles(queries, all_keys, all_values, step)
+        out = queries.new_empty(len(qkv), shape.heads * shape.dim)
+        if len(step.singles):
+            out[step.singles] = self._singles(queries[step.singles], all_keys, all_values, step)
+        for piece, mask in zip(step.pieces, self._masks, strict=True):
+            rows = slice(piece.first, piece.first + piece.rows)
+            seen, told = all_keys[piece.slots], all_values[piece.slots]  # [positions, kv_heads, dim]
+            out[rows] = self._piece(queries[rows], seen, told, piece, mask, index)
+        return out
+
+    def _turned(self, x: torch.Tensor) -> torch.Tensor:
+        """Heads ``[rows, heads, dim]`` rotated by their positions."""
+        width = 2 * self._cosines.shape[-1]
+        first, second = x[..., :width].chunk(2, -1)
+        cosines, sines = self._cosines, self._sines
+        parts = [first * cosines - second * sines, second * cosines + first * sines]
+        return torch.cat(parts if width == x.shape[-1] else [*parts, x[..., width:]], -1)
+
+    def _singles(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step) -> torch.Tensor:
+        seen = functional.scaled_dot_product_attention(
+            queries[:, :, None],  # [rows, heads, 1, dim]
+            keys[step.seen].transpose(1, 2),  # [rows, kv_heads, longest, dim]
+            values[step.seen].transpose(1, 2),
+            attn_mask=step.mask,
+            enable_gqa=True,
+        )
+        return seen.flatten(1)
+
+    def _piece(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        piece: Piece,
+        mask: torch.Tensor | None,
+        index: int,
+    ) -> torch.Tensor:
+        """What the rows of a piece see, ``[rows, heads * dim]``, in the layer ``index``."""
+        seen = functional.scaled_dot_product_attention(
+            queries.transpose(0, 1)[None],  # [1, heads, rows, dim]
+            keys.transpose(0, 1)[None],
+            values.transpose(0, 1)[None],
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=True,
+        )
+        return seen[0].transpose(0, 1).flatten(1)
+
+    def _mask(self, piece: Piece) -> torch.Tensor | None:
+        """Who sees whom in a piece, ``[rows, positions]``; None where it is the beginning and all is causal."""
+        window = self.shape.window
+        if not piece.start and not (window and piece.rows > window):
+            return None
+        rows = torch.arange(piece.start, piece.start + piece.rows, device=piece.slots.device)[:, None]
+        columns = torch.arange(len(piece.slots), device=piece.slots.device)
+        mask = columns <= rows
+        return mask & (columns > rows - window) if window else mask
+
+
+class Model:
+    """All layers, the table of embeddings ``[vocabulary, hidden]``, the last norm and the head."""
+
+    def __init__(self, layers: list[Layer], embedding: torch.Tensor, norm: torch.Tensor, head: Linear) -> None:
+        self.layers, self.embedding, self.norm, self.head = layers, embedding, norm, head
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights on the device."""
+        linears = [one for layer in self.layers for one in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+        tied = isinstance(self.head, Dense) and self.head.weight.data_ptr() == self.embedding.data_ptr()
+        return sum(one.nbytes for one in linears) + self.embedding.nbytes + (0 if tied else self.head.nbytes)
+
+    def variants(self) -> list[cuda.Source]:
+        """What has to be compiled for the products of every number of rows."""
+        return [
+            variant
+            for layer in self.layers[:1]
+            for linear, then in ((layer.qkv, 0), (layer.output, 1), (layer.gate_up, 2), (layer.down, 1))
+            if isinstance(linear, Packed)
+            for variant in linear.variants(then)
+        ]
+
+    def forward(self, x: torch.Tensor, step: Step, operations: Plain) -> torch.Tensor:
+        """Hidden states ``[rows, hidden]`` of input rows ``[rows, hidden]``, which are overwritten."""
+        operations.begin(step)
+        for index, layer in enumerate(self.layers):
+            seen = operations.attend(layer.qkv(operations.norm(x, layer.before_attention)), layer, index, step)
+            x = layer.output(seen, onto=x)
+            x = layer.down(layer.gate_up.swiglu(operations.norm(x, layer.before_mlp)), onto=x)
+        return x
+
+    def logits(self, hidden: torch.Tensor, operations: Plain) -> torch.Tensor:
+        """``[rows, vocabulary]``."""
+        return self.head(operations.norm(hidden, self.norm))

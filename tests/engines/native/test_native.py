@@ -1,0 +1,204 @@
+"""The native engine against transformers' own classes: the same weights, the same logits and the same ids."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from checkpoint_maker import llama_tokenizer, save_tokenizer
+from trifocal.engines.base import Language
+from trifocal.engines.native import Native, load
+from trifocal.engines.native.shape import FAMILIES, shape_of
+from trifocal.engines.transformers import load as load_transformers
+from trifocal.errors import CheckpointError
+from trifocal.messages import Sampling
+from trifocal.placement import Placement
+from trifocal.prompt import ImageSpan, Prompt, TokenSpan
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "vocab_size": 400,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama"},
+    "llama, biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "llama, stretched evenly": {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 4.0}},
+    "llama 3": {"model_type": "llama", "num_key_value_heads": 2, "rope_scaling": LLAMA3, "rope_theta": 500000.0},
+    "llama, narrow heads": {"model_type": "llama", "head_dim": 8, "num_key_value_heads": 1},
+    "mistral": {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": None},
+    "mistral, window": {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 8},
+    "qwen2, tied": {"model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "qwen3, tied": {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True},
+    "phi3": {"model_type": "phi3", "num_key_value_heads": 2},
+    "phi3, half turned": {"model_type": "phi3", "partial_rotary_factor": 0.5},
+}
+LONG = Sampling(max_tokens=48, ignore_end=True)
+CPU = Placement("cpu", "float32")
+
+
+def picture(seed: int, rows: int = 5) -> ImageSpan:
+    return ImageSpan(torch.randn(rows, 64, generator=torch.Generator().manual_seed(seed)) / 20, f"{seed} of {rows}")
+
+
+def text(*ids: int) -> TokenSpan:
+    return TokenSpan(ids)
+
+
+PROMPTS = [
+    Prompt([text(1, 9, 10), picture(1), text(5, 6, 7)]),
+    Prompt([text(1, 9, 10), picture(1), picture(2), text(8), picture(3)]),
+    Prompt([text(*range(3, 80))]),
+    Prompt([text(1)]),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(llama_tokenizer(["<x>"]), folder)
+    return folder
+
+
+def language(kind: dict[str, Any], folder: Path) -> tuple[Language, Any]:
+    """A random language half, and the reference with its weights."""
+    values = {**SIZES, **kind}
+    name = values.pop("model_type")
+    torch.manual_seed(0)
+    reference = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **values), dtype=torch.float32).eval()
+    for parameter in reference.parameters():
+        parameter.data += torch.randn_like(parameter) * 0.02  # biases and norms that are not all alike
+    weights = dict(reference.state_dict())
+    if values.get("tie_word_embeddings"):
+        weights.pop("lm_head.weight")
+    return Language(folder, {**values, "model_type": name}, weights), reference
+
+
+@torch.no_grad()
+def generated(reference: Any, prompt: Prompt, count: int = 48) -> list[int]:
+    rows = prompt.splice(reference.get_input_embeddings())[None]
+    told: list[int] = reference.generate(
+        inputs_embeds=rows, max_new_tokens=count, min_new_tokens=count, do_sample=False
+    )[0].tolist()
+    return told
+
+
+def said(engine: Native, prompt: Prompt, sampling: Sampling = LONG) -> list[int]:
+    return [token.id for token in engine.stream(prompt, sampling)]
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_ids_and_probabilities_are_those_of_transformers(kind: dict[str, Any], tokenizer: Path) -> None:
+    half, reference = language(kind, tokenizer)
+    with closing(load(half, CPU)) as engine:
+        for prompt in PROMPTS:
+            assert said(engine, prompt) == generated(reference, prompt)
+        (first,) = engine.stream(PROMPTS[0], Sampling(max_tokens=1, ignore_end=True, top_logprobs=20))
+    rows = PROMPTS[0].splice(reference.get_input_embeddings())
+    with torch.no_grad():
+        theirs = reference(inputs_embeds=rows[None]).logits[0, -1].log_softmax(-1)
+    ids, ours = zip(*first.top, strict=True)
+    torch.testing.assert_close(torch.tensor(ours), theirs[list(ids)], atol=1e-4, rtol=0)
+
+
+def test_every_family_of_the_table_is_held() -> None:
+    assert {kind["model_type"] for kind in KINDS.values()} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_what_a_configuration_leaves_unsaid_is_what_transformers_takes(kind: str) -> None:
+    theirs, ours = AutoConfig.for_model(kind, pad_token_id=0), shape_of({"model_type": kind})
+    assert (ours.layers, ours.hidden, ours.heads, ours.kv_heads, ours.inner, ours.context) == (
+        *(theirs.num_hidden_layers, theirs.hidden_size, theirs.num_attention_heads),
+        *(theirs.num_key_value_heads, theirs.intermediate_size, theirs.max_position_embeddings),
+    )
+    assert ours.dim == getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
+    assert (ours.epsilon, ours.window) == (theirs.rms_norm_eps, getattr(theirs, "sliding_window", None) or 0)
+    assert ours.rope["rope_theta"] == theirs.rope_parameters["rope_theta"]
+
+
+def test_a_crowd_gets_what_each_would_get_alone(tokenizer: Path) -> None:
+    half, reference = language(KINDS["mistral, window"], tokenizer)
+    prompts = [Prompt([text(1, at + 3, at + 4), picture(at, 3 + at), text(9, 10)]) for at in range(6)]
+    with closing(load(half, CPU)) as engine:
+        streams = [engine.stream(prompt, LONG) for prompt in prompts]
+        told: list[list[int]] = [[] for _ in prompts]
+        for at, stream in enumerate(streams):  # one begins after the other, so that each meets the others half way
+            told[at].append(next(stream).id)
+        for at, stream in enumerate(streams):
+            told[at] += [token.id for token in stream]
+    assert told == [generated(reference, prompt) for prompt in prompts]
+
+
+def test_a_second_turn_goes_on_from_what_is_there(tokenizer: Path) -> None:
+    half, reference = language(KINDS["llama 3"], tokenizer)
+    first = Prompt([text(*range(3, 40)), picture(1, 20), text(5)])
+    with closing(load(half, CPU)) as engine:
+        answer = said(engine, first)
+        second = Prompt([*first.spans, text(*answer[:-1], 11, 12), picture(2), text(13)])
+        assert said(engine, second) == generated(reference, second)
+
+
+def test_where_it_looked_is_what_the_transformers_engine_tells(tokenizer: Path) -> None:
+    half, _ = language(KINDS["qwen3, tied"], tokenizer)
+    ids = [7, 8, 9, 10]
+    with closing(load(half, CPU)) as ours, closing(load_transformers(half, CPU)) as theirs:
+        for prompt in PROMPTS:
+            torch.testing.assert_close(ours.attention(prompt, ids), theirs.attention(prompt, ids), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"model_type": "gemma2"}, "model_type 'gemma2' is not of the LLaMA family"),
+        ({"hidden_act": "gelu"}, "its activation is 'gelu'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "its rotary positions are of the kind 'yarn'"),
+        ({"logits_scaling": 8.0}, "it has logits_scaling"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "its layers attend in different ways"),
+    ],
+)
+def test_what_it_does_not_compute_is_refused_by_name(change: dict[str, Any], told: str, tokenizer: Path) -> None:
+    half, _ = language(KINDS["llama"], tokenizer)
+    with pytest.raises(CheckpointError, match=f"the engine native can't run this language model: {told}"):
+        load(Language(half.folder, {**half.config, **change}, half.weights), CPU)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda w: w.pop("model.layers.1.mlp.up_proj.weight"), "tensor 'model.layers.1.mlp.up_proj.weight' is missing"),
+        (lambda w: w.update({"model.extra.weight": torch.zeros(2)}), "1 tensors of the language model are unexpected"),
+        (
+            lambda w: w.update({"model.norm.weight": torch.zeros(63)}),
+            r"norm.weight is \[63\], \[64\] was expected",
+        ),
+        (
+            lambda w: w.update({"model.norm.weight": torch.full((64,), torch.nan)}),
+            "model.norm.weight holds numbers that are not finite",
+        ),
+    ],
+)
+def test_damaged_weights_are_told_by_tensor(spoil: Any, told: str, tokenizer: Path) -> None:
+    half, _ = language(KINDS["llama"], tokenizer)
+    weights = dict(half.weights)
+    spoil(weights)
+    with pytest.raises(CheckpointError, match=told):
+        load(Language(half.folder, half.config, weights), CPU)
