@@ -16,6 +16,8 @@ TrifocalError
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+
 __all__ = [
     "BadImage",
     "BadMarkup",
@@ -45,7 +47,9 @@ class UnknownName(UsageError):
 
     def __init__(self, kind: str, given: str, known: list[str]) -> None:
         self.kind, self.given, self.known = kind, given, sorted(known)
-        super().__init__(f"unknown {kind} {given!r}; known: {', '.join(self.known) or 'none'}")
+        near = get_close_matches(given, self.known, 1, 0.7)
+        told = f"; did you mean {near[0]}?" if near else ""
+        super().__init__(f"unknown {kind} {given!r}; known: {', '.join(self.known) or 'none'}{told}")
 
 
 class BadImage(UsageError):

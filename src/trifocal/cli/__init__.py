@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import io
 import logging
 import os
@@ -13,36 +12,22 @@ import warnings
 import click
 
 from trifocal import __version__
+from trifocal.cli.commands import COMMANDS, find_command
+from trifocal.cli.configuration import ConfiguredGroup
 from trifocal.cli.telling import tell_error
 from trifocal.errors import TrifocalError, UsageError
 
-__all__ = ["main"]
-
-COMMANDS = {
-    "ask": "trifocal.cli.ask:ask",
-    "chat": "trifocal.cli.chat:chat",
-    "caption": "trifocal.cli.caption:caption",
-    "serve": "trifocal.cli.serve:serve",
-    "inspect": "trifocal.cli.inspect:inspect",
-    "pull": "trifocal.cli.pull:pull_command",
-    "list": "trifocal.cli.pull:list_held",
-    "convert": "trifocal.cli.convert:convert",
-    "extension": "trifocal.cli.extension:extension",
-}
+__all__ = ["COMMANDS", "main"]
 
 
-class _Late(click.Group):
+class _Late(ConfiguredGroup):
     """A group whose commands live in modules that are imported when one of them is named."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        module, attribute = COMMANDS[name].split(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
+        return find_command(name)
 
 
 @click.group(
@@ -58,9 +43,9 @@ Examples:
   trifocal inspect llava-hf/llava-1.5-7b-hf             what a checkpoint is and what it needs
   trifocal pull llava-hf/llava-1.5-7b-hf                fetch it; trifocal list says what is here
 
-Every option can also stand in trifocal.toml or in the environment (TRIFOCAL_CHECKPOINT, TRIFOCAL_TOWER, ...).""",
+Every option can also stand in trifocal.toml or in the environment: TRIFOCAL_MAX_TOKENS is --max-tokens.""",
 )
-@click.version_option(__version__, prog_name="trifocal")
+@click.version_option(__version__, "-V", "--version", prog_name="trifocal")
 @click.option("-v", "--verbose", count=True, help="Say what is loaded where, with times and memory (-vv: more).")
 def cli(verbose: int) -> None:
     """Give a language model sight: ask pictures questions, chat about them, serve them.
@@ -97,7 +82,7 @@ def main() -> None:
 def _run() -> int:
     """The exit code of the command that was asked for; what went wrong is told."""
     try:
-        code = cli.main(standalone_mode=False)  # click returns the code that a command left with
+        code = cli.main(prog_name="trifocal", standalone_mode=False)  # click returns the code that a command left with
         return code if isinstance(code, int) else 0
     except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("\nstopped", err=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trifocal.cli.configuration import Configured
 from trifocal.cli.options import load_shown, model_options, sampling_options
 from trifocal.cli.pictures import (
     STDIN,
@@ -39,6 +40,7 @@ DESCRIBE = "Describe the picture."
 
 
 @click.command(
+    cls=Configured,
     short_help="Ask one question about pictures.",
     epilog="""\b
 Examples:

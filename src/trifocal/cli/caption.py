@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from trifocal.cli.configuration import Configured
 from trifocal.cli.options import load_shown, model_options, sampling_options
 from trifocal.cli.telling import tell_refused
 from trifocal.errors import UsageError
@@ -21,6 +22,7 @@ __all__ = ["caption"]
 
 
 @click.command(
+    cls=Configured,
     short_help="Write a caption for every picture of a folder.",
     epilog="""\b
 Examples:

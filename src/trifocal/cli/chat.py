@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from trifocal.cli.configuration import Configured
 from trifocal.cli.options import load_shown, model_options, sampling_options
 from trifocal.cli.pictures import read_picture
 from trifocal.conversation.history import parse_keep
@@ -32,7 +33,7 @@ HELP = """\
 /quit            leave (or Ctrl-D)"""
 
 
-@click.command(short_help="A conversation in the terminal.")
+@click.command(cls=Configured, short_help="A conversation in the terminal.")
 @click.argument("pictures", nargs=-1, metavar="[PICTURE]...")
 @click.option("--system", metavar="TEXT", help="System text instead of the template's.")
 @sampling_options

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import click
 
+from trifocal.cli.configuration import ConfiguredGroup
+
 __all__ = ["convert"]
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
@@ -30,7 +32,7 @@ _SHARD = click.option(
 _PICKLE = click.option("--allow-pickle", is_flag=True, help="Read .bin weights (without running code).")
 
 
-@click.group(short_help="Apply a delta, take a checkpoint apart, put one together.")
+@click.group(cls=ConfiguredGroup, short_help="Apply a delta, take a checkpoint apart, put one together.")
 def convert() -> None:
     """Rewrites checkpoints, tensor by tensor, in little memory; what is there is never changed.
 

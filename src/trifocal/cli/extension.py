@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from trifocal import __version__
+from trifocal.cli.configuration import ConfiguredGroup
 from trifocal.conversation.templates import TEMPLATES, Template
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.hub.locate import is_here
@@ -267,7 +268,7 @@ def instruction_template(template: Template) -> str:
     return "instruction_template: |-\n" + "".join(f"  {line}\n" for line in lines)
 
 
-@click.group()
+@click.group(cls=ConfiguredGroup)
 def extension() -> None:
     """Sight for the language model of a text-generation-webui.
 

@@ -24,6 +24,7 @@ from trifocal.checkpoints import (
     language_weights,
     read_json,
 )
+from trifocal.cli.configuration import Configured
 from trifocal.cli.options import model_options
 from trifocal.conversation.brought import own_template
 from trifocal.conversation.jinja import find_template
@@ -56,6 +57,7 @@ class PartFacts:
 
 
 @click.command(
+    cls=Configured,
     short_help="What a checkpoint is and what it needs.",
     epilog="""\b
 Examples:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from trifocal.cli.configuration import SETTINGS
 from trifocal.messages import Sampling
 from trifocal.model.settings import Settings
 
@@ -36,7 +36,6 @@ _MODEL: list[Option] = [
     click.option("--fit", metavar="HOW", help="Make pictures square by crop, pad or stretch.  [default: by family]"),
     click.option("--images", metavar="WHICH", help="Past pictures that stay: all, last or a number.  [default: all]"),
     click.option("--allow-pickle", is_flag=True, default=None, help="Read .bin weights (without running code)."),
-    click.option("--config", type=click.Path(path_type=Path), help="Settings file.  [default: ./trifocal.toml]"),
 ]
 _SAMPLING: list[Option] = [
     click.option("--max-tokens", type=int, help="At most this many tokens.  [default: as many as fit, up to 1024]"),
@@ -54,11 +53,13 @@ def model_options(command: Command) -> Command:
     """Adds the options that choose and place a model; the command gets ``settings``."""
 
     @functools.wraps(command)
-    def gathered(config: Path | None, engine_option: tuple[str, ...], **values: Any) -> Any:
+    def gathered(engine_option: tuple[str, ...], **values: Any) -> Any:
         flags = {name: values.pop(name) for name in _names(_MODEL) if name in values}
-        options = parse_engine_options(engine_option) if engine_option else None
-        settings = Settings.read(config, engine_options=options, **flags)
-        return command(settings=settings, **values)
+        given = {name: value for name, value in flags.items() if value is not None}
+        if engine_option:
+            given["engine_options"] = parse_engine_options(engine_option)
+        without_option = click.get_current_context().meta.get(SETTINGS, {})
+        return command(settings=Settings().with_values({**without_option, **given}), **values)
 
     return _with(_MODEL, gathered)
 
@@ -120,7 +121,7 @@ def _with(options: list[Option], command: Command) -> Command:
 
 
 def _names(options: list[Option]) -> list[str]:
-    """The parameter names that these options make, but for those that are gathered by hand."""
+    """The parameter names that these options make, but for the one that is gathered by hand."""
     probe = _with(options, lambda: None)
     names = [str(param.name) for param in probe.__click_params__]  # type: ignore[attr-defined]
-    return [name for name in names if name not in ("config", "engine_option")]
+    return [name for name in names if name != "engine_option"]

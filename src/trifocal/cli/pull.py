@@ -9,6 +9,7 @@ from typing import Any, get_args
 import click
 
 from trifocal.checkpoints import KNOWN, find_checkpoint
+from trifocal.cli.configuration import Configured
 from trifocal.errors import TrifocalError
 from trifocal.tools.pull import PARTS, Held, Part, Pulled, Wanted, held, pull, wanted
 
@@ -17,6 +18,7 @@ __all__ = ["list_held", "pull_command"]
 
 @click.command(
     "pull",
+    cls=Configured,
     short_help="Fetch a checkpoint from the hub, checked.",
     epilog="""\b
 Examples:
@@ -62,7 +64,7 @@ def _pull_shown(files: list[Wanted], *, verify: bool) -> list[Pulled]:
     return done
 
 
-@click.command("list", short_help="The checkpoints on this machine.")
+@click.command("list", cls=Configured, short_help="The checkpoints on this machine.")
 @click.argument("folders", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="The same as a JSON list.")
 def list_held(folders: tuple[Path, ...], as_json: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from trifocal.api.settings import KEY_VARIABLE, ServerSettings
+from trifocal.cli.configuration import Configured
 from trifocal.cli.options import model_options
 from trifocal.errors import UsageError
 from trifocal.model.settings import Settings
@@ -67,6 +68,7 @@ _OPTIONS = [
 
 
 @click.command(
+    cls=Configured,
     short_help="Serve the model over HTTP.",
     epilog="""\b
 Examples:

@@ -112,8 +112,7 @@ def _download(repository: str, patterns: list[str]) -> Path:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except Exception as error:  # of whichever client this version of the library speaks through
         raise CheckpointError(
-            f"{repository} is not on this machine and could not be fetched from the hub ({type(error).__name__}); "
-            f"{_ADVICE}"
+            f"{repository} is not on this machine and could not be fetched from the hub; {_ADVICE}"
         ) from error
 
 

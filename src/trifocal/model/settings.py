@@ -13,7 +13,7 @@ from trifocal.conversation.history import Keep, parse_keep
 from trifocal.errors import UnknownName, UsageError
 from trifocal.placement import Placement
 
-__all__ = ["Settings"]
+__all__ = ["FIELDS", "Settings", "read_boolean", "read_file"]
 
 _PLACES = ("tower", "projector", "language")
 
@@ -61,8 +61,8 @@ class Settings:
             UsageError: a file that is missing or no TOML, or a value of the wrong type.
         """
         environ = os.environ if environ is None else environ
-        values = _from_file(file, environ)
-        for name in _names():
+        _, values = read_file(file, environ)
+        for name in FIELDS:
             text = environ.get(f"TRIFOCAL_{name.upper()}")
             if text is not None and name != "engine_options":
                 values[name] = text
@@ -72,22 +72,26 @@ class Settings:
     def with_values(self, values: Mapping[str, Any]) -> Settings:
         """These settings with some replaced; text is read as on the command line."""
         for name in values:
-            if name not in _names():
-                raise UnknownName("setting", name, _names())
+            if name not in FIELDS:
+                raise UnknownName("setting", name, FIELDS)
         return replace(self, **{name: _value(name, value) for name, value in values.items()})
 
 
-def _names() -> list[str]:
-    return [field.name for field in fields(Settings)]
+FIELDS = [field.name for field in fields(Settings)]
 
 
-def _from_file(file: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
+def read_file(file: Path | None, environ: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
+    """The settings file and what stands in it: ``file``, what ``TRIFOCAL_CONFIG`` names, or ``./trifocal.toml``.
+
+    Raises:
+        UsageError: a file that was named and is missing, or one that is no TOML.
+    """
     named = file or (Path(environ["TRIFOCAL_CONFIG"]) if environ.get("TRIFOCAL_CONFIG") else None)
     path = named or Path("trifocal.toml")
     if not named and not path.is_file():
-        return {}
+        return path, {}
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return path, tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise UsageError(f"settings file {path}: {error.strerror or 'cannot be read'}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -101,7 +105,7 @@ def _value(name: str, value: Any) -> Any:
     if name == "images":
         return parse_keep(value)
     if name == "allow_pickle":
-        return _boolean(name, value)
+        return read_boolean(name, value)
     if name == "cache_bytes":
         return _whole(name, value)
     if name == "engine_options":
@@ -111,7 +115,12 @@ def _value(name: str, value: Any) -> Any:
     return _typed(name, os.fspath(value) if isinstance(value, os.PathLike) else value, str)
 
 
-def _boolean(name: str, value: Any) -> bool:
+def read_boolean(name: str, value: Any) -> bool:
+    """A word that means true or false; ``name`` says whose value it is.
+
+    Raises:
+        UsageError: it is neither.
+    """
     words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
     if str(value).lower() not in words:
         raise UsageError(f"{name}: {value!r} is neither true nor false")
@@ -126,5 +135,6 @@ def _whole(name: str, value: Any) -> int:
 
 def _typed(name: str, value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
-        raise UsageError(f"{name}: {value!r} is not a {kind.__name__}")
+        expected = "text" if kind is str else "a placement" if kind is Placement else "a table of names and values"
+        raise UsageError(f"{name}: {value!r} is not {expected}")
     return value

@@ -265,7 +265,7 @@ def _listed(repository: str) -> list[Wanted]:
 def _unreachable(repository: str, error: Exception) -> CheckpointError:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    reason = f"could not be fetched from the hub ({type(error).__name__})"
+    reason = "could not be fetched from the hub: it is not reached from here, or broke off too often"
     if isinstance(error, GatedRepoError):
         reason = "asks for its licence to be accepted on the hub first; then set HF_TOKEN"
     elif isinstance(error, RepositoryNotFoundError):
