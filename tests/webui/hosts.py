@@ -119,10 +119,13 @@ class Host:
         for name, value in shared.items():
             setattr(self.shared, name, value)
         self._module("modules.text_generation", encode=self.encode, get_max_prompt_length=self.room)
-        self.extensions = self._module("modules.extensions", EXTENSION_MAP=dict.fromkeys(self.hooks))
+        self.extensions = self._module(
+            "modules.extensions", EXTENSION_MAP=dict.fromkeys(self.hooks), iterator=self.iterator
+        )
         self.gradio = gradio()
         patch.setitem(sys.modules, "gradio", self.gradio)
         self.extension: Any = None
+        self.others: list[tuple[Any, str]] = []
 
     def _shape(self) -> None:
         raise NotImplementedError
@@ -156,6 +159,9 @@ class Host:
         self.patch.setitem(sys.modules, spec.name, module)
         spec.loader.exec_module(module)
         return module
+
+    def iterator(self) -> list[tuple[Any, str]]:
+        return [(self.extension, "llava"), *self.others]
 
     def hook(self, name: str, *args: Any, **kwargs: Any) -> Any:
         function = getattr(self.extension, name, None)
@@ -273,18 +279,19 @@ class HostA(Host):
     def chat_rows(self, text: str, state: dict[str, Any], **how: Any) -> Any:
         """``modules.chat.generate_chat_prompt``: rows, the oldest left out by the length of their text."""
         room = min(self.room(state), state["chat_prompt_size"])
+        user, bot = state["name1"], state["name2"]
         rows, turns = [f"{state['context'].strip()}\n"], self.shared.history["internal"]
         for at in range(len(turns) - 1, -1, -1):
             if len(self.encode("".join(rows))[0]) >= room:
                 break
             said, answer = turns[at]
             last = how.get("_continue") and at == len(turns) - 1
-            rows[1:1] = [f"You: {said.strip()}\n", f"Assistant: {answer.strip()}" + ("" if last else "\n")]
+            rows[1:1] = [f"{user}: {said.strip()}\n", f"{bot}: {answer.strip()}" + ("" if last else "\n")]
         if how.get("impersonate"):
-            rows.append("You:")
+            rows.append(f"{user}:")
         elif not how.get("_continue"):
-            rows += [f"You: {text.strip()}\n"] * bool(text)
-            rows.append("Assistant:")
+            rows += [f"{user}: {text.strip()}\n"] * bool(text)
+            rows.append(f"{bot}:")
         while len(rows) > (2 if how.get("impersonate") else 3) and len(self.encode("".join(rows))[0]) >= room:
             rows.pop(1)
         return ("".join(rows), rows) if how.get("also_return_rows") else "".join(rows)
@@ -298,6 +305,9 @@ class HostB(Host):
 
     def _shape(self) -> None:
         self.shared.args.loader = "Transformers"
+        self._module(
+            "modules.chat", generate_chat_prompt=lambda text, state, **how: self.chat_prompt(text, state, **how)
+        )
         logger = logging.getLogger("text-generation-webui")
         self._module("modules.logging_colors", logger=logger)
 
@@ -333,7 +343,7 @@ class HostB(Host):
         history = output if cont else {k: v[:-1] if k in ("internal", "visible") else v for k, v in output.items()}
         prompt = self.hook("custom_generate_chat_prompt", text, state, _continue=cont, history=history)
         if prompt is None:
-            prompt = self.chat_prompt(text, state, history, _continue=cont)
+            prompt = self.chat_prompt(text, state, history=history, _continue=cont)
         ids = self.generate(prompt, state)
         answer = self.shared.tokenizer.decode(ids, skip_special_tokens=True)
         output["internal"][-1][1] = output["internal"][-1][1] + answer if cont else answer
@@ -342,7 +352,7 @@ class HostB(Host):
 
     def impersonate(self, **values: Any) -> list[int]:
         state = self.state(**values)
-        prompt = self.chat_prompt("", state, state["history"], impersonate=True)
+        prompt = self.chat_prompt("", state, impersonate=True)
         return self.generate(prompt, state)
 
     def _before(self, state: dict[str, Any], output: dict[str, Any]) -> None: ...
@@ -354,20 +364,38 @@ class HostB(Host):
     def _said(self, text: str, row: int, history: dict[str, Any]) -> str:
         return text
 
-    def chat_prompt(self, text: str, state: dict[str, Any], history: dict[str, Any], **how: Any) -> str:
-        """``USER: ...\\nASSISTANT: ...``; whole oldest turns go while the counted length is too long."""
+    def chat_prompt(self, text: str, state: dict[str, Any], **how: Any) -> str:
+        """``USER: ...\\nASSISTANT: ...``; while the counted length is too long whole oldest turns go, then letters."""
+        history = how.get("history") or state["history"]
         turns = [[self._said(q, row, history), a] for row, (q, a, *_) in enumerate(history["internal"])]
         if not how.get("_continue"):
             turns.append([self._said(text, len(turns), history), ""])
-        while True:
+
+        def written() -> tuple[str, int]:
             prompt = "".join(f"USER: {q}\nASSISTANT: {a}\n" for q, a in turns).rstrip()
             if how.get("impersonate"):
                 prompt = prompt.removesuffix("ASSISTANT:").rstrip()
             length = self.hook("custom_tokenized_length", prompt)
-            length = len(self.encode(prompt)[0]) if length is None else length
-            if length <= self.room(state) or len(turns) == 1:
-                return prompt
+            return prompt, len(self.encode(prompt)[0]) if length is None else length
+
+        prompt, length = written()
+        while length > self.room(state) and len(turns) > 1:
             turns.pop(0)
+            prompt, length = written()
+        return prompt if length <= self.room(state) else self._cut(turns, written, self.room(state))
+
+    def _cut(self, turns: list[list[str]], written: Any, room: int) -> str:
+        """The longest beginning of the only message left that fits, found by halves; a ValueError if none does."""
+        message, left, right = turns[-1][0], 0, len(turns[-1][0])
+        while left < right:
+            middle = (left + right + 1) // 2
+            turns[-1][0] = message[:middle]
+            left, right = (middle, right) if written()[1] <= room else (left, middle - 1)
+        turns[-1][0] = message[:left]
+        prompt, length = written()
+        if length > room:
+            raise ValueError
+        return prompt
 
 
 class HostC(HostB):

@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 from trifocal.errors import BadImage
-from trifocal.images import from_bytes
+from trifocal.images import Image, from_bytes
 from trifocal.webui.attached import attached, has_images
 
 
@@ -33,16 +33,18 @@ def said(*items: str) -> dict[str, Any]:
     return {"role": "user", "content": [{"type": "text", "text": "What?"}, *content]}
 
 
+def seen(state: dict[str, Any], fetch: Any = bytes) -> list[Image]:
+    return [held.read() for held in attached(state, fetch)]
+
+
 def colours(state: dict[str, Any], fetch: Any = None) -> list[str]:
     names = {from_bytes(png(c)).digest: c for c in ("red", "green", "blue")}
-    return [names[image.digest] for image in attached(state, fetch)]
+    return [names[image.digest] for image in seen(state, fetch)]
 
 
 def test_nothing_beside_a_prompt_is_no_picture() -> None:
     assert attached({}, bytes) == []
-    assert (
-        attached({"history": {"internal": [], "visible": [], "metadata": {"user_0": {}}}, "messages": []}, bytes) == []
-    )
+    assert seen({"history": {"internal": [], "visible": [], "metadata": {"user_0": {}}}, "messages": []}, bytes) == []
 
 
 def test_the_chat_box_gives_its_attachments_in_order_and_other_files_are_passed_over() -> None:
@@ -88,13 +90,13 @@ def test_what_can_t_be_fetched_is_an_error_with_its_place() -> None:
     with pytest.raises(
         BadImage, match=r"messages\[0\].content\[1\]: http://10.0.0.1/ can't be fetched: private address"
     ):
-        attached({"history": {"messages": [said("http://10.0.0.1/")]}}, fetch)
+        seen({"history": {"messages": [said("http://10.0.0.1/")]}}, fetch)
 
 
 @pytest.mark.parametrize("bad", ["data:image/png;base64,AAAA", "file:///etc/passwd", "", "data:text/html;base64,AAAA"])
 def test_what_is_no_picture_is_an_error_and_not_left_out(bad: str) -> None:
     with pytest.raises(BadImage, match=r"messages\[0\].content\[1\]"):
-        attached({"history": {"messages": [said(bad)]}}, bytes)
+        seen({"history": {"messages": [said(bad)]}}, bytes)
 
 
 @pytest.mark.parametrize(
@@ -110,3 +112,10 @@ def test_what_is_no_picture_is_an_error_and_not_left_out(bad: str) -> None:
 )
 def test_whether_there_are_pictures_is_told_without_looking(state: dict[str, Any], has: bool) -> None:
     assert has_images(state) is has
+
+
+def test_nothing_is_decoded_or_fetched_before_it_is_shown() -> None:
+    def fetch(url: str) -> bytes:
+        raise AssertionError(url)
+
+    assert len(attached({"messages": [said("https://example.com/a.png", "data:image/png;base64,AAAA")]}, fetch)) == 2

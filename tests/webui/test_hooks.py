@@ -604,3 +604,188 @@ def test_without_trifocal_the_host_still_starts(age: str, start: Start, monkeypa
     host = start(age)
     assert host.extension.params == {}
     assert not hasattr(host.extension, "tokenizer_modifier")
+
+
+# messages that are longer than the context, pictures that are none, marks that meet
+
+
+def broken(kind: str) -> str:
+    """Data of a picture that is none: no image at all, one that was cut off, one whose letters are no base64."""
+    whole = encoded(picture())
+    return {"words": base64.b64encode(b"no picture").decode(), "cut": whole[: len(whole) // 2], "letters": "@@@@"}[kind]
+
+
+@pytest.mark.parametrize("age", ["B", "C"])
+def test_every_beginning_of_a_message_has_a_length_that_grows_with_it(age: str, start: Start) -> None:
+    host = start(age)
+    message = f"What is this?\n{tag(picture(size=(20, 14)))}\nTell me."
+    lengths = []
+    for end in range(len(message) + 1):
+        prompt = f"USER: {message[:end]}\nASSISTANT:"
+        counted = host.extension.custom_tokenized_length(prompt)
+        lengths.append(len(host.encode(prompt)[0]) if counted is None else counted)
+    within = range(message.index("data:") + 5, message.index(">") + 1)
+    assert {lengths[end] for end in within} <= {lengths[within[-1]], lengths[within[-1]] + 1}  # a quote is a letter
+    assert max(lengths) == lengths[-1]
+
+
+@pytest.mark.parametrize("age", ["B", "C"])
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_a_message_that_overflows_is_cut_at_its_start_and_keeps_its_picture(
+    age: str, where: str, start: Start, parts: Parts, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, image = start(age), tag(picture())
+    words = "word " * 60
+    host.chat(f"{words}{image}\nWhat?" if where == "last" else f"{image}\n{words}What?", truncation_length=108)
+    made = host.generated[-1]
+    assert len(made["inputs"][0]) <= 100
+    held = PATCH in made["inputs"][0].tolist()
+    assert held is (where == "last")
+    assert made["inputs"][0].tolist()[-len("What?\nASSISTANT:") :] == letters("What?\nASSISTANT:")
+    assert "left out of the prompt" in caplog.text
+    assert ("1 picture" in caplog.text) is not held
+
+
+def test_an_attached_picture_s_long_message_keeps_its_question(start: Start, parts: Parts) -> None:
+    host, drawn = start("C"), picture()
+    host.chat("word " * 60 + "<image> What?", files=[box(drawn)], truncation_length=108)
+    made = host.generated[-1]
+    assert made["inputs"][0].tolist().count(PATCH) == PATCHES
+    assert made["inputs"][0].tolist()[-len("What?\nASSISTANT:") :] == letters("What?\nASSISTANT:")
+
+
+def test_a_message_that_was_cut_by_others_within_its_tag_is_told_the_reason(start: Start) -> None:
+    host, image = start("C"), tag(picture())
+    state = host.state()
+    host.hook("custom_generate_chat_prompt", f"What?\n{image}", state, history=state["history"])
+    with pytest.raises(Exception, match=r"longer than the 2040 positions.*lower max_new_tokens"):
+        host.generate(f"USER: What?\n{image[:200]}\nASSISTANT:", state)
+
+
+def test_a_tag_that_its_user_did_not_close_is_still_said_to_be_so(start: Start) -> None:
+    host = start("C")
+    with pytest.raises(Exception, match="not closed"):
+        host.chat(f"What?\n{tag(picture())[:200]}")
+
+
+@pytest.mark.parametrize("kind", ["words", "cut", "letters"])
+@pytest.mark.parametrize("every", [False, True])
+def test_a_broken_picture_of_an_earlier_message_is_left_out_and_told(
+    kind: str, every: bool, start: Start, parts: Parts, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, drawn = start("C"), picture()
+    host.extension.params["add_all_images_to_prompt"] = every
+    bad = {**box(drawn), "image_data": f"data:image/png;base64,{broken(kind)}", "name": "bad.png"}
+    with pytest.raises(host.invalid, match=r"bad\.png"):  # the message that brings it
+        host.chat("What?", files=[bad])
+    history = {"internal": [["What?", ""]], "visible": [["What?", ""]], "metadata": {"user_0": {"attachments": [bad]}}}
+    with pytest.raises(host.invalid, match=r"bad\.png"):  # the same again
+        host.chat("", regenerate=True, history=history)
+    caplog.clear()
+    host.chat("And now?", history=history)
+    assert PATCH not in host.generated[-1]["inputs"]
+    assert "earlier message was left out: bad.png" in caplog.text
+    host.chat("And this?", files=[box(drawn)], history=history)
+    assert host.generated[-1]["inputs"][0].tolist().count(PATCH) == PATCHES
+
+
+@pytest.mark.parametrize("age", AGES)
+def test_a_broken_tag_of_an_earlier_message_is_left_out_and_told(
+    age: str, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = start(age)
+    bad = f'<img src="data:image/png;base64,{broken("words")}">'
+    with pytest.raises(Exception, match="tag 1"):
+        host.chat(f"What?\n{bad}")
+    turns = [[f"What?\n{bad}", "No idea."]]
+    if age == "A":
+        host.shared.history["internal"] += turns
+        host.shared.history["visible"] += turns
+        host.chat("And now?")
+    else:
+        host.chat("And now?", history={"internal": turns, "visible": turns})
+    assert "And now?" in host.generated[-1]["prompt"]
+    assert "earlier message was left out" in caplog.text
+
+
+def test_only_what_is_shown_is_decoded_and_that_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    host, decoded = start("B"), []
+    really = PIL.Image.open
+
+    def counting(file: Any, *args: Any, **kwargs: Any) -> Any:
+        decoded.append(file)
+        return really(file, *args, **kwargs)
+
+    turns = [[f"Q{i}\n{tag(picture('green', (40 + i, 40)))}", f"A{i}"] for i in range(3)]
+    newest = tag(picture("green", (51, 40)))
+    monkeypatch.setattr(PIL.Image, "open", counting)
+    host.chat(f"Last?\n{newest}", history={"internal": turns, "visible": turns}, truncation_length=130)
+    assert len(decoded) == 1
+
+
+def test_attached_pictures_stand_where_their_message_says_image(start: Start, parts: Parts) -> None:
+    host = start("C")
+    host.extension.params["add_all_images_to_prompt"] = True
+    red, blue = picture("red"), picture("blue")
+    rows = [rows_of(tag(drawn), parts) for drawn in (red, blue)]
+    host.chat("What is <image> here?", files=[box(red)])
+    assert_saw(host, parts, "USER: What is", rows[0], "here?\nASSISTANT:")
+    host.chat("What is <image> beside <image>?", files=[box(red), box(blue)])
+    assert_saw(host, parts, "USER: What is", rows[0], "beside", rows[1], "?\nASSISTANT:")
+    host.chat("Like it, is <image> red?", files=[box(red), box(blue)])
+    assert_saw(host, parts, "USER:", rows[0], "Like it, is", rows[1], "red?\nASSISTANT:")
+
+
+def test_image_in_a_message_without_pictures_is_letters(start: Start, parts: Parts) -> None:
+    host, drawn = start("C"), picture()
+    history = {
+        "internal": [["What?", "A word: <image>."]],
+        "visible": [["What?", "A word: <image>."]],
+        "metadata": {"user_0": {"attachments": [box(drawn)]}},
+    }
+    host.chat("And <image>?", history=history)
+    said = "What?\nASSISTANT: A word: <image>.\nUSER: And <image>?\nASSISTANT:"
+    assert_saw(host, parts, "USER:", rows_of(tag(drawn), parts), said)
+
+
+def test_the_chat_api_places_its_pictures_too(start: Start, parts: Parts) -> None:
+    host, drawn = start("C"), picture()
+    url = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{encoded(drawn)}"}}
+    host.api_chat([{"role": "user", "content": [{"type": "text", "text": "What is <image> here?"}, url]}])
+    assert_saw(host, parts, "USER: What is", rows_of(tag(drawn), parts), "here?\nASSISTANT:")
+
+
+def test_both_marks_place_the_pictures_of_one_completion(start: Start, parts: Parts) -> None:
+    host = start("C")
+    host.extension.params["add_all_images_to_prompt"] = True
+    lossless = [PIL.Image.open(io.BytesIO(base64.b64decode(encoded(picture(c))))) for c in ("red", "blue")]
+    red, blue = (rows_of(tag(picture(c)), parts) for c in ("red", "blue"))
+    host.completions("USER: <__media__> and <image>? ASSISTANT:", raw_images=lossless)
+    assert_saw(host, parts, "USER:", red, "and", blue, "? ASSISTANT:")
+    host.completions("USER: is <__media__> it? ASSISTANT:", raw_images=lossless)
+    assert_saw(host, parts, red, "USER: is", blue, "it? ASSISTANT:")
+
+
+def test_another_extension_s_chat_prompt_is_asked_too(start: Start, parts: Parts) -> None:
+    from types import SimpleNamespace
+
+    host, image = start("C"), tag(picture())
+    host.others.append((SimpleNamespace(custom_generate_chat_prompt=lambda text, state, **_: f"OTHER: {text}"), "x"))
+    host.chat("Only words.")
+    assert host.generated[-1]["prompt"] == "OTHER: Only words."
+    host.chat(f"See {image}")
+    assert_saw(host, parts, "OTHER: See", rows_of(image, parts))
+
+
+def test_the_speaker_of_2023_s_chat_is_followed_by_a_space(start: Start) -> None:
+    host, image = start("A"), tag(picture())
+    host.chat(f"What?\n{image}", mode="chat", name1="### Human", name2="### Assistant")
+    assert host.generated[-1]["prompt"].endswith("### Assistant: ")
+
+
+def test_the_shown_message_has_its_picture_where_the_text_has_it_though_v4_escapes_it(start: Start) -> None:
+    host = start("C")
+    field(host)[0].fire("upload", picture())
+    text, shown = host.extension.chat_input_modifier("Is <image> red?", "Is &lt;image&gt; red?", host.state())
+    assert shown == text
+    assert text.startswith("Is <img src=")

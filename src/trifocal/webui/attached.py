@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from trifocal.errors import BadImage
 from trifocal.images import Image, from_bytes, from_data_uri, from_pil
+from trifocal.webui.held import Held
 
 __all__ = ["attached", "has_images"]
 
 
-def attached(state: Mapping[str, Any], fetch: Callable[[str], bytes]) -> list[Image]:
+def attached(state: Mapping[str, Any], fetch: Callable[[str], bytes]) -> list[Held]:
     """All pictures of a request, oldest first, from the first of these places that has any.
 
     ``image_attachments`` (chat box), ``history.messages`` (chat API), ``messages`` and ``raw_images``
     (completions API), and the history's own record of attachments, which is all that the host gives when it writes
-    in the user's name. ``fetch`` gets the bytes behind a web address.
-
-    Raises:
-        BadImage: one of them is no picture; the host itself would leave it out without a word.
+    in the user's name. ``fetch`` gets the bytes behind a web address. None is decoded or fetched yet; the host itself
+    leaves out one that is no picture without a word, `Held.read` does not.
     """
     history = state.get("history") or {}
     for found in (
         _attachments(state.get("image_attachments") or ()),
         _messages(history.get("messages") or state.get("messages") or (), fetch),
-        (from_pil(picture, name=f"picture {at}") for at, picture in enumerate(state.get("raw_images") or (), 1)),
+        (Held(functools.partial(from_pil, one, name=f"picture {at}")) for at, one in enumerate(_raw(state), 1)),
         _recorded(history.get("metadata") or {}),
     ):
-        images = [*found]
-        if images:
-            return images
+        pictures = [*found]
+        if pictures:
+            return pictures
     return []
 
 
@@ -40,15 +40,20 @@ def has_images(state: Mapping[str, Any]) -> bool:
     return bool(state.get("raw_images") or any(True for _ in _addresses(messages)))
 
 
-def _attachments(attachments: Any) -> Iterator[Image]:
+def _raw(state: Mapping[str, Any]) -> Any:
+    return state.get("raw_images") or ()
+
+
+def _attachments(attachments: Any) -> Iterator[Held]:
     for attachment in attachments:
         if attachment.get("type") == "image":
             data, name = str(attachment.get("image_data", "")), str(attachment.get("name", "attachment"))
-            yield from_data_uri(data if data.startswith("data:") else f"data:;base64,{data}", name=name)
+            data = data if data.startswith("data:") else f"data:;base64,{data}"
+            yield Held(functools.partial(from_data_uri, data, name=name))
 
 
-def _messages(messages: Any, fetch: Callable[[str], bytes]) -> Iterator[Image]:
-    return (_behind(url, name, fetch) for name, url in _addresses(messages))
+def _messages(messages: Any, fetch: Callable[[str], bytes]) -> Iterator[Held]:
+    return (Held(functools.partial(_behind, url, name, fetch)) for name, url in _addresses(messages))
 
 
 def _addresses(messages: Any) -> Iterator[tuple[str, str]]:
@@ -70,7 +75,7 @@ def _behind(url: str, name: str, fetch: Callable[[str], bytes]) -> Image:
     return from_data_uri(url, name=name)
 
 
-def _recorded(metadata: Mapping[str, Any]) -> Iterator[Image]:
+def _recorded(metadata: Mapping[str, Any]) -> Iterator[Held]:
     rows = (key.removeprefix("user_") for key in metadata if key.startswith("user_"))
     for row in sorted(int(row) for row in rows if row.isdecimal()):
         yield from _attachments(metadata[f"user_{row}"].get("attachments") or ())

@@ -10,19 +10,19 @@ from __future__ import annotations
 import base64
 import bisect
 import functools
+import html
 import importlib
 import io
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from trifocal.checkpoints import Checkpoint
-from trifocal.conversation.markup import Tag, parse, tags
 from trifocal.conversation.templates import IMAGE_MARK
-from trifocal.errors import BadImage, BadMarkup, CheckpointError, TrifocalError, UsageError
+from trifocal.errors import BadMarkup, CheckpointError, TrifocalError, UsageError
 from trifocal.images import Image, from_pil
 from trifocal.messages import Part
 from trifocal.model.composer import Composer
@@ -32,6 +32,7 @@ from trifocal.prompt import Prompt
 from trifocal.vision import Gallery, load_vision
 from trifocal.webui.attached import attached, has_images
 from trifocal.webui.eyes import ModelFacts, find_eyes
+from trifocal.webui.held import MEDIA_MARK, Held, Turn, half_counted, ours, placed, read, stand_in, tagged, to_words
 from trifocal.webui.host import Host, HostTokenizer
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PARAMS", "Extension"]
 
-MEDIA_MARK = "<__media__>"  # the host's own mark for a picture of its chat box or API, from v3.6 on
+_TURN = "trifocal_turn"  # where a chat's state keeps what is being answered, from prompt to tokens
 PARAMS: dict[str, Any] = {
     # the seed's names, with its defaults; None: chosen by the loaded model
     "add_all_images_to_prompt": False,
@@ -109,6 +110,7 @@ class Extension:
         self.host = host or Host()
         self.params = dict(PARAMS)
         self.input_hijack: dict[str, Any] = {"state": False, "value": ["", ""]}
+        self._building = threading.local()  # while the host builds a chat prompt: what it measured, and all messages
         self._sight: _Sight | None = None
         self._lock = threading.Lock()
 
@@ -161,7 +163,7 @@ class Extension:
     @_telling
     def input_modifier(self, text: str, state: Mapping[str, Any] | None = None, is_chat: bool = False) -> str:
         """Leaves the text as it is, but refuses a picture that this loader would read as letters."""
-        if any(_ours(text)) or _unmarked(state or {}):
+        if any(ours(text)) or _unmarked(state or {}):
             self._check(text, beside=_unmarked(state or {}))
         return text
 
@@ -172,14 +174,19 @@ class Extension:
         A picture of the host's own box is counted by its mark alone: exactly where all pictures of a
         family take the same positions, by a square picture where they don't.
         """
-        if self.host.model is None or not (any(_ours(prompt)) or MEDIA_MARK in prompt):
+        watched = hasattr(self._building, "measured")
+        if watched:
+            self._building.measured.append(prompt)
+        if self.host.model is None or not (any(ours(prompt)) or MEDIA_MARK in prompt):
             return None
-        if self.host.sees_natively and not any(_ours(prompt)):
+        if self.host.sees_natively and not any(ours(prompt)):
             return None
-        parts = _tagged(prompt)
+        composer = self._composer(add_bos=True)
+        texts = self._building.texts if watched else ()
+        parts = half_counted(to_words(prompt, texts))
         marks = sum(part.count(MEDIA_MARK) for part in parts if isinstance(part, str))
-        parts = self._chosen(_placed(parts, MEDIA_MARK, [_stand_in()] * marks))
-        return len(self._composer(add_bos=True).outline(parts))
+        parts = placed(parts, [Held(stand_in)] * marks)
+        return len(composer.outline(self._read(parts, Turn((), 0), composer)))
 
     @_telling
     def tokenizer_modifier(
@@ -189,14 +196,15 @@ class Extension:
 
         A prompt without pictures goes back as it came.
         """
-        parts = self._chosen(self._parts(prompt, state))
-        if not any(isinstance(part, Image) for part in parts):
+        held = self._parts(prompt, state)
+        if not any(isinstance(part, Held) for part in held):
             self.host.note_length(len(input_ids[0]))
             return prompt, input_ids, input_embeds
         if input_embeds is not None:
             raise UsageError("a soft prompt and a picture can't stand in one prompt: clear the soft prompt")
         started = time.perf_counter()
         composer = self._composer(add_bos=bool(state["add_bos_token"])).once()
+        parts = self._read(held, self._turn(prompt, state), composer, tell=True)
         outline, left_out = fit(parts, self.host.room(state), composer.outline)
         if left_out:
             self.host.log.warning(f"Trifocal: left out of the prompt: {left_out}. Try decreasing max_new_tokens")
@@ -208,14 +216,49 @@ class Extension:
         return prompt, ids, rows
 
     @_telling
-    def custom_generate_chat_prompt(self, user_input: str, state: Mapping[str, Any], **how: Any) -> Any:
+    def custom_generate_chat_prompt(self, user_input: str, state: dict[str, Any], **how: Any) -> Any:
+        """The host's own chat prompt, of a message that stays whole; None leaves it to the host.
+
+        Notes in the state what is being answered. A host that finds a message too long cuts off its end, pictures and
+        question with it; the prompt that it measured before that goes on to `fit`, which cuts at the start, and not
+        through a picture.
+        """
+        history = how.get("history") or state.get("history") or self.host.history
+        turn = Turn.of(user_input, history, goes_on=bool(how.get("_continue")))
+        state[_TURN] = turn
+        if self.host.builds_by_text:
+            return self._counted_rows(user_input, state, how)
+        other = self.host.others_chat_prompt(self)
+        build = other or self.host.chat_prompt
+        if build is None or not turn.pictures or how.get("_continue"):
+            return other(user_input, state, **how) if other else None
+        self._building.texts, self._building.measured = turn.texts, []
+        try:
+            built = build(user_input, state, **how)
+        except ValueError:  # not even the template fits
+            built = None
+        finally:
+            measured = self._building.measured
+            del self._building.texts, self._building.measured
+        prompt = built[0] if isinstance(built, tuple) else built
+        words = user_input.strip()
+        whole = [one for one in measured if words in one]
+        if not whole or (prompt is not None and words in prompt):
+            return built
+        return (whole[-1], built[1] if isinstance(built, tuple) else []) if how.get("also_return_rows") else whole[-1]
+
+    def _counted_rows(self, user_input: str, state: Mapping[str, Any], how: Mapping[str, Any]) -> Any:
         """The chat prompt of a host that counts by text (`Host.builds_by_text`): its own rows, counted right.
 
-        The host writes all rows, and the oldest but the context go while the prompt is too long.
+        The host writes all rows, and the oldest but the context go while the prompt is too long. A name that is to
+        speak is followed by a space outside of instruct mode, as the seed's extension wrote it.
         """
         chat = importlib.import_module("modules.chat")
         boundless = {**state, "truncation_length": 1 << 30, "chat_prompt_size": 1 << 30}
         _, rows = chat.generate_chat_prompt(user_input, boundless, **{**how, "also_return_rows": True})
+        speaker = state["name1"] if how.get("impersonate") else state["name2"]
+        if state.get("mode") != "instruct" and rows[-1] == f"{speaker.strip()}:":
+            rows[-1] += " "
         room = min(self.host.room(state), state["chat_prompt_size"])
         least = 2 if how.get("impersonate") else 3
         while len(rows) > least and self._length("".join(rows)) >= room:
@@ -233,30 +276,53 @@ class Extension:
     def _add_picture(self, picture: PIL.Image.Image, text: str, visible_text: str | None) -> tuple[str, str]:
         """The message with the picture where ``<image>`` stands, else at its end, in both of its versions."""
         tag = _tag(picture, int(self.params["upload_edge"]))
-        shown = visible_text or text
-        return tuple(  # type: ignore[return-value]
-            words.replace(IMAGE_MARK, tag) if IMAGE_MARK in words else f"{words}\n{tag}" for words in (text, shown)
-        )
+
+        def with_tag(words: str) -> str:
+            mark = next((mark for mark in (IMAGE_MARK, html.escape(IMAGE_MARK)) if mark in words), None)
+            return words.replace(mark, tag) if mark else f"{words}\n{tag}"
+
+        return with_tag(text), with_tag(visible_text or text)
 
     # prompts into parts
 
-    def _parts(self, prompt: str, state: Mapping[str, Any]) -> list[Part]:
+    def _parts(self, prompt: str, state: Mapping[str, Any]) -> list[str | Held]:
         """The prompt with its pictures: those in ``<img>`` tags, and those that the host keeps beside it."""
-        parts = _tagged(prompt)
-        if MEDIA_MARK in prompt:
-            return _placed(parts, MEDIA_MARK, attached(state, self.host.fetch))
-        pictures = attached(state, self.host.fetch) if _unmarked(state) else []
-        unplaced = len(pictures) - sum(part.count(IMAGE_MARK) for part in parts if isinstance(part, str))
-        front = [part for picture in pictures[: max(0, unplaced)] for part in (picture, "\n")]
-        return [*front, *_placed(parts, IMAGE_MARK, pictures)] if pictures else parts
+        turn = self._turn(prompt, state)
+        try:
+            parts = tagged(to_words(prompt, turn.texts if turn else ()))
+        except BadMarkup as error:
+            if turn and all(tag.source is not None for text in turn.texts for tag in ours(text)):
+                raise UsageError(
+                    f"the message was cut within its picture, since it is longer than the {self.host.room(state)} "
+                    "positions that truncation_length less max_new_tokens leaves: shorten it, or lower max_new_tokens"
+                ) from error
+            raise
+        if _unmarked(state):
+            return placed(parts, attached(state, self.host.fetch), both=True)
+        return placed(parts, attached(state, self.host.fetch)) if MEDIA_MARK in prompt else parts
 
-    def _chosen(self, parts: Sequence[Part]) -> list[Part]:
-        """All pictures or only the last one; a picture that is not chosen takes no position."""
-        pictures = [part for part in parts if isinstance(part, Image)]
-        if self.params["add_all_images_to_prompt"] or len(pictures) < 2:
-            return [*parts]
-        last = max(at for at, part in enumerate(parts) if isinstance(part, Image))
-        return [part for at, part in enumerate(parts) if isinstance(part, str) or at == last]
+    def _turn(self, prompt: str, state: Mapping[str, Any]) -> Turn | None:
+        """What of a chat is being answered; None where the prompt is no chat's.
+
+        Where the host writes in the user's name it tells no extension; then all that was said is past.
+        """
+        noted = state.get(_TURN)
+        if isinstance(noted, Turn):
+            return noted
+        said = [str(row[0]) for row in (state.get("history") or {}).get("internal") or ()]
+        known = said and not _unmarked(state)
+        past = known and all(any(prompt[tag.start : tag.end] in text for text in said) for tag in ours(prompt))
+        return Turn(tuple(said), 0) if past else None
+
+    def _read(
+        self, parts: Sequence[str | Held], turn: Turn | None, composer: Composer, tell: bool = False
+    ) -> list[Part]:
+        """The parts with the pictures that are shown; those of earlier turns that are none are left out and told."""
+        every = bool(self.params["add_all_images_to_prompt"])
+        shown, left_out = read(parts, every=every, turn=turn, look=lambda image: composer.outline([image]))
+        for sentence in left_out if tell else ():
+            self.host.log.warning(f"Trifocal: a picture of an earlier message was left out: {sentence}")
+        return shown
 
     def _length(self, text: str) -> int:
         counted = self.custom_tokenized_length(text)
@@ -274,7 +340,7 @@ class Extension:
 
     def _check(self, text: str, beside: bool) -> None:
         """Refuses tags to models that see by themselves, and pictures to loaders that take no embeddings."""
-        tagged = any(_ours(text))
+        tagged = any(ours(text))
         if self.host.sees_natively and tagged:
             raise UsageError(
                 "this model has sight of its own: attach the picture in the chat box or send it as image_url; "
@@ -364,46 +430,9 @@ def fit(parts: Sequence[Part], room: int, outlined: Callable[[Sequence[Part]], O
     return outlined(rest), " and ".join(told)
 
 
-def _tagged(prompt: str) -> list[Part]:
-    """The texts and the pictures in ``<img src="data:...">`` tags, in order; every other tag is text."""
-    parts: list[Part] = []
-    at = 0
-    for number, tag in enumerate(_ours(prompt), start=1):
-        try:
-            parts += [prompt[at : tag.start], *parse(prompt[tag.start : tag.end])]
-        except BadMarkup as error:
-            raise BadMarkup(error.detail, tag.start) from error
-        except BadImage as error:
-            raise error.named(f"the picture of <img> tag {number}") from error
-        at = tag.end
-    return [part for part in (*parts, prompt[at:]) if part != ""]
-
-
-def _ours(text: str) -> Iterator[Tag]:
-    """Tags whose source is data; one that names an address is a text about web pages, and none of ours."""
-    return (tag for tag in tags(text) if tag.holds_data)
-
-
 def _unmarked(state: Mapping[str, Any]) -> bool:
     """Whether this is a completion with pictures beside it, for which the host puts no marks into the text."""
     return has_images(state) and not (state.get("history") or {}).get("messages")
-
-
-def _placed(parts: Iterable[Part], mark: str, images: Sequence[Image]) -> list[Part]:
-    """The parts with pictures where the marks stand, matched from the end: old turns are the first to go.
-
-    A mark that no picture is left for stays as it is.
-    """
-    left, backwards = [*images], list[Part]()
-    for part in reversed([*parts]):
-        if isinstance(part, Image):
-            backwards.append(part)
-            continue
-        first, *others = part.split(mark)
-        for text in reversed(others):
-            backwards += [text, left.pop() if left else mark]
-        backwards.append(first)
-    return [part for part in reversed(backwards) if part != ""]
 
 
 def _tag(picture: PIL.Image.Image, edge: int) -> str:
@@ -414,14 +443,6 @@ def _tag(picture: PIL.Image.Image, edge: int) -> str:
     file = io.BytesIO()
     small.save(file, format="JPEG", quality=90)
     return f'<img src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode("ascii")}">'
-
-
-@functools.cache
-def _stand_in() -> Image:
-    """A square picture, for counting one that can't be looked at yet."""
-    import PIL.Image
-
-    return from_pil(PIL.Image.new("RGB", (336, 336)))
 
 
 def _projector(repo: str | None, file: str | None) -> str | None:

@@ -59,6 +59,26 @@ class Host:
         return "tokenized_length" not in hooks
 
     @property
+    def history(self) -> Mapping[str, Any]:
+        """The one history of a host that keeps it for all (before May 2023)."""
+        kept: Mapping[str, Any] = getattr(self.shared, "history", {})
+        return kept
+
+    @property
+    def chat_prompt(self) -> Any:
+        """The host's own builder of chat prompts, or None where it has none by that name."""
+        return getattr(sys.modules.get("modules.chat"), "generate_chat_prompt", None)
+
+    def others_chat_prompt(self, asking: object) -> Any:
+        """The builder of chat prompts of another extension, or None: the host asks the first that has one, and no more.
+
+        ``asking`` is the extension whose own builder is passed over.
+        """
+        extensions = getattr(sys.modules.get("modules.extensions"), "iterator", tuple)
+        hooks = (getattr(script, "custom_generate_chat_prompt", None) for script, _ in extensions())
+        return next((hook for hook in hooks if hook and getattr(hook, "__self__", None) is not asking), None)
+
+    @property
     def sees_natively(self) -> bool:
         """Whether the loaded model takes pictures without help."""
         return bool(getattr(self.shared, "is_multimodal", False))

@@ -28,5 +28,4 @@ else:
     input_modifier = _extension.input_modifier
     custom_tokenized_length = _extension.custom_tokenized_length
     tokenizer_modifier = _extension.tokenizer_modifier
-    if _extension.host.builds_by_text:
-        custom_generate_chat_prompt = _extension.custom_generate_chat_prompt
+    custom_generate_chat_prompt = _extension.custom_generate_chat_prompt
