@@ -97,8 +97,9 @@ class Family:
 def family(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **dims: int) -> Family:
     """The model of that name with random weights.
 
-    ``1.5``, ``bakllava``, ``1.6-vicuna``, ``1.6-mistral``, ``1.6-34b``, ``onevision``, ``onevision-tied``,
-    ``interleave``, and those with a linear projector: ``v0-13b``, ``v0-7b``, ``v1``, ``llama-2``, ``mpt``.
+    ``1.5``, ``bakllava``, ``1.6-vicuna``, ``1.6-mistral``, ``1.6-34b``, ``1.6-qwen``, ``onevision``,
+    ``onevision-tied``, ``interleave``, and those with a linear projector: ``v0-13b``, ``v0-7b``, ``v1``, ``llama-2``,
+    ``mpt``.
     ``dims`` are the language model's own.
     """
     if name in LINEAR:
@@ -122,6 +123,8 @@ def family(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **dims:
         tied = name in ("interleave", "onevision-tied")
         shared["text_config"] = Qwen2Config(**{**text, **ends, **fewer}, tie_word_embeddings=tied)
         shared["tie_word_embeddings"] = tied
+    elif name == "1.6-qwen":
+        shared["text_config"] = Qwen2Config(**{**text, **fewer})
     elif name in ("1.6-mistral", "bakllava"):
         shared["text_config"] = MistralConfig(**{**text, **fewer}, sliding_window=None)
     else:
@@ -378,11 +381,11 @@ def _original_keys(name: str) -> dict[str, Any]:
         kind = "LlavaMistralForCausalLM" if name == "bakllava" else "LlavaLlamaForCausalLM"
         return {**shared, "architectures": [kind], "model_type": "llava", "image_aspect_ratio": "pad"}
     if name.startswith("1.6"):
-        mistral = name == "1.6-mistral"
+        kind = {"1.6-mistral": "Mistral", "1.6-qwen": "Qwen"}.get(name, "Llama")
         return {
             **shared,
-            "architectures": ["LlavaMistralForCausalLM" if mistral else "LlavaLlamaForCausalLM"],
-            "model_type": "llava_mistral" if mistral else "llava",
+            "architectures": [f"Llava{kind}ForCausalLM"],
+            "model_type": "llava" if kind == "Llama" else f"llava_{kind.lower()}",
             "image_aspect_ratio": "anyres",
             "image_grid_pinpoints": NEXT_PINPOINTS,
             "mm_patch_merge_type": "spatial_unpad",

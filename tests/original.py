@@ -159,3 +159,15 @@ def video_rows(seen: torch.Tensor, newline: torch.Tensor, config: Config) -> tor
         return torch.cat([torch.cat([frame, newline[None]]) for frame in frames])
     ends = [newline[None]] if position == "one_token" and "unpad" in merge else []
     return torch.cat([*frames, *ends])
+
+
+@torch.no_grad()
+def seen(model: Any, views: torch.Tensor) -> torch.Tensor:
+    """Rows of each view by the transformers modules of a reference (`Family.model`), ``[views, patches, hidden]``."""
+    if hasattr(model, "projector"):
+        return model.get_image_features(views)
+    inner = model.model
+    states = inner.vision_tower(views, output_hidden_states=True).hidden_states
+    siglip = model.config.vision_config.model_type.startswith("siglip")
+    rows: torch.Tensor = inner.multi_modal_projector(states[-1] if siglip else states[-2][:, 1:])
+    return rows

@@ -121,17 +121,6 @@ def processor(folder: Path) -> dict[str, Any]:
     return given
 
 
-@torch.no_grad()
-def seen(made: Family, views: torch.Tensor) -> torch.Tensor:
-    """Rows of each view by the transformers modules of the reference, ``[views, patches, hidden]``."""
-    model = made.model.model
-    siglip = made.name == "onevision"
-    states = model.vision_tower(views, output_hidden_states=True).hidden_states
-    features = states[-1] if siglip else states[-2][:, 1:]
-    rows: torch.Tensor = model.multi_modal_projector(features)
-    return rows
-
-
 MERGES = ["flat", "spatial", "spatial_unpad", "spatial_maxpool2x2", "spatial_unpad_nobase", "spatial_maxpool2x2_nobase"]
 PICTURES = [
     *[("clip", {"image_aspect_ratio": "anyres", "mm_patch_merge_type": merge}) for merge in MERGES],
@@ -161,7 +150,7 @@ def test_pixels_and_rows_of_pictures(
         picture = drawn(3, *size)
         views = original.views(picture.pixels, config, processor(folder), TILE)
         assert torch.equal(vision.pixels(*vision.looks([picture])), views)
-        wanted = original.rows(seen(made, views), newline, config, size, TILE)
+        wanted = original.rows(original.seen(made.model, views), newline, config, size, TILE)
         (ours,) = rows_of(vision, [picture])
         assert len(ours) == count(vision, picture) == len(wanted)
         torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=0)
@@ -185,7 +174,7 @@ def test_rows_of_videos(families: dict[str, tuple[Family, Path]], drawn: Drawn, 
     video = from_frames([drawn(seed, 90, 70) for seed in range(3)])
     newline = made.model.model.image_newline.detach()
     views = torch.stack([original.values(frame, processor(folder)) for frame in video.frames])
-    each = seen(made, views)
+    each = original.seen(made.model, views)
     for keys in VIDEOS:
         vision, config = opened(folder, keys)
         assert torch.equal(vision.pixels(*vision.looks([video])), views)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,13 @@ ADDED = {"<im_start>": 600, "<im_end>": 601}
 WAYS = [(True, True), (True, False), (False, True), (False, False)]  # legacy, special tokens as plain strings
 # what stands before and after a text: an end or a picture, a control token, a token that was added
 PLACES = [(None, None), ("</s>", None), (None, "</s>"), ("</s>", "</s>"), ("<im_start>", "<im_end>")]
+BARE = b"\x1a\x02\x18\x00"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
-def unmarked(text: str) -> str:
+def unmarked(text: str, marks: Sequence[str] = MARKS) -> str:
     """The text without the names that a slow tokenizer would take for tokens, and without half characters."""
-    for mark in MARKS:
+    for mark in marks:
         text = text.replace(mark, "")
     return text.encode("utf-8", "replace").decode()
 
@@ -42,7 +44,7 @@ def unmarked(text: str) -> str:
 TEXTS = list(dict.fromkeys(map(unmarked, ODD)))
 
 
-def folder(where: Path, version: str, legacy: bool, plain: bool) -> Path:
+def folder(where: Path, version: str, legacy: bool, plain: bool, added: Mapping[str, int] = ADDED) -> Path:
     """A folder as those releases saved it: no tokenizer.json; special tokens as plain strings or with their flags."""
     shutil.copyfile(MODEL, where / "tokenizer.model")
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
@@ -50,7 +52,8 @@ def folder(where: Path, version: str, legacy: bool, plain: bool) -> Path:
     special: dict[str, Any] = {key: name if plain else {"content": name, **flags} for key, name in names.items()}
     write(where / "special_tokens_map.json", special)
     write(where / "tokenizer_config.json", {"add_bos_token": True, "legacy": legacy, **special})
-    write(where / "added_tokens.json", ADDED)
+    if added:
+        write(where / "added_tokens.json", added)
     write(where / "config.json", {"transformers_version": version, "bos_token_id": 1})
     return where
 
@@ -69,31 +72,43 @@ def ours(tokenizer: FileTokenizer, text: str, after: str | None, before: str | N
 
 
 class Slow:
-    """What the slow tokenizer of a version did, over sentencepiece itself."""
+    """What the slow tokenizer of a version did, over sentencepiece itself; ``marks`` are the tokens that it looks for.
 
-    def __init__(self, version: str, legacy: bool, plain: bool) -> None:
+    ``model`` is another ``tokenizer.model``, ``added`` are the tokens of ``added_tokens.json``.
+    """
+
+    def __init__(
+        self,
+        version: str,
+        legacy: bool,
+        plain: bool,
+        added: Mapping[str, int] = ADDED,
+        model: bytes = MODEL.read_bytes(),
+        marks: Sequence[str] = MARKS,
+    ) -> None:
         self.since = tuple(int(part) for part in version.split(".")[:2])
         self.new = not legacy and self.since >= (4, 31)
-        self.whole = sentencepiece.SentencePieceProcessor(model_file=str(MODEL))
+        self.whole = sentencepiece.SentencePieceProcessor(model_proto=model)
         # a message's fields may come again: normalizer_spec with add_dummy_prefix false
-        self.bare = sentencepiece.SentencePieceProcessor(model_proto=MODEL.read_bytes() + b"\x1a\x02\x18\x00")
+        self.bare = sentencepiece.SentencePieceProcessor(model_proto=model + BARE)
+        self.added, self.marks = added, marks
         early = self.since < (4, 34)
-        self.trimming = {*(ADDED if early else ()), *(("<s>", "</s>", "<unk>") if early and plain else ())}
+        self.trimming = {*(added if early else ()), *(("<s>", "</s>", "<unk>") if early and plain else ())}
 
     def encode(self, text: str) -> list[int]:
         if self.new:
             text = SPACE + text.replace(SPACE, " ") if text or self.since == (4, 31) else ""
-        pieces = re.split("(" + "|".join(MARKS) + ")", text)
+        pieces = re.split("(" + "|".join(map(re.escape, self.marks)) + ")", text)
         for at, piece in enumerate(pieces):
             if piece in self.trimming:
                 pieces[at - 1], pieces[at + 1] = pieces[at - 1].rstrip(), pieces[at + 1].lstrip()
         pieces = [piece for piece in pieces if piece]
         if self.new and self.since >= (4, 32) and pieces[:1] == [SPACE] and pieces[1:2] in (["</s>"], ["<s>"]):
             pieces = pieces[1:]
-        return [at for piece in pieces for at in ([self.id(piece)] if piece in MARKS else self.piece(piece))]
+        return [at for piece in pieces for at in ([self.id(piece)] if piece in self.marks else self.piece(piece))]
 
     def id(self, name: str) -> int:
-        return ADDED[name] if name in ADDED else int(self.whole.piece_to_id(name))
+        return self.added[name] if name in self.added else int(self.whole.piece_to_id(name))
 
     def piece(self, text: str) -> list[int]:
         if not self.new:

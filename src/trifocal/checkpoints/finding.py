@@ -130,7 +130,8 @@ def from_folder(
     if "mm_use_im_start_end" in config:
         found = found.framed(bool(config["mm_use_im_start_end"]))
     template = template or config.get("trifocal_template") or found.template
-    return replace(found, name=name or folder.name, template=template)
+    original = bool(config.get("trifocal_original", found.original))
+    return replace(found, name=name or folder.name, template=template, original=original)
 
 
 def _language(folder: Path, name: str, adapter: Path | None, patterns: Sequence[str]) -> Path:

@@ -174,5 +174,5 @@ def trained_with(projector: Path | None) -> dict[str, Any]:
     """What a projector's own folder says about how pictures are to be shown to it, in original LLaVA's words."""
     file = projector / "config.json" if projector and projector.is_dir() else None
     config = read_json(file) if file and file.is_file() else {}
-    named = ("image_aspect_ratio", "image_grid_pinpoints", "trifocal_template", "trifocal_unpad_digits")
-    return {key: value for key, value in config.items() if key.startswith("mm_") or key in named}
+    named = ("image_aspect_ratio", "image_grid_pinpoints")
+    return {key: value for key, value in config.items() if key.startswith(("mm_", "trifocal_")) or key in named}

@@ -37,7 +37,8 @@ def tokenizer_of(language: Language, rows: int) -> FileTokenizer:
     bos = language.config.get("bos_token_id")
     _ids_of(said_in(language), language.config, "bos_token_id", rows)
     begins = language.attention != "prompt"
-    words = language.tokenizer or read_words(language.folder, bos=bos, slow=language.original)
+    day = language.config.get("transformers_version") if language.original else None
+    words = language.tokenizer or read_words(language.folder, bos=bos, slow=language.original, day=day)
     tokenizer = FileTokenizer(words, rows=rows, begins=begins, parts=language.original)
     if tokenizer.largest >= rows:
         names = ("tokenizer.json", "tokenizer.model", "vocab.json")

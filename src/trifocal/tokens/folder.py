@@ -26,12 +26,14 @@ _MORE = "additional_special_tokens"
 _MARK = re.compile(r"<.+>|\[.+\]")
 
 
-def read_words(folder: Path, *, bos: int | None = None, slow: bool = False) -> Words:
+def read_words(folder: Path, *, bos: int | None = None, slow: bool = False, day: object = None) -> Words:
     """What the files in a folder say of its tokenizer.
 
     ``bos`` is the id that starts a prompt, where the configuration names it. ``slow`` says that the checkpoint was
     used with transformers' slow tokenizers, as every original LLaVA was: then ``tokenizer.model`` counts where there is
-    a ``tokenizer.json``, too, since the one was made from the other by rules of another day.
+    a ``tokenizer.json``, too, since the one was made from the other by rules of another day. ``day`` is the version of
+    transformers that it was used with, where another configuration than the folder's own tells it: a LoRA's, over a
+    base that was saved before.
 
     Raises:
         CheckpointError: there is no tokenizer in the folder, or it can't be read.
@@ -41,7 +43,7 @@ def read_words(folder: Path, *, bos: int | None = None, slow: bool = False) -> W
     whole = folder / "tokenizer.json"
     try:
         if pieces is not None and (slow or not whole.exists()):
-            return _from_pieces(pieces, found, bos)
+            return _from_pieces(pieces, found, bos, day)
         if whole.exists():
             return _from_whole(whole, read_text(whole), found, bos)
         if (folder / "vocab.json").is_file():
@@ -69,11 +71,11 @@ class _Files:
         file = self.folder / name
         return read_object(file) if file.exists() else {}
 
-    def manner(self) -> Manner:
-        """How the slow tokenizer of these files' day cut a prompt up."""
+    def manner(self, day: object) -> Manner:
+        """How the slow tokenizer of that day, or of these files', cut a prompt up."""
         settings = self.settings
         return manner(
-            self._read("config.json").get("transformers_version"),
+            day or self._read("config.json").get("transformers_version"),
             legacy=settings.get("legacy") is not False,
             named=isinstance(self.listed, dict),
             prefix=settings.get("add_prefix_space"),
@@ -138,10 +140,10 @@ def _flagged(name: str, at: int, flags: Mapping[str, Any], *, special: bool) -> 
     return Added(name, at, special, bool(flags.get("lstrip")), bool(flags.get("rstrip")))
 
 
-def _from_pieces(file: Path, found: _Files, bos: int | None) -> Words:
+def _from_pieces(file: Path, found: _Files, bos: int | None, day: object) -> Words:
     """A SentencePiece model, as the slow tokenizer of its day used it."""
     pieces = read_pieces(file)
-    rules = found.manner()
+    rules = found.manner(day)
     if not pieces.prefix:
         rules = Manner("keep", "keep", rules.trims)
     added = pieces.added()

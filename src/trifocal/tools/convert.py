@@ -331,6 +331,7 @@ def _projector_config(checkpoint: Checkpoint) -> dict[str, Any]:
         "mm_use_im_start_end": bool(checkpoint.image_start),
         **_tiling_config(checkpoint.preprocessing),
         "trifocal_template": checkpoint.template,
+        "trifocal_original": checkpoint.original,  # whose way of cutting text the tokenizer's files don't tell
     }
 
 
@@ -388,6 +389,7 @@ def _joined_config(folder: Path, projector: Weights, token: int) -> dict[str, An
         "tie_word_embeddings": bool(text.get("tie_word_embeddings", False)),
         "torch_dtype": text.get("torch_dtype", "float16"),
         "trifocal_template": seen.get("trifocal_template"),
+        "trifocal_original": seen.get("trifocal_original"),
         "text_config": text,
         "vision_config": vision,
     }

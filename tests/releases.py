@@ -1,0 +1,376 @@
+"""Every released checkpoint's folder in small: the files that the release has, and what the original makes of them.
+
+A release is a row of `RELEASES`: a family of `layouts`, keys of its own configuration, how its tokenizer is written
+and how the original cut text with it (`Words`), and what has to be done before it can be opened.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import regex
+import torch
+from safetensors.torch import load_file, save_file
+from test_generations import BARE, MODEL, Slow, folder, write
+
+from checkpoint_maker import bytes_tokenizer
+from layouts import (
+    NEXT_PINPOINTS,
+    ONEVISION_PINPOINTS,
+    SENTINEL,
+    Family,
+    family,
+    quantised,
+    save_hf,
+    save_lora,
+    save_original,
+)
+from trifocal.tools.convert import apply_delta
+
+PATCHES = ["<im_patch>", "<im_start>", "<im_end>"]
+TURNS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+LLAMA_3 = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+VIDEO = {"mm_newline_position": "grid", "mm_spatial_pool_mode": "bilinear", "mm_spatial_pool_stride": 2}
+ENDS = {"bos_token_id": 400, "eos_token_id": 404}  # the first and the last of LLAMA_3 behind 400 words
+INTERLEAVE = {
+    "model_type": "llava_qwen",
+    "image_aspect_ratio": "anyres",
+    "image_grid_pinpoints": NEXT_PINPOINTS,
+    "mm_newline_position": None,
+}
+
+
+class Words(Protocol):
+    """A release's tokenizer: its files, and the ids that it gave; ``mark`` is a control token of its own."""
+
+    mark: str
+    rows: int
+    marks: Sequence[str]
+
+    def write(self, home: Path) -> None:
+        """The files that the release has, in place of any others."""
+
+    def encode(self, before: str, after: str, rows: int) -> list[int]:
+        """The ids of a prompt with a picture of so many rows between two texts; `SENTINEL` stands for each row."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """``tokenizer.model`` and its small files, as a slow tokenizer of that version read them."""
+
+    version: str
+    legacy: bool = False
+    plain: bool = False
+    added: tuple[str, ...] = ()
+    frame: tuple[str, str] = ("", "")
+    mark: str = "</s>"
+    more: bytes = b""  # fields that are added to the model
+    own: int = 0  # how many pieces are among them
+
+    @property
+    def rows(self) -> int:
+        return 600 + self.own + len(self.added)
+
+    @property
+    def marks(self) -> Sequence[str]:
+        return ("<unk>", "<s>", "</s>", *self.added, *TURNS[1 : 1 + self.own])
+
+    @property
+    def ids(self) -> dict[str, int]:
+        return {name: 600 + at for at, name in enumerate(self.added)}
+
+    def write(self, home: Path) -> None:
+        config = json.loads((home / "config.json").read_text())
+        cleared(home)
+        folder(home, self.version, self.legacy, self.plain, self.ids)
+        (home / "tokenizer.model").write_bytes(MODEL.read_bytes() + self.more)
+        write(home / "config.json", {**config, "transformers_version": self.version})
+
+    def encode(self, before: str, after: str, rows: int) -> list[int]:
+        slow = Slow(self.version, self.legacy, self.plain, self.ids, MODEL.read_bytes() + self.more, self.marks)
+        first, last = slow.encode(before + self.frame[0]), slow.encode(self.frame[1] + after)
+        return [1, *first, *[SENTINEL] * rows, *last]
+
+
+def piece(name: str, kind: int = 4) -> bytes:
+    """A further piece of a SentencePiece model, by default one that its user defined; its id is the next one."""
+    inner = bytes((0x0A, len(name))) + name.encode() + b"\x15\0\0\0\0" + bytes((0x18, kind))
+    return bytes((0x0A, len(inner))) + inner
+
+
+class Merges:
+    """``vocab.json`` and ``merges.txt``, as the slow tokenizer of Qwen 2 read them: merged pair by pair, by rank."""
+
+    _cut = regex.compile(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+
+    def __init__(self) -> None:
+        self.mark, self.marks = "<|im_end|>", TURNS
+        self._source = bytes_tokenizer([])
+        self.rows = self._source.get_vocab_size() + len(TURNS)
+        model = json.loads(self._source.to_str())["model"]
+        self._ids: dict[str, int] = model["vocab"]
+        self._named = {name: len(self._ids) + at for at, name in enumerate(TURNS)}
+        self._ranks = {tuple(pair): at for at, pair in enumerate(model["merges"])}
+        plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        rest = [byte for byte in range(256) if byte not in plain]
+        self._letters = {byte: chr(byte) for byte in plain} | {byte: chr(256 + at) for at, byte in enumerate(rest)}
+
+    def write(self, home: Path) -> None:
+        cleared(home)
+        self._source.model.save(str(home))
+        flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+        listed = {str(at): {"content": name, **flags} for name, at in self._named.items()}
+        write(home / "added_tokens.json", self._named)
+        write(home / "special_tokens_map.json", {"eos_token": {"content": self.mark, **flags}})
+        write(
+            home / "tokenizer_config.json",
+            {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "added_tokens_decoder": listed},
+        )
+
+    def encode(self, before: str, after: str, rows: int) -> list[int]:
+        return [*self._text(before), *[SENTINEL] * rows, *self._text(after)]
+
+    def _text(self, text: str) -> list[int]:
+        found: list[int] = []
+        for part in regex.split("(" + "|".join(map(regex.escape, TURNS)) + ")", text):
+            if part in self._named:
+                found.append(self._named[part])
+            else:
+                words = self._cut.findall(unicodedata.normalize("NFC", part))
+                found += [self._ids[token] for word in words for token in self._merged(word)]
+        return found
+
+    def _merged(self, word: str) -> list[str]:
+        tokens = [self._letters[byte] for byte in word.encode()]
+        while pairs := [pair for pair in pairwise(tokens) if pair in self._ranks]:
+            best, made, at = min(pairs, key=self._ranks.__getitem__), [], 0
+            while at < len(tokens):
+                both = tuple(tokens[at : at + 2]) == best
+                made.append("".join(best) if both else tokens[at])
+                at += 2 if both else 1
+            tokens = made
+        return tokens
+
+
+class Whole:
+    """A ``tokenizer.json``, as transformers' fast tokenizers read it: a new text behind a picture."""
+
+    def __init__(self, tokens: list[str], mark: str, start: str = "") -> None:
+        self._tokenizer, self._start = bytes_tokenizer(tokens), start
+        self.mark, self.marks, self.rows = mark, tokens, self._tokenizer.get_vocab_size()
+
+    def write(self, home: Path) -> None:
+        cleared(home)
+        self._tokenizer.save(str(home / "tokenizer.json"))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.mark}
+        write(
+            home / "tokenizer_config.json",
+            settings | ({"bos_token": self._start, "add_bos_token": True} if self._start else {}),
+        )
+        write(home / "special_tokens_map.json", {"eos_token": self.mark})
+
+    def encode(self, before: str, after: str, rows: int) -> list[int]:
+        first, last = (self._tokenizer.encode(text).ids for text in (before, after))
+        start = [self._tokenizer.token_to_id(self._start)] if self._start else []
+        return [*start, *first, *[SENTINEL] * rows, *last]
+
+
+class Inside:
+    """llava-hf's ``tokenizer.json``, which `layouts` writes: a picture is a token in the text."""
+
+    mark = "</s>"
+
+    def __init__(self, made: Family) -> None:
+        self._tokenizer = made.tokenizer
+        self.marks = [token.content for token in made.tokenizer.get_added_tokens_decoder().values()]
+        self.rows = made.tokenizer.get_vocab_size()
+
+    def write(self, home: Path) -> None:
+        pass
+
+    def encode(self, before: str, after: str, rows: int) -> list[int]:
+        picture = self._tokenizer.token_to_id("<image>")
+        ids = self._tokenizer.encode(f"{before}<image>{after}").ids
+        at = ids.index(picture)
+        return [*ids[:at], *[SENTINEL] * rows, *ids[at + 1 :]]
+
+
+def cleared(home: Path) -> None:
+    """Takes every file of a tokenizer away."""
+    for pattern in ("*token*", "vocab.json", "merges.txt"):
+        for file in home.glob(pattern):
+            file.unlink()
+
+
+@dataclass(frozen=True)
+class Made:
+    """A release on the disk: what it was made of, its tokenizer, the image processor's keys, and what opens it."""
+
+    made: Family
+    words: Words
+    processor: dict[str, Any]
+    places: dict[str, str]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration's keys as the original reads them: a range of canvases one by one, interleave's as none."""
+        keys = self.made.original
+        pinpoints = keys.get("image_grid_pinpoints")
+        told = ONEVISION_PINPOINTS if isinstance(pinpoints, str) else pinpoints
+        siglip = self.made.model.config.vision_config.model_type.startswith("siglip")
+        square = siglip and keys["image_aspect_ratio"] == "anyres"
+        return {**keys, "image_grid_pinpoints": told, **({"image_aspect_ratio": None} if square else {})}
+
+
+@dataclass(frozen=True)
+class Release:
+    """A released checkpoint: its family, its tokenizer, its turns, how it is laid down, and its own keys."""
+
+    family: str
+    words: Words | None
+    template: str
+    save: Callable[[Family, Words, Path], dict[str, str]]
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    dims: Mapping[str, int] = field(default_factory=dict)
+    half: str = ""
+
+    def make(self, home: Path) -> Made:
+        """Its folder ``one`` under a new one, with what else it names beside it."""
+        rows = {} if self.words is None or self.family == "mpt" else {"vocab_size": self.words.rows}
+        made = family(self.family, **{**rows, **self.dims})
+        made = replace(made, original={**made.original, **self.keys})
+        if self.half:
+            made = quantised(made, self.half)
+        words = self.words or Inside(made)
+        places = self.save(made, words, home)
+        file = home / "clip" / "preprocessor_config.json"
+        processor = json.loads(file.read_text()) if file.exists() else {}
+        return Made(made, words, processor, {"checkpoint": str(home / "one"), **places})
+
+
+def inside(made: Family, words: Words, home: Path) -> dict[str, str]:
+    """safetensors with the tower among them, as from 1.6 on."""
+    save_original(made, home / "one", shards=2)
+    shutil.move(home / "one" / "tower", home / "clip")
+    words.write(home / "one")
+    told(home / "one", mm_vision_tower=str(home / "clip"))
+    return {}
+
+
+def outside(made: Family, words: Words, home: Path) -> dict[str, str]:
+    """Pickles and the projector beside them, the tower on the hub, as up to 1.5."""
+    save_original(made, home / "one", tower=home / "clip", pickle=True)
+    words.write(home / "one")
+    pickled(torch.load(home / "one" / "pytorch_model.bin"), home / "one")
+    return {}
+
+
+def delta(made: Family, words: Words, home: Path) -> dict[str, str]:
+    """Differences to a LLaMA of 600 rows, and what `convert delta` makes of the two."""
+    save_original(made, home / "delta", tower=home / "clip", pickle=True)
+    words.write(home / "delta")
+    tensors = torch.load(home / "delta" / "pytorch_model.bin")
+    random = torch.Generator().manual_seed(5)
+    first = {name: each[:600] if each.shape[0] == words.rows else each for name, each in tensors.items()}
+    base = {
+        name: torch.randn(each.shape, generator=random) * 0.1 for name, each in first.items() if "mm_proj" not in name
+    }
+    for name, each in base.items():
+        tensors[name][: len(each)] -= each
+    pickled(tensors, home / "delta")
+    (home / "base").mkdir()
+    save_file(base, home / "base" / "model.safetensors")
+    write(home / "base" / "config.json", {**made.text, "vocab_size": 600, "model_type": "llama"})
+    apply_delta(home / "base", home / "delta", home / "one", allow_pickle=True)
+    return {}
+
+
+def four_bits(made: Family, words: Words, home: Path) -> dict[str, str]:
+    """The language half alone, packed and with no word of it in its configuration; the rest of it as in the seed."""
+    whole = save_original(made, home / "whole", tower=home / "clip")
+    tensors = load_file(whole / "model.safetensors")
+    seen = {name: tensors.pop(name) for name in [*tensors] if "mm_projector" in name}
+    torch.save(seen, home / "mm_projector.bin")
+    (home / "one").mkdir()
+    save_file(tensors, home / "one" / "llava-13b-v0-4bit-64g.safetensors")
+    write(home / "one" / "config.json", {**made.text, "architectures": ["LlamaForCausalLM"]})
+    words.write(home / "one")
+    return {"tower_from": str(home / "clip"), "projector_from": str(home / "mm_projector.bin")}
+
+
+def lora(made: Family, words: Words, home: Path) -> dict[str, str]:
+    """Changes and the projector, over a base that an earlier transformers saved."""
+    (home / "one").mkdir()
+    save_lora(made, home / "one", home / "base", pickle=True)
+    shutil.move(home / "one" / "clip", home / "clip")
+    words.write(home / "base")
+    day = json.loads((home / "base" / "config.json").read_text())["transformers_version"]
+    told(home / "base", transformers_version="4.28.1")
+    told(home / "one", mm_vision_tower=str(home / "clip"), transformers_version=day)
+    return {}
+
+
+def hf(made: Family, words: Words, home: Path) -> dict[str, str]:
+    """llava-hf's folder, which has a ``tokenizer.model`` beside its ``tokenizer.json``."""
+    save_hf(made, home / "one", shards=2)
+    shutil.copyfile(MODEL, home / "one" / "tokenizer.model")
+    return {}
+
+
+def pickled(tensors: Mapping[str, torch.Tensor], home: Path) -> None:
+    """Two pickles with their index, rotary frequencies among them, and the projector once more in its own file."""
+    (home / "pytorch_model.bin").unlink()
+    tensors = {**tensors, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
+    if any(name.startswith("transformer.") for name in tensors):
+        del tensors["model.layers.0.self_attn.rotary_emb.inv_freq"]
+    names = sorted(tensors)
+    where = {name: f"pytorch_model-0000{1 + at % 2}-of-00002.bin" for at, name in enumerate(names)}
+    for file in set(where.values()):
+        torch.save({name: tensors[name] for name in names if where[name] == file}, home / file)
+    write(home / "pytorch_model.bin.index.json", {"metadata": {}, "weight_map": where})
+    torch.save({name: tensors[name] for name in names if "mm_projector" in name}, home / "mm_projector.bin")
+
+
+def told(home: Path, **keys: Any) -> None:
+    """A configuration with other keys."""
+    config = json.loads((home / "config.json").read_text())
+    write(home / "config.json", {**config, **keys})
+
+
+V0 = Pieces("4.28.0.dev0", legacy=True, plain=True, added=tuple(PATCHES), frame=("<im_start>", "<im_end>"))
+V0_7B = replace(V0, added=("[PAD]", *PATCHES))
+V1_5 = Pieces("4.31.0")
+# Yi's model has the turns' marks among its own pieces, and puts no space in front of a text
+YI = Pieces("4.37.2", legacy=True, mark="<|im_end|>", more=piece("<|im_start|>") + piece("<|im_end|>") + BARE, own=2)
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_key_value_heads": 4}
+RELEASES = {
+    "v0 13b delta": Release("v0-13b", V0, "llava_v0_webui", delta),
+    "v0 7b delta": Release("v0-7b", V0_7B, "llava_v0_webui", delta),
+    "v0 13b 4-bit": Release("v0-13b", V0, "llava_v0_webui", four_bits, dims=WIDE, half="GPTQ 4 bits, old CUDA"),
+    "LLaMA-2 preview": Release("llama-2", Pieces("4.31.0", plain=True), "llava_llama_2", outside),
+    "MPT preview": Release("mpt", Whole(["<|endoftext|>", *TURNS[1:]], "<|im_end|>"), "mpt", outside),
+    "1.5": Release("1.5", V1_5, "llava_v1", outside),
+    "1.5 LoRA": Release("1.5", V1_5, "llava_v1", lora),
+    "1.6 Vicuna": Release("1.6-vicuna", Pieces("4.36.2"), "llava_v1", inside),
+    "1.6 Mistral": Release("1.6-mistral", Pieces("4.37.2"), "mistral_instruct", inside),
+    "1.6 34B": Release("1.6-34b", YI, "chatml_direct", inside),
+    "NeXT Llama 3": Release("1.6-vicuna", Whole(LLAMA_3, "<|eot_id|>", LLAMA_3[0]), "llava_llama_3", inside, ENDS),
+    "NeXT Qwen": Release("1.6-qwen", Merges(), "qwen_1_5", inside),
+    "OneVision": Release("onevision", Merges(), "qwen_1_5", inside),
+    "OneVision 0.5b": Release("onevision-tied", Merges(), "qwen_1_5", inside),
+    "interleave": Release("onevision-tied", Merges(), "qwen_1_5", inside, INTERLEAVE),
+    "LLaVA-Video": Release("onevision", Merges(), "qwen_1_5", inside, VIDEO),
+    "llava-hf 1.5": Release("1.5", None, "llava_v1", hf),
+    "llava-hf 1.6 Vicuna": Release("1.6-vicuna", None, "llava_v1", hf),
+    "llava-hf 1.6 Mistral": Release("1.6-mistral", None, "mistral_instruct", hf),
+}
