@@ -13,7 +13,7 @@ __all__ = ["environment", "trifocal"]
 def environment(**values: str) -> dict[str, str]:
     """This environment without settings of its own, and with these."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TRIFOCAL_")}
-    return {**kept, "COLUMNS": "200", **values}
+    return {**kept, "COLUMNS": "200", "TRIFOCAL_LOG": "no", **values}
 
 
 def trifocal(

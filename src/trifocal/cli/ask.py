@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trifocal.cli.configuration import Configured
+from trifocal.cli.log import Going, log_options
 from trifocal.cli.options import load_shown, model_options, sampling_options
 from trifocal.cli.pictures import (
     STDIN,
@@ -67,6 +68,7 @@ Examples:
     help="Draw where it looked for the answer's main words.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Text, positions and timings as JSON; with --each, a line each.")
+@log_options
 @sampling_options
 @model_options
 def ask(
@@ -78,6 +80,7 @@ def ask(
     system: str | None,
     overlay: Path | None,
     as_json: bool,
+    going: Going,
     settings: Settings,
     sampling: Sampling,
 ) -> None:
@@ -90,20 +93,22 @@ def ask(
     """
     if not words and question is None and not pasted:
         raise click.UsageError("Missing argument 'PICTURE... \"QUESTION\"'.")
-    names, question = split_words(words, question)
+    names, question = split_words(words, question, alone=bool(going.before))
+    if going.before and (each or system is not None):
+        raise UsageError("--continue goes on with one conversation as it is: leave --each and --system out")
     if each and overlay:
         raise UsageError("--explain draws one answer, and --each asks for several: give one of them")
     if each:
         asking = partial(_ask_each, names, pasted, url_hosts, question=question, as_json=as_json)
         with load_shown(settings) as llava:
-            refused = asking(llava, system=system, sampling=sampling)
+            refused = asking(llava, system=system, sampling=sampling, going=going)
         raise click.exceptions.Exit(1 if refused else 0)
     pictures = [clipboard()] if pasted else []
     pictures += [_picture(name, url_hosts) for name in names]
     if overlay and not overlay.parent.is_dir():
         raise UsageError(f"--explain {overlay}: there is no folder {overlay.parent}")
     with load_shown(settings) as llava:
-        messages = _asked(llava, system, question, pictures)
+        messages = [*going.before, *_asked(llava, system, question, pictures)]
         if overlay and llava.explains_not:
             raise UsageError(llava.explains_not)
         if as_json:
@@ -113,12 +118,15 @@ def ask(
             reply = collect(_shown(llava.stream(messages, sampling)))
             click.echo()
         _tell_left_out(reply.end)
+        going.put(llava.checkpoint.name, [*messages, Message("assistant", reply.text)])
         if overlay:
             _draw(llava, [*messages, Message("assistant", reply.text)], sampling, overlay)
 
 
-def split_words(words: Sequence[str], question: str | None) -> tuple[list[str], str]:
+def split_words(words: Sequence[str], question: str | None, *, alone: bool = False) -> tuple[list[str], str]:
     """Pictures and question: the last word is the question, unless it is a picture or one that is missing.
+
+    ``alone`` says that a word by itself may be the question: the pictures came before.
 
     Raises:
         UsageError: words of which it can't be said which they are, or a question that is none.
@@ -131,7 +139,7 @@ def split_words(words: Sequence[str], question: str | None) -> tuple[list[str], 
         question = DESCRIBE
     elif question is None:
         *words, question = words
-        if looks_like_a_name(question) or not (words or " " in question):
+        if looks_like_a_name(question) or not (words or alone or " " in question):
             raise _no_question(question)
     if not question.strip():
         raise UsageError("the question is empty")
@@ -187,6 +195,7 @@ def _ask_each(
     system: str | None,
     as_json: bool,
     sampling: Sampling,
+    going: Going,
 ) -> int:
     """Asks about every picture by itself and shows each answer; how many were refused, which is told."""
     refused = 0
@@ -204,6 +213,7 @@ def _ask_each(
                 click.echo()
             sys.stdout.flush()
             _tell_left_out(reply.end)
+            going.put(llava.checkpoint.name, [*messages, Message("assistant", reply.text)])
         except UsageError as error:
             tell_refused(str(error) if isinstance(error, BadImage) else f"{name}: {error}")
             refused += 1

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from trifocal.cli.configuration import Configured
+from trifocal.cli.log import Going, log_options
 from trifocal.cli.options import load_shown, model_options, sampling_options
-from trifocal.cli.pictures import read_picture
+from trifocal.cli.pictures import path_of, read_picture
+from trifocal.cli.reading import Typed, names_in
+from trifocal.cli.telling import tell_error
 from trifocal.conversation.history import parse_keep
-from trifocal.errors import TrifocalError
+from trifocal.errors import TrifocalError, UsageError
 from trifocal.images import Image
 from trifocal.messages import Message, Sampling
 from trifocal.model.settings import Settings
+from trifocal.tools.conversations import read_conversation, write_conversation
 
 if TYPE_CHECKING:
     from trifocal.model.llava import Llava
@@ -25,44 +30,60 @@ __all__ = ["Conversation", "chat"]
 
 HELP = """\
 /image PATH...   add pictures to the next question
-/images WHICH    which past pictures stay: all, last or a number
-/retry           answer the last question again
-/undo            take the last question and its answer back
+/images WHICH    which past pictures stay: all, last, N
+/again           answer the last question again
+/undo            take the last question and answer back
+/system TEXT     the system text; /system alone shows it
+/save FILE       keep the conversation, pictures and all
+/load FILE       go on with one that was kept
 /clear           start anew
 /help            this
-/quit            leave (or Ctrl-D)"""
+/quit            leave (or Ctrl-D)
+
+A line that ends in \\ goes on in the next; so does all
+between two \"\"\"."""
 
 
 @click.command(cls=Configured, short_help="A conversation in the terminal.")
 @click.argument("pictures", nargs=-1, metavar="[PICTURE]...")
 @click.option("--system", metavar="TEXT", help="System text instead of the template's.")
+@log_options
 @sampling_options
 @model_options
-def chat(pictures: tuple[str, ...], system: str | None, settings: Settings, sampling: Sampling) -> None:
+def chat(pictures: tuple[str, ...], system: str | None, going: Going, settings: Settings, sampling: Sampling) -> None:
     """Talks about the PICTUREs; `/image PATH` adds another at any time, `/help` lists the commands.
 
     Ctrl-C stops an answer and keeps what was said; Ctrl-D leaves.
     """
     images = [read_picture(name) for name in pictures]
-    with load_shown(settings) as llava:
-        conversation = Conversation(llava, sampling, system, images)
+    with load_shown(settings) as llava, closing(Typed(remember=going.kept)) as typed:
+        conversation = Conversation(llava, sampling, system, images, going)
         click.echo(f"{llava.checkpoint.name} is listening. /help lists the commands.", err=True)
-        while (line := _read_line(len(conversation.waiting))) is not None:
+        while True:
             try:
-                if not conversation.take(line):
+                line = typed.next(len(conversation.waiting))
+                if line is None or not conversation.take(line):
                     return
             except TrifocalError as error:
-                click.echo(f"{click.style('error:', fg='red')} {error}", err=True)
+                tell_error(str(error))
 
 
 class Conversation:
     """The turns so far, and the pictures that wait for the next question."""
 
-    def __init__(self, llava: Llava, sampling: Sampling, system: str | None, waiting: list[Image]) -> None:
-        self.llava, self.sampling = llava, sampling
-        self.start = [Message("system", system)] if system is not None else []
-        self.turns: list[Message] = []
-        self.waiting = waiting
+    def __init__(
+        self,
+        llava: Llava,
+        sampling: Sampling,
+        system: str | None = None,
+        waiting: Sequence[Image] = (),
+        going: Going | None = None,
+    ) -> None:
+        self.llava, self.sampling, self.going = llava, sampling, going or Going(None)
+        self.start, self.turns = _parted(self.going.before)
+        if system is not None:
+            self.start = [Message("system", system)]
+        self.waiting = list(waiting)
         self.images = llava.images
 
     def take(self, line: str) -> bool:
@@ -78,7 +99,11 @@ class Conversation:
         commands: dict[str, Callable[[str], None]] = {
             "image": self._image,
             "images": self._images,
-            "retry": self._retry,
+            "again": self._again,
+            "retry": self._again,
+            "system": self._system,
+            "save": self._save,
+            "load": self._load,
             "undo": self._undo,
             "clear": self._clear,
             "help": lambda _: click.echo(HELP),
@@ -110,42 +135,61 @@ class Conversation:
             stream.close()
             click.echo()
         self.turns = [*turns, Message("assistant", "".join(said))]
+        self.going.put(self.llava.checkpoint.name, [*self.start, *self.turns], same=True)
 
     def _image(self, rest: str) -> None:
-        names = shlex.split(rest)
+        names = names_in(rest)
         if not names:
-            click.echo("/image needs a path", err=True)
-        for name in names:
-            self.waiting.append(read_picture(name))
-            picture = self.waiting[-1]
+            raise UsageError("/image needs a path")
+        added = [read_picture(name) for name in names]  # all of them or none
+        self.waiting += added
+        for name, picture in zip(names, added, strict=True):
             click.echo(f"[{name}: {picture.width} x {picture.height}, goes with your next question]", err=True)
 
     def _images(self, rest: str) -> None:
         self.images = parse_keep(rest.strip())
         click.echo(f"[past pictures that stay: {self.images}]", err=True)
 
-    def _retry(self, _: str) -> None:
-        if self.turns:
-            self._answer(self.turns[:-1])
+    def _again(self, _: str) -> None:
+        if not self.turns:
+            raise UsageError("nothing was asked yet")
+        self._answer(self.turns[:-1])
 
     def _undo(self, _: str) -> None:
         self.turns = self.turns[:-2]
 
     def _clear(self, _: str) -> None:
         self.turns, self.waiting = [], []
+        self.going.forget()
+
+    def _system(self, rest: str) -> None:
+        if rest.strip():
+            self.start = [Message("system", rest.strip())]
+        shown = self.start[0].text if self.start else "the template's own"
+        click.echo(f"[system: {shown}]", err=True)
+
+    def _save(self, rest: str) -> None:
+        path = _file_in(rest, "/save")
+        if not self.turns:
+            raise UsageError("nothing was said yet")
+        write_conversation(path, [*self.start, *self.turns])
+        click.echo(f"[{path}: {len(self.turns) // 2} questions and answers; /load goes on with them]", err=True)
+
+    def _load(self, rest: str) -> None:
+        path = _file_in(rest, "/load")
+        self.start, self.turns = _parted(read_conversation(path))
+        self.going.forget()
+        click.echo(f"[{path}: {len(self.turns) // 2} questions and answers]", err=True)
 
 
-def _read_line(waiting: int) -> str | None:
-    """A line from the user, with editing and history where the terminal has them; None at the end."""
-    if sys.stdin.isatty():
-        import contextlib
+def _parted(messages: Sequence[Message]) -> tuple[list[Message], list[Message]]:
+    """The system text at the start, and the turns."""
+    start = [each for each in messages[:1] if each.role == "system"]
+    return start, list(messages[len(start) :])
 
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  (importing it gives input() its line editing)
-    try:
-        return input(f"[{waiting} picture{'s' * (waiting > 1)}] > " if waiting else "> ")
-    except EOFError:
-        return None
-    except KeyboardInterrupt:
-        click.echo()
-        return ""
+
+def _file_in(rest: str, command: str) -> Path:
+    names = names_in(rest)
+    if len(names) != 1:
+        raise UsageError(f"{command} needs one name of a file" + (" (in quotes, if it has spaces)" if names else ""))
+    return Path(path_of(names[0]))

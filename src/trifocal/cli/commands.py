@@ -16,6 +16,8 @@ COMMANDS = {
     "inspect": "trifocal.cli.inspect:inspect",
     "pull": "trifocal.cli.pull:pull_command",
     "list": "trifocal.cli.pull:list_held",
+    "rm": "trifocal.cli.pull:remove_held",
+    "log": "trifocal.cli.log:log",
     "convert": "trifocal.cli.convert:convert",
     "extension": "trifocal.cli.extension:extension",
 }

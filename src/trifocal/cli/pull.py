@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
 from trifocal.checkpoints import KNOWN, find_checkpoint
-from trifocal.cli.configuration import Configured
-from trifocal.errors import TrifocalError
-from trifocal.tools.pull import PARTS, Held, Part, Pulled, Wanted, held, pull, wanted
+from trifocal.cli.configuration import Configured, nearest
+from trifocal.errors import TrifocalError, UsageError
+from trifocal.tools.pull import PARTS, Held, Part, Pulled, Wanted, held, pull, remove, wanted
 
-__all__ = ["list_held", "pull_command"]
+__all__ = ["list_held", "pull_command", "remove_held"]
 
 
 @click.command(
@@ -87,6 +88,34 @@ def list_held(folders: tuple[Path, ...], as_json: bool) -> None:
         parts = ", ".join(row["parts"])
         table.add_row(row["name"], row["family"], parts, _size(row["bytes"]), missing, row["folder"])
     Console().print(table)
+
+
+@click.command(
+    "rm",
+    cls=Configured,
+    short_help="Take a checkpoint off this machine.",
+    epilog="""\b
+Examples:
+  trifocal rm llava-hf/llava-1.5-7b-hf         asks first
+  trifocal rm llava-hf/llava-1.5-7b-hf --yes   for scripts""",
+)
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("-y", "--yes", is_flag=True, help="Don't ask.")
+def remove_held(names: tuple[str, ...], yes: bool) -> None:
+    """Takes each NAME out of the hub's cache, as `trifocal list` calls it. Folders of your own are never touched."""
+    here = {each.repository: each for each in held()}
+    for name in names:
+        if name not in here:
+            raise UsageError(
+                f"{name!r} is not in the hub's cache{nearest(name, list(here))}; trifocal list says what is"
+            )
+    for name in dict.fromkeys(names):
+        if not yes and not sys.stdin.isatty():
+            raise UsageError("there is no terminal to ask on: say --yes")
+        if yes or click.confirm(f"take {name} ({_size(here[name].nbytes)}) off this machine?", err=True):
+            click.echo(f"{name}: {_size(remove(name))} freed")
+        else:
+            click.echo(f"{name}: kept")
 
 
 def _bundled() -> dict[str, Any]:

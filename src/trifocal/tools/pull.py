@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -17,7 +18,7 @@ from trifocal.hub.locate import CONFIGS, PICKLES, WEIGHTS, is_whole
 from trifocal.weights.lora import ADAPTER, base_of
 from trifocal.weights.tensors import canonical, stored_names
 
-__all__ = ["PARTS", "Held", "Part", "Pulled", "Wanted", "held", "pull", "wanted"]
+__all__ = ["PARTS", "Held", "Part", "Pulled", "Wanted", "held", "pull", "remove", "wanted"]
 
 Tell = Callable[[str, int], None]  # a file, and how many of its bytes are there
 Part = Literal["tower", "projector", "language"]
@@ -128,6 +129,27 @@ def held(folders: Iterable[Path] = ()) -> list[Held]:
         below = sorted(child for child in folder.iterdir() if child.is_dir())
         found += [_held(place.name, place) for place in (folder, *below) if _holds_a_model(place)]
     return found
+
+
+def remove(repository: str) -> int:
+    """Takes a repository out of the hub's cache, all of its commits; how many bytes that freed.
+
+    Raises:
+        UsageError: it is not in the cache.
+    """
+    from huggingface_hub import scan_cache_dir
+
+    for repo in scan_cache_dir().repos if _cache_is_there() else ():
+        if repo.repo_type == "model" and repo.repo_id == repository:
+            shutil.rmtree(repo.repo_path)
+            return int(repo.size_on_disk)
+    raise UsageError(f"{repository!r} is not in the hub's cache; trifocal list says what is")
+
+
+def _cache_is_there() -> bool:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).is_dir()
 
 
 def _held(name: str, folder: Path) -> Held:
