@@ -21,6 +21,7 @@ export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := run
 
 run: install
+	@echo "asking the bundled model: it comes with the package, nothing is fetched for it"
 	@echo; echo '$$ trifocal ask $(PICTURE) "$(QUESTION)"'
 	@$(BIN)/trifocal ask $(PICTURE) "$(QUESTION)"
 	@if [ -n "$$CI" ] || [ ! -t 1 ]; then echo; echo "the page to chat with it: $(BIN)/trifocal serve --open"; \
@@ -43,19 +44,22 @@ test-hostile: install-test
 # torch comes first and from its own index, since the plain registry has only the CUDA build for Linux.
 # The CPU build is held to the lock's hash; another build is the reader's own choice.
 $(VENV)/torch-$(TORCH):
-	$(PYTHON) -m venv $(VENV)
+	@echo "making $(VENV) and fetching torch ($(TORCH)), $(if $(filter cpu,$(TORCH)),about 200 MB,some gigabytes): minutes, once"
+	@$(PYTHON) -m venv $(VENV)
 ifeq ($(TORCH),cpu)
-	$(BIN)/pip install -q --retries 1 --no-deps --require-hashes --extra-index-url https://download.pytorch.org/whl/cpu -r requirements/torch.lock
+	@$(BIN)/pip install -q --retries 1 --no-deps --require-hashes --extra-index-url https://download.pytorch.org/whl/cpu -r requirements/torch.lock
 else
-	$(BIN)/pip install -q --extra-index-url https://download.pytorch.org/whl/$(TORCH) "torch==2.13.0+$(TORCH)"
+	@$(BIN)/pip install -q --extra-index-url https://download.pytorch.org/whl/$(TORCH) "torch==2.13.0+$(TORCH)"
 endif
-	touch $@
+	@touch $@
 
 install: $(VENV)/torch-$(TORCH)
-	$(BIN)/pip install -q --no-deps --require-hashes -r requirements/run.lock
-	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	@echo "installing transformers, the server's packages and trifocal itself into $(VENV)"
+	@$(BIN)/pip install -q --no-deps --require-hashes -r requirements/run.lock
+	@$(BIN)/pip install -q --no-deps --no-build-isolation -e .
 
 install-test: install chromium
+	@echo "installing what the tests need"
 	$(BIN)/pip install -q --no-deps --require-hashes -r requirements/test.lock
 	$(BIN)/python tests/real_model.py
 

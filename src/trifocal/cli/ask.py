@@ -106,7 +106,7 @@ def ask(
     pictures = [clipboard()] if pasted else []
     pictures += [_picture(name, url_hosts) for name in names]
     if overlay and not overlay.parent.is_dir():
-        raise UsageError(f"--explain {overlay}: there is no folder {overlay.parent}")
+        raise UsageError(f"--explain {overlay}: there is no folder {overlay.parent}; name a .png in one that is there")
     with load_shown(settings) as llava:
         messages = [*going.before, *_asked(llava, system, question, pictures)]
         if overlay and llava.explains_not:
