@@ -105,6 +105,29 @@ def test_a_template_of_the_user_s_own_is_not_overwritten(tmp_path: Path) -> None
     assert sorted(file.stem for file in place.glob("*.yaml")) == sorted(INSTRUCTIONS)
 
 
+FLAGS = {  # as the hosts define them, and what reads their file of flags
+    "A": ("parser.add_argument('--model', type=str)\nparser.add_argument('--extensions', nargs='+')", None),
+    "May": ('parser.add_argument("--model_type")\n# --loader is not known yet', "server.py"),
+    "B": ("group.add_argument('--loader', type=str, help='Choose')", "one_click.py"),
+    "C": ("group.add_argument('--loader', type=str)\ncmd_flags_path = user_data_dir / 'CMD_FLAGS.txt'", None),
+}
+
+
+@pytest.mark.parametrize("age", FLAGS)
+def test_only_flags_that_this_host_knows_are_named(tmp_path: Path, age: str) -> None:
+    root = host(tmp_path / "host", "A" if age == "May" else age)
+    defined, reader = FLAGS[age]
+    (root / "modules" / "shared.py").write_text(defined)
+    if reader:
+        (root / reader).write_text("path = 'CMD_FLAGS.txt'")
+    told = "\n".join([*install(WebUI(root)), *map(str, check(WebUI(root)))])
+    assert ("--loader" in told) is (age in "BC")
+    assert ("CMD_FLAGS" in told) is (age != "A")
+    assert "--extensions llava" in told
+    if age == "C":
+        assert str(root / "user_data" / "CMD_FLAGS.txt") in told
+
+
 @pytest.mark.parametrize("name", ["../llava", "", "a b", "a-b"])
 def test_a_name_that_is_no_folder_s_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="an extension's name is letters, digits and _"):

@@ -83,13 +83,43 @@ class WebUI:
         return self.user / "instruction-templates"
 
     @property
+    def start(self) -> str:
+        """The start flags that this host wants; before June 2023 it had one loader for all, and no flag for it."""
+        return f"--extensions {self.extension}" + (" --loader Transformers" if self.has_loaders else "")
+
+    @property
+    def has_loaders(self) -> bool:
+        """Whether this host lets its user choose a loader, by the flags that it defines; else by its age."""
+        defined = self._source("modules/shared.py")
+        return "--loader" in re.findall(r"""["'](--[\w-]+)["']""", defined) if defined else not self._is_first
+
+    @property
+    def flags_file(self) -> Path | None:
+        """The file in which this host reads start flags, there or not; None where it reads none."""
+        reads = not self._is_first or any(
+            "CMD_FLAGS" in self._source(file) for file in ("one_click.py", "modules/shared.py", "server.py")
+        )
+        there = (file for file in self._flags_files if file.is_file())
+        return next(there, self._flags_files[0] if reads else None)
+
+    @property
+    def _is_first(self) -> bool:
+        return "2025" not in self.date
+
+    @property
+    def _flags_files(self) -> tuple[Path, Path]:
+        return self.user / "CMD_FLAGS.txt", self.root / "CMD_FLAGS.txt"
+
+    def _source(self, file: str) -> str:
+        path = self.root / file
+        return path.read_text("utf-8", errors="replace") if path.is_file() else ""
+
+    @property
     def flags(self) -> str:
         """The start flags kept in a file, without comments."""
-        for file in (self.user / "CMD_FLAGS.txt", self.root / "CMD_FLAGS.txt"):
-            if file.is_file():
-                lines = file.read_text("utf-8", errors="replace").splitlines()
-                return " ".join(line for line in lines if not line.lstrip().startswith("#"))
-        return ""
+        file = self.flags_file
+        lines = file.read_text("utf-8", errors="replace").splitlines() if file and file.is_file() else []
+        return " ".join(line for line in lines if not line.lstrip().startswith("#"))
 
     @property
     def settings(self) -> str:
@@ -141,7 +171,7 @@ def _install(webui: WebUI) -> Iterator[str]:
             if not file.exists():
                 file.write_text(instruction_template(TEMPLATES[template]), "utf-8")
                 yield f"wrote the instruction template {file}"
-    yield f"start the host with: --extensions {webui.extension} --loader Transformers"
+    yield f"start the host with: {webui.start}"
 
 
 def check(webui: WebUI) -> Iterator[Finding]:
@@ -179,11 +209,14 @@ def _enabled(webui: WebUI) -> Finding:
     listed = re.search(rf"default_extensions[\"']?\s*:[^:]*\b{webui.extension}\b", webui.settings)
     if flagged or listed:
         return Finding(True, "switched on by its start flags or settings")
-    todo = f"start the host with --extensions {webui.extension}, or write that into CMD_FLAGS.txt"
+    written = f", or write that into {webui.flags_file}" if webui.flags_file else ""
+    todo = f"start the host with --extensions {webui.extension}{written}"
     return Finding(False, f"no start flag or setting switches {webui.extension} on", todo)
 
 
 def _loader(webui: WebUI) -> Finding:
+    if not webui.has_loaders:
+        return Finding(True, "loader: this host's own; it hands pictures' embeddings to every model but FlexGen's")
     named = re.search(r"--loader[ =]+(\S+)", webui.flags)
     if named and named[1].lower() != "transformers":
         todo = "--loader Transformers: no other loader of this host hands pictures' embeddings to its model"

@@ -60,11 +60,15 @@ PARAMS: dict[str, Any] = {
     "checkpoint": None,
     "allow_pickle": True,  # .bin files, as every original projector is one; no code in them is run
     "upload_edge": 336,
+    "cudnn_attention": False,  # see `Host.spare_cudnn_attention`
 }
 _PROJECTOR = "mm_projector.bin"
 _PREFIXES = ("llava", "multimodal")
 # what of the settings decides which eyes are loaded, and where
-_LOADING = [key for key in PARAMS if key not in ("add_all_images_to_prompt", "upload_edge")]
+_LOADING = [key for key in PARAMS if key not in ("add_all_images_to_prompt", "upload_edge", "cudnn_attention")]
+# as the seed's settings have them, and as torch and Trifocal's own options do
+_BITS = {"32": "float32", "16": "float16", "float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
+_BITS |= {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "auto": "auto"}
 _SYNONYMS = {
     "device": ("vision_device", "clip_device"),
     "bits": ("vision_bits", "clip_bits"),
@@ -382,17 +386,36 @@ class Extension:
         )
         vision = load_vision(
             checkpoint,
-            Placement(given("device") or "auto", str(given("bits"))),
-            Placement(params["projector_device"] or "auto", str(params["projector_bits"])),
+            self._placement(_SYNONYMS["device"], _SYNONYMS["bits"]),
+            self._placement(("projector_device",), ("projector_bits",)),
             allow_pickle=bool(params["allow_pickle"]),
         )
         if vision.hidden != facts.hidden:
             raise CheckpointError(
-                f"the projector of {checkpoint.name} makes rows of {vision.hidden}, the model {facts.name} takes rows "
+                f"the projector {checkpoint.projector.source} makes rows of {vision.hidden}, the model {facts.name} takes rows "
                 f"of {facts.hidden}: set llava-checkpoint to the LLaVA that this model is the language half of"
             )
-        self.host.log.info(f"Trifocal: {facts.name} sees with the eyes of {checkpoint.name}")
+        self.host.log.info(
+            f"Trifocal: {facts.name} sees with {checkpoint.tower.source} and {checkpoint.projector.source}"
+        )
+        if not params["cudnn_attention"]:
+            self.host.spare_cudnn_attention()
         return checkpoint, Gallery(vision)
+
+    def _placement(self, devices: tuple[str, ...], bits: tuple[str, ...]) -> Placement:
+        """Where a part goes and how precise it is, from settings of these names, the first that was given.
+
+        Raises:
+            UsageError: a precision that is none; names the setting, and what it may be.
+        """
+        device, (name, given) = self._first(devices)[1], self._first(bits)
+        dtype = _BITS.get(str(given).lower().removeprefix("torch."))
+        if dtype is None:
+            raise UsageError(f"the setting llava-{name} is {given!r}; it may be 32 or 16")
+        return Placement(str(device or "auto"), dtype)
+
+    def _first(self, names: tuple[str, ...]) -> tuple[str, Any]:
+        return next(((name, self.params[name]) for name in names if self.params[name] is not None), (names[-1], None))
 
     def _given(self, what: str) -> Any:
         """A setting that has two names: the first of them that was given."""
