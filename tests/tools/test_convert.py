@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, CLIPVisionModel, LlavaForConditionalGeneration
+from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel, LlavaForConditionalGeneration
 
 import trifocal
 from checkpoint_maker import TEXT, V0, llama_tokenizer, make_hf15, make_v0, save_tokenizer, tensors_of
@@ -20,6 +20,7 @@ from layouts import family, save_hf, save_original
 from seeing import rows_of
 from trifocal.checkpoints import find_checkpoint, load_language
 from trifocal.cli import cli
+from trifocal.conversation.templates import TEMPLATES
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.tools.convert import apply_delta, join, split
 from trifocal.weights.tensors import part_weights
@@ -364,3 +365,36 @@ def test_tiles_have_no_place_in_the_joined_layout(tmp_path: Path) -> None:
     split(find_checkpoint(str(save_hf(family("1.6-vicuna"), tmp_path / "whole"))), tmp_path / "parts")
     with pytest.raises(CheckpointError, match="no place in llava-hf"):
         join(tmp_path / "parts", tmp_path / "joined")
+
+
+@pytest.mark.parametrize("brought", ["none", "a processor's", "plain"])
+def test_the_language_half_brings_the_template_of_its_family(tmp_path: Path, brought: str) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(find_checkpoint("thimble").language.source, whole)
+    texts = {
+        "a processor's": "{% for m in messages %}{% for c in m.content if c['type'] == 'text' %}{{ c.text }}"
+        "{% endfor %}{% endfor %}",
+        "plain": "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}",
+    }
+    if brought in texts:
+        (whole / "chat_template.json").write_text(json.dumps({"chat_template": texts[brought]}))
+    split(find_checkpoint(str(whole)), tmp_path / "parts")
+    language = tmp_path / "parts" / "language"
+    written = (language / "chat_template.jinja").read_text()
+    assert not (language / "chat_template.json").exists()
+    assert json.loads((language / "tokenizer_config.json").read_text())["chat_template"] == written
+    messages = [{"role": "user", "content": "What?"}]
+    parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    tokenizer = AutoTokenizer.from_pretrained(language)
+    asked = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if brought == "plain":
+        assert asked == "[user] What?"
+        return
+    own = TEMPLATES[find_checkpoint(str(whole)).template]
+    assert asked.endswith(f"{own.user_before}What?{own.user_after}{own.answer}")
+    assert asked.count(own.system) == 1
+    assert "<image>\nWhat?" in tokenizer.apply_chat_template(parts, tokenize=False)
+    found = find_checkpoint(
+        str(language), tower=str(tmp_path / "parts" / "tower"), projector=str(tmp_path / "parts" / "projector")
+    )
+    assert found.template == own.name

@@ -14,6 +14,7 @@ import click
 
 from trifocal import __version__
 from trifocal.cli.configuration import ConfiguredGroup
+from trifocal.conversation.exported import exported
 from trifocal.conversation.templates import TEMPLATES, Template
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.hub.locate import is_here
@@ -269,36 +270,8 @@ def _eyes(folder: Path) -> Finding:
 
 
 def instruction_template(template: Template) -> str:
-    """A conversation family as an instruction template of the host: Jinja2 inside YAML.
-
-    The beginning token is the template's affair in hosts from 2025 on; the others give no
-    ``bos_token``, which writes nothing. The greeting belongs to the family's own system text, as in the
-    host's template of 2023: a system text of the user's own stands alone.
-    """
-    q = json.dumps
-    system = template.system_before + template.system + template.system_after + template.greeting
-    own = f"{q(template.system_before)} + messages[0]['content'] + {q(template.system_after)}"
-    first, turns = ("framed", "''") if template.system_in_user else ("''", "framed")
-    lines = [
-        "{{- bos_token -}}",
-        "{%- if messages and messages[0]['role'] == 'system' -%}",
-        f"{{%- set framed = {own} -%}}",
-        "{%- else -%}",
-        f"{{%- set framed = {q(system if template.system else template.greeting)} -%}}",
-        "{%- endif -%}",
-        f"{{{{- {turns} -}}}}",
-        "{%- set turns = messages | rejectattr('role', 'equalto', 'system') | list -%}",
-        "{%- for message in turns -%}",
-        "{%- if message['role'] == 'user' -%}",
-        f"{{{{- ({q(template.between)} if not loop.first else '') + {q(template.user_before)}"
-        f" + ({first} if loop.first else '') + message['content'] + {q(template.user_after)} -}}}}",
-        "{%- else -%}",
-        f"{{{{- {q(template.assistant_before)} + message['content'] + {q(template.assistant_after)} -}}}}",
-        "{%- endif -%}",
-        "{%- endfor -%}",
-        f"{{%- if add_generation_prompt -%}}{{{{- {q(template.answer)} -}}}}{{%- endif -%}}",
-    ]
-    return "instruction_template: |-\n" + "".join(f"  {line}\n" for line in lines)
+    """A conversation family as an instruction template of the host: Jinja2 inside YAML."""
+    return "instruction_template: |-\n" + "".join(f"  {line}\n" for line in exported(template).splitlines())
 
 
 @click.group(cls=ConfiguredGroup)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from trifocal.checkpoints import Checkpoint, Preprocessing, Tiling, Tower, language_weights, read_json
 from trifocal.conversation.brought import own_template
+from trifocal.conversation.exported import exported, takes_text
+from trifocal.conversation.templates import ALIASES, TEMPLATES
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.weights.tensors import Weights, canonical, part_weights, weight_files
 
@@ -128,6 +130,7 @@ def split(
             (folder / part).mkdir()
         steps = _Steps(everything, tell, (language, tower, projector))
         _copy_files(checkpoint.language.source, folder / "language")
+        _write_template(checkpoint, folder / "language")
         _write_json(folder / "language" / "config.json", _language_config(checkpoint, language))
         _write_shards(plans["language"], folder / "language", shard, steps)
         _write_json(folder / "tower" / "config.json", _tower_config(checkpoint.tower))
@@ -544,6 +547,24 @@ def _copy_files(source: Path, target: Path, extra: Sequence[str] = ()) -> None:
     brought = own_template(source) if source.is_dir() else None
     if brought and brought[1].name == "processor_config.json":  # which says more than belongs to this part
         (target / "chat_template.jinja").write_text(brought[0], "utf-8")
+
+
+def _write_template(checkpoint: Checkpoint, language: Path) -> None:
+    """The conversation family beside the language half, in both of the files in which programs look for it.
+
+    Without it text-generation-webui takes Alpaca's. A template that the checkpoint brings is kept where it writes
+    plain text; a processor's writes nothing of a message that is one string.
+    """
+    template = TEMPLATES.get(ALIASES.get(checkpoint.template, checkpoint.template))
+    brought = own_template(language)
+    source = brought[0] if brought and takes_text(brought[0]) else exported(template) if template else None
+    if source is None:
+        return
+    (language / "chat_template.json").unlink(missing_ok=True)
+    (language / "chat_template.jinja").write_text(source, "utf-8")
+    tokenizer = language / "tokenizer_config.json"
+    if tokenizer.is_file():
+        _write_json(tokenizer, {**read_json(tokenizer), "chat_template": source})
 
 
 def _there(folder: Path) -> Path:

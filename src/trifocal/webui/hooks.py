@@ -392,8 +392,9 @@ class Extension:
         )
         if vision.hidden != facts.hidden:
             raise CheckpointError(
-                f"the projector {checkpoint.projector.source} makes rows of {vision.hidden}, the model {facts.name} takes rows "
-                f"of {facts.hidden}: set llava-checkpoint to the LLaVA that this model is the language half of"
+                f"the projector {checkpoint.projector.source} makes rows of {vision.hidden}, the model {facts.name} "
+                f"takes rows of {facts.hidden}: set llava-checkpoint to the LLaVA that this model is the language "
+                "half of"
             )
         self.host.log.info(
             f"Trifocal: {facts.name} sees with {checkpoint.tower.source} and {checkpoint.projector.source}"
