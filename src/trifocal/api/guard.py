@@ -17,8 +17,9 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trifocal.api.errors import Refusal, explain, server_busy, shutting_down
+from trifocal.api.host import Host
 from trifocal.api.needs import NOTHING, Needs, needs_of
-from trifocal.api.serving import ClientGone, Server
+from trifocal.api.serving import ClientGone
 from trifocal.api.settings import ServerSettings, hash_key
 from trifocal.api.wire import dump
 from trifocal.errors import TrifocalError
@@ -54,7 +55,7 @@ PAGE_POLICY = (
 class Reporter:
     """The outermost layer: a request id, the error object for whatever nobody caught, a log line, a count."""
 
-    def __init__(self, app: ASGIApp, server: Server, routes: Sequence[BaseRoute]) -> None:
+    def __init__(self, app: ASGIApp, server: Host, routes: Sequence[BaseRoute]) -> None:
         self._app, self._server, self._routes = app, server, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -235,7 +236,7 @@ class Bodies:
     a pool, there must be room in its queue: in a crowd, reading bodies first would cost seconds.
     """
 
-    def __init__(self, app: ASGIApp, server: Server) -> None:
+    def __init__(self, app: ASGIApp, server: Host) -> None:
         self._app, self._server, self._settings = app, server, server.settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

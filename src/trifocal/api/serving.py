@@ -7,9 +7,9 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager, closing, suppress
+from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, TypeVar
@@ -20,7 +20,7 @@ from trifocal.api import tracing
 from trifocal.api.admission import Admission, Place
 from trifocal.api.errors import Refusal, refuse, server_busy, shutting_down
 from trifocal.api.fetch import Fetcher
-from trifocal.api.metrics import Metrics
+from trifocal.api.host import Desk, Host
 from trifocal.api.model import Model
 from trifocal.api.needs import Pool
 from trifocal.api.parameters import drawn
@@ -37,7 +37,7 @@ from trifocal.images import Limits
 from trifocal.messages import Call, Chunk, End, Message, Sampling, TokenLogprob
 from trifocal.model.llava import Asked, Written
 
-__all__ = ["SLOTS", "Answers", "ClientGone", "Job", "Server", "Serving", "Step", "caller_of"]
+__all__ = ["SLOTS", "Answers", "ClientGone", "Job", "Server", "Serving", "Step", "caller_of", "while_connected"]
 
 log = logging.getLogger("trifocal.api")
 Result = TypeVar("Result")
@@ -118,15 +118,7 @@ class _Run:
     wait: asyncio.Timeout | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Desk:
-    """Worker threads, and who may come to them."""
-
-    admission: Admission
-    threads: ThreadPoolExecutor
-
-
-class Server:
+class Server(Host):
     """A model with its admission, its worker threads and its counters.
 
     What needs the engine takes a slot, and of its positions as many as prompt and answer may have. Before that pictures
@@ -136,30 +128,28 @@ class Server:
     """
 
     def __init__(self, llava: Model, settings: ServerSettings) -> None:
-        self.llava, self.settings = llava, settings
         per_key = settings.per_key if settings.keys else None
         capacity = llava.state().positions
         slots = settings.slots or (SLOTS if capacity else 1)  # who does not count answers one at a time
-        self.admission = Admission(slots, settings.queue, per_key, capacity)
-        self.metrics = Metrics(self.admission)
+        answers = Admission(slots, settings.queue, per_key, capacity)
+        super().__init__(
+            settings,
+            {
+                "answers": Desk(answers, ThreadPoolExecutor(slots, thread_name_prefix="answer")),
+                "light": Desk(
+                    Admission(1, settings.queue, per_key), ThreadPoolExecutor(1, thread_name_prefix="answer-light")
+                ),
+            },
+        )
+        self.llava = llava
         self.fetcher = Fetcher(settings.url_hosts, settings.image_bytes)
         self.responses = StoredResponses(settings.responses, settings.responses_bytes)
-        self.draining = False
-        self.cut = False
         self.started = int(time.time())
         self.image_limits = Limits(bytes=settings.image_bytes)
         self._room = Room(settings.decoded_bytes, settings.deadline)
-        self.pools: dict[Pool, _Desk] = {
-            "answers": _Desk(self.admission, ThreadPoolExecutor(slots, thread_name_prefix="answer")),
-            "light": _Desk(
-                Admission(1, settings.queue, per_key), ThreadPoolExecutor(1, thread_name_prefix="answer-light")
-            ),
-        }
         self._preparing = ThreadPoolExecutor(PREPARING, thread_name_prefix="answer-prepare")
         self._ahead = asyncio.Semaphore(AHEAD)
         self._runs: set[_Run] = set()
-        self.reading: set[asyncio.Timeout] = set()  # of bodies that are on their way
-        self.held = 0  # bytes of bodies and frames
 
     @property
     def name(self) -> str:
@@ -308,33 +298,14 @@ class Server:
                 run.pump.stop()
         return len(mine)
 
-    async def drain(self) -> None:
-        """Takes nothing new, waits for what runs, and ends what is left after ``drain`` seconds."""
-        self.draining = True
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self.settings.drain):
-                while self.busy:
-                    await asyncio.sleep(0.02)
-        self._cut_off()
-        for _ in range(50):
-            if not self.busy:
-                return
-            await asyncio.sleep(0.02)
-
-    def _cut_off(self) -> None:
-        """Ends whatever waits for anything, so that everybody can be told."""
-        self.cut = True
-        for admission in (pool.admission for pool in self.pools.values()):
-            admission.end()
-        now = asyncio.get_running_loop().time()
-        for wait in (*self.reading, *(run.wait for run in self._runs if run.wait)):
-            with suppress(RuntimeError):  # it ended by itself in this very moment
-                wait.reschedule(now)
+    def waits(self) -> Iterable[asyncio.Timeout]:
+        """Those of bodies and of requests."""
+        return (*self.reading, *(run.wait for run in self._runs if run.wait))
 
     def close(self) -> None:
         """Frees the worker threads."""
-        for threads in (*(pool.threads for pool in self.pools.values()), self._preparing):
-            threads.shutdown(wait=False, cancel_futures=True)
+        super().close()
+        self._preparing.shutdown(wait=False, cancel_futures=True)
 
     async def _collected(self, job: Job, caller: str) -> list[tuple[str, Step]]:
         texts: list[list[str]] = [[] for _ in range(job.total)]
@@ -349,7 +320,7 @@ class Server:
         self,
         run: _Run,
         begin: Callable[[Place], Coroutine[Any, Any, Callable[[], Generator[Item, None, None]]]],
-        desk: _Desk,
+        desk: Desk,
     ) -> AsyncGenerator[Item, None]:
         """Runs what ``begin`` gives, once it has its place, in a thread and gives its items; the place goes with it."""
         if self.draining:

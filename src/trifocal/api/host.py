@@ -1,0 +1,74 @@
+"""What every server of ours is to its guards and its listener: pools of threads, what is under way, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+
+from trifocal.api.admission import Admission
+from trifocal.api.metrics import Metrics
+from trifocal.api.needs import Pool
+from trifocal.api.settings import ServerSettings
+
+__all__ = ["Desk", "Host"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Desk:
+    """Worker threads, and who may come to them."""
+
+    admission: Admission
+    threads: ThreadPoolExecutor
+
+
+class Host:
+    """A server's pools, its counters, and how it ends. ``admission`` is that of its answers."""
+
+    def __init__(self, settings: ServerSettings, pools: Mapping[Pool, Desk]) -> None:
+        self.settings, self.pools = settings, pools
+        self.admission = pools["answers"].admission
+        self.metrics = Metrics(self.admission)
+        self.draining = False
+        self.cut = False
+        self.reading: set[asyncio.Timeout] = set()  # of bodies that are on their way
+        self.held = 0  # bytes of bodies and frames
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way."""
+        return any(desk.admission.running or desk.admission.waiting for desk in self.pools.values())
+
+    def waits(self) -> Iterable[asyncio.Timeout]:
+        """The deadlines of whatever waits for anything."""
+        return tuple(self.reading)
+
+    async def drain(self) -> None:
+        """Takes nothing new, waits for what runs, and ends what is left after ``drain`` seconds."""
+        self.draining = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.drain):
+                while self.busy:
+                    await asyncio.sleep(0.02)
+        self._cut_off()
+        for _ in range(50):
+            if not self.busy:
+                return
+            await asyncio.sleep(0.02)
+
+    def close(self) -> None:
+        """Frees the worker threads."""
+        for desk in self.pools.values():
+            desk.threads.shutdown(wait=False, cancel_futures=True)
+
+    def _cut_off(self) -> None:
+        """Ends whatever waits for anything, so that everybody can be told."""
+        self.cut = True
+        for desk in self.pools.values():
+            desk.admission.end()
+        now = asyncio.get_running_loop().time()
+        for wait in self.waits():
+            with suppress(RuntimeError):  # it ended by itself in this very moment
+                wait.reschedule(now)
