@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         TrifocalError,
         UnknownName,
         UsageError,
+        VisionError,
     )
     from trifocal.images import Image
     from trifocal.images import load as open_image
@@ -50,6 +51,7 @@ _HOME = {
         "TrifocalError",
         "UnknownName",
         "UsageError",
+        "VisionError",
     ),
     "model.budget": ("Budget", "TurnCost"),
     "model.explaining": ("Explanation", "Look", "PictureLook", "WordLook"),
@@ -88,6 +90,7 @@ __all__ = [
     "TurnCost",
     "UnknownName",
     "UsageError",
+    "VisionError",
     "WordLook",
     "__version__",
     "load",

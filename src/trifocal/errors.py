@@ -11,7 +11,8 @@ TrifocalError
 ├── CheckpointError       files of a model are missing, damaged or not what they say
 ├── MissingExtra          an optional dependency that is not installed
 ├── OutOfMemory           a device had no room: says which part and where
-└── EngineError           a language engine failed in the middle of its work
+├── EngineError           a language engine failed in the middle of its work
+└── VisionError           what sees pictures on another machine can't be asked, or is not to be believed
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ __all__ = [
     "TrifocalError",
     "UnknownName",
     "UsageError",
+    "VisionError",
 ]
 
 
@@ -123,3 +125,7 @@ class OutOfMemory(TrifocalError):
 
 class EngineError(TrifocalError):
     """A language engine failed while it worked; the request is lost, the process is not."""
+
+
+class VisionError(TrifocalError):
+    """What sees pictures on another machine can't be asked, or its answer is not to be believed."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from trifocal.api.settings import ServerSettings
@@ -10,7 +11,7 @@ from trifocal.api.settings import ServerSettings
 if TYPE_CHECKING:
     from trifocal.model.settings import Settings
 
-__all__ = ["ServerSettings", "serve"]
+__all__ = ["ServerSettings", "serve", "serve_vision"]
 
 
 def serve(
@@ -20,10 +21,24 @@ def serve(
     ready: Callable[[str], None] | None = None,
 ) -> None:
     """Loads the model and serves it until a signal ends it; see `trifocal.api.server.serve`."""
-    try:
+    with _installed():
         from trifocal.api.server import serve as run
+    run(settings, server, page, ready)
+
+
+def serve_vision(settings: Settings, server: ServerSettings) -> None:
+    """Loads the vision half and serves it until a signal ends it; see `trifocal.api.seeing.serve_vision`."""
+    with _installed():
+        from trifocal.api.seeing import serve_vision as run
+    run(settings, server)
+
+
+@contextmanager
+def _installed() -> Iterator[None]:
+    """Says what to install where the server's libraries are not."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         from trifocal.errors import MissingExtra
 
         raise MissingExtra(f"the server ({error.name})", "serve") from error
-    run(settings, server, page, ready)

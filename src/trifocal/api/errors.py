@@ -20,6 +20,7 @@ from trifocal.errors import (
     OutOfMemory,
     PromptTooLong,
     UsageError,
+    VisionError,
 )
 
 __all__ = ["ErrorBody", "Refusal", "dialect_of", "error_model", "explain", "refuse", "server_busy", "shutting_down"]
@@ -179,6 +180,9 @@ def explain(error: BaseException) -> Refusal:
             return Refusal(503, "insufficient_memory", "there is no memory for this request now", retry_after=1)
         case EngineError():
             return Refusal(500, "engine_failure", "the language engine failed; this request is lost, others are not")
+        case VisionError():
+            words = "what sees pictures can't be asked now; this request is lost, others may come again"
+            return server_busy("vision_unavailable", words)
         case TimeoutError():
             return Refusal(504, "timeout", "the request took longer than the server's deadline")
     if "outofmemory" in type(error).__name__.lower() or "out of memory" in str(error)[:400].lower():

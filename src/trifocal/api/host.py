@@ -41,6 +41,10 @@ class Host:
         """Whether a request is under way."""
         return any(desk.admission.running or desk.admission.waiting for desk in self.pools.values())
 
+    def scope(self, caller: str) -> str:
+        """Where what is kept of a caller's pictures and prompts is found again: for its key alone, or for everybody."""
+        return "" if self.settings.share_caches or not self.settings.keys else caller
+
     def waits(self) -> Iterable[asyncio.Timeout]:
         """The deadlines of whatever waits for anything."""
         return tuple(self.reading)

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 import uvicorn
+from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 
 from trifocal.api.accepting import SPARE, Door, room_for_connections
-from trifocal.api.app import App, create_app
+from trifocal.api.app import create_app
 from trifocal.api.guard import LogFormat
 from trifocal.api.protocol import protocol
 from trifocal.api.settings import ServerSettings
@@ -24,7 +25,7 @@ from trifocal.errors import UsageError
 from trifocal.model.llava import load
 from trifocal.model.settings import Settings
 
-__all__ = ["Listener", "listen", "serve"]
+__all__ = ["Listener", "addresses", "listen", "log_to_stderr", "serve"]
 
 log = logging.getLogger("trifocal.api")
 BACKLOG = 2048
@@ -39,7 +40,7 @@ class Listener(uvicorn.Server):
     The first signal drains; the second one leaves at once.
     """
 
-    def __init__(self, app: App, settings: ServerSettings) -> None:
+    def __init__(self, app: Starlette, settings: ServerSettings) -> None:
         config = uvicorn.Config(
             app,
             http=protocol(settings.header_seconds, room_for_connections(settings)),
@@ -127,12 +128,12 @@ def serve(
         TrifocalError: the model can't be loaded.
     """
     sockets = listen(server)
-    _log_to_stderr(server)
+    log_to_stderr(server)
     sys.setswitchinterval(SWITCH)
     with load(settings) as llava:
         app = create_app(llava, server, page() if page else ())
         ports = [sock.getsockname()[1] for sock in sockets]
-        places = ", ".join(f"http://{_host(server.host)}:{port}" for port in ports)
+        places = ", ".join(addresses(server, sockets))
         address = f"http://{_host(_LOOPBACK.get(server.host, server.host))}:{ports[0]}/"
         shown = f"; the page: {address}" if page else ""
         print(f"{llava.checkpoint.name} is served at {places}{shown} (Ctrl-C ends it)", file=sys.stderr, flush=True)
@@ -144,11 +145,17 @@ def serve(
         os._exit(0)  # a step that can't be interrupted is still under way; its client is gone
 
 
+def addresses(server: ServerSettings, sockets: Sequence[socket.socket]) -> list[str]:
+    """Where it is served, for people."""
+    return [f"http://{_host(server.host)}:{sock.getsockname()[1]}" for sock in sockets]
+
+
 def _host(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _log_to_stderr(settings: ServerSettings) -> None:
+def log_to_stderr(settings: ServerSettings) -> None:
+    """Has the server's log on standard error."""
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormat(as_json=settings.log_format == "json"))
     log.addHandler(handler)

@@ -197,10 +197,6 @@ class Server(Host):
             names = ", ".join(sorted(known))
             raise Refusal(404, "model_not_found", f"there is no such model here; known: {names}", param="model")
 
-    def scope(self, caller: str) -> str:
-        """Where what is kept of a caller's pictures and prompts is found again: for its key alone, or for everybody."""
-        return "" if self.settings.share_caches or not self.settings.keys else caller
-
     def sampling(self, **options: Any) -> Sampling:
         """The sampling of a request, its stop strings bounded; see `trifocal.api.parameters.drawn`."""
         options = drawn(**options)

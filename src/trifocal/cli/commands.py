@@ -13,6 +13,7 @@ COMMANDS = {
     "chat": "trifocal.cli.chat:chat",
     "caption": "trifocal.cli.caption:caption",
     "serve": "trifocal.cli.serve:serve",
+    "see": "trifocal.cli.see:see",
     "inspect": "trifocal.cli.inspect:inspect",
     "pull": "trifocal.cli.pull:pull_command",
     "list": "trifocal.cli.pull:list_held",

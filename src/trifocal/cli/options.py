@@ -16,10 +16,16 @@ from trifocal.model.settings import Settings
 if TYPE_CHECKING:
     from trifocal.model.llava import Llava
 
-__all__ = ["load_shown", "model_options", "parse_engine_options", "sampling_options"]
+__all__ = ["load_shown", "model_options", "parse_engine_options", "sampling_options", "vision_options"]
 
 Command = Callable[..., Any]
 Option = Callable[[Command], Command]
+
+
+def _parameter(option: Option) -> str:
+    """The name of the parameter that an option makes."""
+    return str(option(lambda: None).__click_params__[0].name)  # type: ignore[attr-defined]
+
 
 _MODEL: list[Option] = [
     click.option("-m", "--checkpoint", metavar="NAME", help="Folder, hub id or known name.  [default: thimble]"),
@@ -32,10 +38,15 @@ _MODEL: list[Option] = [
     click.option("--engine", metavar="NAME", help="What runs the language model.  [default: transformers]"),
     click.option("-e", "--engine-option", "engine_option", metavar="KEY=VALUE", multiple=True, help="Engine's own."),
     click.option("--template", metavar="NAME", help="Conversation template, or a file of Jinja.  [default: by family]"),
-    click.option("--vision", metavar="NAME", help="Another package's vision, for a language model that is no LLaVA."),
+    click.option("--vision", metavar="WHERE", help="Addresses of trifocal see, or another package's vision by name."),
     click.option("--fit", metavar="HOW", help="Make pictures square by crop, pad or stretch.  [default: by family]"),
     click.option("--images", metavar="WHICH", help="Past pictures that stay: all, last or a number.  [default: all]"),
     click.option("--allow-pickle", is_flag=True, default=None, help="Read .bin weights (without running code)."),
+]
+_VISION = [
+    option
+    for option in _MODEL
+    if _parameter(option) not in ("language_from", "language", "engine", "engine_option", "template", "images")
 ]
 _SAMPLING: list[Option] = [
     click.option("--max-tokens", type=int, help="At most this many tokens.  [default: as many as fit, up to 1024]"),
@@ -55,13 +66,21 @@ def model_options(command: Command) -> Command:
     @functools.wraps(command)
     def gathered(engine_option: tuple[str, ...], **values: Any) -> Any:
         flags = {name: values.pop(name) for name in _names(_MODEL) if name in values}
-        given = {name: value for name, value in flags.items() if value is not None}
         if engine_option:
-            given["engine_options"] = parse_engine_options(engine_option)
-        without_option = click.get_current_context().meta.get(SETTINGS, {})
-        return command(settings=Settings().with_values({**without_option, **given}), **values)
+            flags["engine_options"] = parse_engine_options(engine_option)
+        return command(settings=_settings(flags), **values)
 
     return _with(_MODEL, gathered)
+
+
+def vision_options(command: Command) -> Command:
+    """Adds the options that choose and place a vision alone; the command gets ``settings``."""
+
+    @functools.wraps(command)
+    def gathered(**values: Any) -> Any:
+        return command(settings=_settings({name: values.pop(name) for name in _names(_VISION)}), **values)
+
+    return _with(_VISION, gathered)
 
 
 def sampling_options(command: Command) -> Command:
@@ -112,6 +131,13 @@ def _literal(text: str) -> Any:
         except ValueError:
             continue
     return text
+
+
+def _settings(flags: dict[str, Any]) -> Settings:
+    """Settings from the flags that were given, over those of the file that have no flag."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    without_option = click.get_current_context().meta.get(SETTINGS, {})
+    return Settings().with_values({**without_option, **given})
 
 
 def _with(options: list[Option], command: Command) -> Command:

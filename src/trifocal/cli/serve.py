@@ -13,14 +13,21 @@ from trifocal.cli.options import model_options
 from trifocal.errors import UsageError
 from trifocal.model.settings import Settings
 
-__all__ = ["serve", "server_options", "server_settings"]
+__all__ = ["host_options", "serve", "server_options", "server_settings"]
 
 _DEFAULT = ServerSettings()
 
 
 def server_options(command: Any) -> Any:
     """Adds the server's options; the command gets them by the names of `ServerSettings`, and ``api_key_file``."""
-    for option in reversed(_OPTIONS):
+    for option in reversed([*_HOST, *_MODEL]):
+        command = option(command)
+    return command
+
+
+def host_options(command: Any) -> Any:
+    """Adds those of any server of ours, whatever it serves."""
+    for option in reversed(_HOST):
         command = option(command)
     return command
 
@@ -35,12 +42,9 @@ def server_settings(api_key_file: Path | None, **values: Any) -> ServerSettings:
     return ServerSettings(**values, keys=open_first.keys)
 
 
-_OPTIONS = [
+_HOST = [
     click.option("--host", default=_DEFAULT.host, show_default=True, help="Address to listen on."),
     click.option("--port", default=_DEFAULT.port, show_default=True, type=click.IntRange(0, 65535), help="Port."),
-    click.option(
-        "--legacy-port", type=click.IntRange(1, 65535), help="Listen here too: old websocket clients use 5005."
-    ),
     click.option(
         "--api-key-file",
         type=click.Path(path_type=Path),
@@ -48,9 +52,6 @@ _OPTIONS = [
     ),
     click.option("--open-to-all", is_flag=True, help="Serve other machines without any key."),
     click.option("--public-host", "public_hosts", multiple=True, metavar="NAME", help="Name clients ask for it by."),
-    click.option("--origin", "origins", multiple=True, metavar="URL", help="Web page that may call it (CORS)."),
-    click.option("--url-host", "url_hosts", multiple=True, metavar="NAME", help="Fetch https pictures from this host."),
-    click.option("--alias", "aliases", multiple=True, metavar="NAME", help="Another name of the model for clients."),
     click.option("--slots", type=click.IntRange(1), help="At once at most; as many as fit, up to 32."),
     click.option("--queue", default=_DEFAULT.queue, show_default=True, type=click.IntRange(0), help="In the queue."),
     click.option(
@@ -64,6 +65,14 @@ _OPTIONS = [
     click.option("--deadline", default=_DEFAULT.deadline, show_default=True, type=float, help="Seconds a request."),
     click.option("--drain", default=_DEFAULT.drain, show_default=True, type=float, help="Seconds to finish."),
     click.option("--log-format", default="text", show_default=True, type=click.Choice(["text", "json"]), help="Log."),
+]
+_MODEL = [
+    click.option(
+        "--legacy-port", type=click.IntRange(1, 65535), help="Listen here too: old websocket clients use 5005."
+    ),
+    click.option("--origin", "origins", multiple=True, metavar="URL", help="Web page that may call it (CORS)."),
+    click.option("--url-host", "url_hosts", multiple=True, metavar="NAME", help="Fetch https pictures from this host."),
+    click.option("--alias", "aliases", multiple=True, metavar="NAME", help="Another name of the model for clients."),
 ]
 
 

@@ -32,7 +32,8 @@ from trifocal.model.settings import Settings
 from trifocal.placement import Part, Placed
 from trifocal.prompt import Prompt
 from trifocal.timing import Timings
-from trifocal.vision import Gallery, Showing, View, open_vision
+from trifocal.vision import Gallery, Showing, View, Vision, open_vision
+from trifocal.vision.elsewhere import is_elsewhere, open_elsewhere
 
 __all__ = ["Asked", "Llava", "Preview", "Written", "load"]
 
@@ -457,26 +458,23 @@ def load(settings: Settings | None = None, **values: Any) -> Llava:
         UnknownName: a setting, engine, template or checkpoint that is not known.
         MissingExtra: an engine whose optional dependency is not installed.
         OutOfMemory: a device had no room for its part.
+        VisionError: a vision of another machine that can't be asked.
     """
     settings = (settings or Settings()).with_values(values)
+    _check_elsewhere(settings)
     checkpoint = find_checkpoint(
         settings.checkpoint,
         tower=settings.tower_from,
         projector=settings.projector_from,
         language=settings.language_from,
-        vision=settings.vision,
+        vision=None if is_elsewhere(settings.vision) else settings.vision,
         fit=settings.fit,  # type: ignore[arg-type]  # checked there
     )
     template = find_template(settings.template or checkpoint.template, checkpoint.language.source)
     _spare_threads(checkpoint)
     language = load_language(checkpoint, allow_pickle=settings.allow_pickle)
     engine = load_engine(settings.engine, language, settings.language, **settings.engine_options)
-    vision = open_vision(
-        checkpoint,
-        settings.tower,
-        settings.projector,
-        allow_pickle=settings.allow_pickle,
-    )
+    vision = _vision(settings, checkpoint)
     if vision.hidden != engine.hidden:
         raise CheckpointError(
             f"the projector makes rows of {vision.hidden}, the language model takes rows of {engine.hidden}: "
@@ -496,6 +494,26 @@ def load(settings: Settings | None = None, **values: Any) -> Llava:
         strip_around_images=checkpoint.strip_around_images,
     )
     return Llava(checkpoint, composer, engine, template, settings.images)
+
+
+def _vision(settings: Settings, checkpoint: Checkpoint) -> Vision:
+    """What sees the checkpoint's pictures, here or where `Settings.vision` says."""
+    if settings.vision is not None and is_elsewhere(settings.vision):
+        return open_elsewhere(settings.vision)
+    return open_vision(checkpoint, settings.tower, settings.projector, allow_pickle=settings.allow_pickle)
+
+
+def _check_elsewhere(settings: Settings) -> None:
+    """Refuses what is to be said where the tower is.
+
+    Raises:
+        UsageError: the vision is elsewhere, and a placement of it or a fit are asked for here.
+    """
+    if is_elsewhere(settings.vision):
+        plain = Settings()
+        for name in ("tower", "projector", "fit"):
+            if getattr(settings, name) != getattr(plain, name):
+                raise UsageError(f"{name}: the vision is at {settings.vision}; say --{name} to trifocal see there")
 
 
 def _spare_threads(checkpoint: Checkpoint) -> None:

@@ -26,7 +26,8 @@ class Settings:
     ``language_from`` take a part from elsewhere (a folder, a file or a hub id), as the seed's
     settings do. ``tower``, ``projector`` and ``language`` say where each part lives. ``template``
     overrides the checkpoint's own. ``vision`` names another package's vision, for a language model
-    that is no LLaVA. ``fit`` (crop, pad or stretch) shows pictures in another way than the checkpoint
+    that is no LLaVA, or the addresses of machines that see for this one: ``http://host:port``, with
+    commas between several. ``fit`` (crop, pad or stretch) shows pictures in another way than the checkpoint
     was trained with. ``images`` says which past pictures stay. ``allow_pickle`` lets
     ``.bin`` files be read (with ``weights_only=True``).  ``cache_bytes`` bounds the picture cache.
     """
