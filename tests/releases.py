@@ -188,10 +188,9 @@ class Whole:
 class Inside:
     """llava-hf's ``tokenizer.json``, which `layouts` writes: a picture is a token in the text."""
 
-    mark = "</s>"
-
     def __init__(self, made: Family) -> None:
         self._tokenizer = made.tokenizer
+        self.mark = "</s>" if made.tokenizer.token_to_id("<|im_end|>") is None else "<|im_end|>"
         self.marks = [token.content for token in made.tokenizer.get_added_tokens_decoder().values()]
         self.rows = made.tokenizer.get_vocab_size()
 
@@ -321,9 +320,14 @@ def lora(made: Family, words: Words, home: Path) -> dict[str, str]:
 
 
 def hf(made: Family, words: Words, home: Path) -> dict[str, str]:
-    """llava-hf's folder, which has a ``tokenizer.model`` beside its ``tokenizer.json``."""
+    """llava-hf's folder, which has the slow tokenizer's files beside its ``tokenizer.json``."""
     save_hf(made, home / "one", shards=2)
-    shutil.copyfile(MODEL, home / "one" / "tokenizer.model")
+    if made.tokenizer.token_to_id("</s>") is None:
+        bytes_tokenizer(TURNS).model.save(str(home / "one"))
+        settings = {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "eos_token": "<|im_end|>"}
+        write(home / "one" / "tokenizer_config.json", settings)
+    else:
+        shutil.copyfile(MODEL, home / "one" / "tokenizer.model")
     return {}
 
 
@@ -373,4 +377,7 @@ RELEASES = {
     "llava-hf 1.5": Release("1.5", None, "llava_v1", hf),
     "llava-hf 1.6 Vicuna": Release("1.6-vicuna", None, "llava_v1", hf),
     "llava-hf 1.6 Mistral": Release("1.6-mistral", None, "mistral_instruct", hf),
+    "llava-hf 1.6 34B": Release("1.6-34b", None, "chatml_direct", hf),
+    "llava-hf OneVision": Release("onevision", None, "qwen_1_5", hf),
+    "llava-hf interleave": Release("interleave", None, "qwen_1_5", hf),
 }

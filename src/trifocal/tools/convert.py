@@ -377,8 +377,12 @@ def _joined_config(folder: Path, projector: Weights, token: int) -> dict[str, An
             f"{folder / 'projector'}: {kind} with {sorted(projector)} has no place in llava-hf's 1.5 layout, which has "
             f"two linear layers; {_AS_THEY_ARE}"
         )
-    whole = seen.get("mm_vision_select_feature") == "cls_patch"
-    patches = (int(vision["image_size"]) // int(vision["patch_size"])) ** 2 + whole
+    whole, layer = seen.get("mm_vision_select_feature") == "cls_patch", seen.get("mm_vision_select_layer", -2)
+    siglip = str(vision["model_type"]).startswith("siglip")
+    if siglip and isinstance(layer, int):  # of whose blocks the last is not there: llava-hf counts those that are
+        vision["num_hidden_layers"] -= 1
+        layer = -1
+    patches = (int(vision["image_size"]) // int(vision["patch_size"])) ** 2 + (whole and not siglip)
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
@@ -387,7 +391,7 @@ def _joined_config(folder: Path, projector: Weights, token: int) -> dict[str, An
         "image_aspect_ratio": seen.get("image_aspect_ratio"),
         "projector_hidden_act": kind.removeprefix("mlp2x_"),
         "multimodal_projector_bias": True,
-        "vision_feature_layer": seen.get("mm_vision_select_layer", -2),
+        "vision_feature_layer": layer,
         "vision_feature_select_strategy": "full" if whole else "default",
         "tie_word_embeddings": bool(text.get("tie_word_embeddings", False)),
         "torch_dtype": text.get("torch_dtype", "float16"),
@@ -452,11 +456,12 @@ def _grown(entry: _Entry, rows: int) -> _Entry:
 
 
 def _processor_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    siglip = str(config["vision_config"]["model_type"]).startswith("siglip")
     return {
         "processor_class": "LlavaProcessor",
         "image_token": "<image>",
         "patch_size": config["vision_config"]["patch_size"],
-        "num_additional_image_tokens": 1,
+        "num_additional_image_tokens": int(not siglip),  # the class token, which SigLIP has not
         "vision_feature_select_strategy": config["vision_feature_select_strategy"],
     }
 
