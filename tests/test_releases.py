@@ -14,7 +14,8 @@ from test_generations import unmarked
 
 import original
 from families import Pair
-from layouts import SENTINEL, TILE, ByHand
+from gguf_layout import save_gguf
+from layouts import SENTINEL, TILE, ByHand, family
 from logits import ends_of, logits_of
 from original import seen
 from releases import RELEASES, Made, Words
@@ -169,6 +170,14 @@ def test_what_has_no_place_in_another_layout_is_told(name: str, release: Callabl
     made, home = release(name)
     with pytest.raises(CheckpointError, match=r"type 'mpt' can't be taken out|can be used as they are"):
         join(parts_of(made, home), home / "joined")
+
+
+def test_a_pair_of_gguf_files_is_not_taken_apart(tmp_path: Path) -> None:
+    """Its tokenizer has no files: a folder without one would be written, and never load."""
+    save_gguf(family("1.5"), tmp_path, "F32")
+    with pytest.raises(CheckpointError, match="its tokenizer lies in a GGUF file"):
+        split(find_checkpoint(str(tmp_path)), tmp_path / "parts")
+    assert not (tmp_path / "parts").exists()
 
 
 def test_the_page_tells_each_release_and_what_writes_it() -> None:

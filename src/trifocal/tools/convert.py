@@ -20,6 +20,7 @@ from trifocal.conversation.brought import own_template
 from trifocal.conversation.exported import exported, takes_text
 from trifocal.conversation.templates import ALIASES, TEMPLATES
 from trifocal.errors import CheckpointError, UsageError
+from trifocal.source import source_of
 from trifocal.weights.tensors import Weights, canonical, part_weights, weight_files
 
 if TYPE_CHECKING:
@@ -106,12 +107,18 @@ def split(
 
     Raises:
         UsageError: ``out`` is there already, or the disk has no room.
-        CheckpointError: a part is missing or damaged.
+        CheckpointError: a part is missing or damaged, or the tokenizer lies in a GGUF file.
     """
     kind = str(checkpoint.language.config.get("model_type", "llama"))
     if kind not in _CLASSES:
         raise CheckpointError(
             f"{checkpoint.name}: a language model of type {kind!r} can't be taken out; {', '.join(_CLASSES)} can"
+        )
+    container = source_of(checkpoint.language.source).container
+    if container:
+        raise CheckpointError(
+            f"{checkpoint.name}: its tokenizer lies in a {container} file and can't be written as a folder's files; "
+            "use the pair as it is, or take the checkpoint apart that it was made of"
         )
     language = language_weights(checkpoint.language, allow_pickle=allow_pickle)
     tower = part_weights(checkpoint.tower.source, "tower", allow_pickle=allow_pickle)
