@@ -15,8 +15,9 @@ from PIL import Image as Pictures
 from processes import environment, trifocal
 
 from checkpoint_maker import V0
+from trifocal.api.fetch import Fetcher
 from trifocal.cli.ask import ask, split_words
-from trifocal.cli.pictures import is_picture_word, looks_like_a_name
+from trifocal.cli.pictures import clipboard, is_picture_word, looks_like_a_name, read_picture
 from trifocal.errors import BadImage, UsageError
 from trifocal.tools.pictures import decode, is_picture, open_picture
 
@@ -104,6 +105,44 @@ def test_exit_codes_and_one_line(album: Path) -> None:
         done = trifocal(*words, folder=album)
         assert (done.returncode, done.stdout) == (code, b""), (words, done)
         assert said in done.stderr.decode(), (words, done.stderr)
+
+
+@pytest.mark.parametrize(("where", "code"), [(">/dev/full", 1), (">&-", 0), ("2>&-", 0), ("| head -n 0", 0)])
+def test_outputs_that_take_nothing(where: str, code: int) -> None:
+    command = f"{sys.executable} -m trifocal --help {where}"
+    done = subprocess.run(command, shell=True, capture_output=True, env=environment())
+    assert done.returncode == code, done
+    assert b"Traceback" not in done.stderr
+    assert (b"No space left" in done.stderr) == (where == ">/dev/full")
+
+
+def test_the_clipboard(monkeypatch: pytest.MonkeyPatch, album: Path) -> None:
+    from PIL import ImageGrab
+
+    held: list[object] = [Pictures.new("RGB", (9, 9)), [str(album / "red.png")], None, []]
+    monkeypatch.setattr(ImageGrab, "grabclipboard", lambda: held.pop(0))
+    assert (clipboard().width, clipboard().width) == (9, 60)
+    for _ in range(2):
+        with pytest.raises(BadImage, match="clipboard: there is no picture in it"):
+            clipboard()
+
+    def refuse() -> None:
+        raise NotImplementedError("wl-paste or xclip is required for ImageGrab.grabclipboard() on Linux")
+
+    monkeypatch.setattr(ImageGrab, "grabclipboard", refuse)
+    with pytest.raises(BadImage, match="can't be asked here"):
+        clipboard()
+
+
+def test_an_address_is_fetched_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, album: Path) -> None:
+    async def fetch(self: Fetcher, url: str, name: str) -> bytes:
+        return (album / "red.png").read_bytes()
+
+    monkeypatch.setattr(Fetcher, "fetch", fetch)
+    address = "https://Example.org/a.png"
+    assert read_picture(address, ["example.org"]) == read_picture("red.png")
+    with pytest.raises(BadImage, match=r"--url-host example\.org"):
+        read_picture(address, ["example.com"])
 
 
 def test_a_terminal_is_not_waited_for(album: Path) -> None:

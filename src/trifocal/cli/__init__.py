@@ -65,6 +65,9 @@ def main() -> None:
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore", FutureWarning)  # what libraries tell those who program with them
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (for as long as it runs)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be text, nor letters of this terminal
             stream.reconfigure(errors="backslashreplace")
@@ -102,5 +105,7 @@ def _run() -> int:
         return leave.code if isinstance(leave.code, int) else 1
     except OSError as error:
         if error.errno != errno.EPIPE:
-            tell_error(f"{error.filename or 'the system'}: {error.strerror or 'can not be read or written'}")
+            tell_error(
+                f"{error.filename or 'what was to be written'}: {error.strerror or 'can not be read or written'}"
+            )
         return 1

@@ -47,17 +47,25 @@ between two \"\"\"."""
 @click.command(cls=Configured, short_help="A conversation in the terminal.")
 @click.argument("pictures", nargs=-1, metavar="[PICTURE]...")
 @click.option("--system", metavar="TEXT", help="System text instead of the template's.")
+@click.option("--url-host", "url_hosts", multiple=True, metavar="NAME", help="Fetch https pictures from this host.")
 @log_options
 @sampling_options
 @model_options
-def chat(pictures: tuple[str, ...], system: str | None, going: Going, settings: Settings, sampling: Sampling) -> None:
+def chat(
+    pictures: tuple[str, ...],
+    system: str | None,
+    url_hosts: tuple[str, ...],
+    going: Going,
+    settings: Settings,
+    sampling: Sampling,
+) -> None:
     """Talks about the PICTUREs; `/image PATH` adds another at any time, `/help` lists the commands.
 
     Ctrl-C stops an answer and keeps what was said; Ctrl-D leaves.
     """
-    images = [read_picture(name) for name in pictures]
+    images = [read_picture(name, url_hosts) for name in pictures]
     with load_shown(settings) as llava, closing(Typed(remember=going.kept)) as typed:
-        conversation = Conversation(llava, sampling, system, images, going)
+        conversation = Conversation(llava, sampling, system, images, going, url_hosts)
         click.echo(f"{llava.checkpoint.name} is listening. /help lists the commands.", err=True)
         while True:
             try:
@@ -78,12 +86,13 @@ class Conversation:
         system: str | None = None,
         waiting: Sequence[Image] = (),
         going: Going | None = None,
+        url_hosts: Sequence[str] = (),
     ) -> None:
         self.llava, self.sampling, self.going = llava, sampling, going or Going(None)
         self.start, self.turns = _parted(self.going.before)
         if system is not None:
             self.start = [Message("system", system)]
-        self.waiting = list(waiting)
+        self.waiting, self.url_hosts = list(waiting), url_hosts
         self.images = llava.images
 
     def take(self, line: str) -> bool:
@@ -141,7 +150,7 @@ class Conversation:
         names = names_in(rest)
         if not names:
             raise UsageError("/image needs a path")
-        added = [read_picture(name) for name in names]  # all of them or none
+        added = [read_picture(name, self.url_hosts) for name in names]  # all of them or none
         self.waiting += added
         for name, picture in zip(names, added, strict=True):
             click.echo(f"[{name}: {picture.width} x {picture.height}, goes with your next question]", err=True)
