@@ -35,7 +35,7 @@ _MODEL: list[Option] = [
     click.option("--tower", metavar="PLACE", help="Where the tower lives: cpu, cuda:0, mps, cuda:0/float16, ..."),
     click.option("--projector", metavar="PLACE", help="Where the projector lives."),
     click.option("--language", metavar="PLACE", help="Where the language model lives."),
-    click.option("--engine", metavar="NAME", help="What runs the language model.  [default: transformers]"),
+    click.option("--engine", metavar="NAME", help="What runs the language model.  [default: auto]"),
     click.option("-e", "--engine-option", "engine_option", metavar="KEY=VALUE", multiple=True, help="Engine's own."),
     click.option("--template", metavar="NAME", help="Conversation template, or a file of Jinja.  [default: by family]"),
     click.option("--vision", metavar="WHERE", help="Addresses of trifocal see, or another package's vision by name."),

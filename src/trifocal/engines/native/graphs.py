@@ -35,7 +35,7 @@ class Graphs:
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._memory: Any = None
         none = torch.zeros(0, dtype=torch.long, device=device)
-        self._step = Step(none, none, none, none, None, (), none)
+        self._step = Step(none, none, none, (), none)
 
     def logits(self, runs: Sequence[Run[Any]], rows: torch.Tensor | None) -> torch.Tensor:
         """The logits ``[runs that want them, vocabulary]``; ``rows`` are the inputs, None where all are ids."""

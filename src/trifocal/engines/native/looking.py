@@ -58,8 +58,9 @@ class _Looking(Plain):
             groups = self.shape.heads // self.shape.kv_heads
             told = keys.repeat_interleave(groups, 1)  # [positions, heads, dim]
             scores = torch.einsum("qhd,khd->hqk", queries.float(), told.float()) * self.shape.dim**-0.5
-            if mask is None:  # the beginning
+            if mask is None and piece.rows > 1:  # the beginning
                 mask = torch.ones(piece.rows, len(keys), dtype=torch.bool, device=keys.device).tril()
-            scores = scores.masked_fill(~mask, -torch.inf)
+            if mask is not None:
+                scores = scores.masked_fill(~mask, -torch.inf)
             self.seen += scores.softmax(-1)[..., : self._positions].mean(0)
         return super()._piece(queries, keys, values, piece, mask, index)

@@ -8,7 +8,6 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from trifocal.engines.native.shape import Shape
 from trifocal.engines.scheduler import Run
@@ -37,13 +36,15 @@ class Pool:
 class Piece:
     """Neighbouring rows of one step that continue one sequence: ``rows`` of them from ``first`` on.
 
-    ``slots`` int64 ``[positions]`` are those of all its positions up to the last row; ``start`` of them were there.
+    ``slots`` are those of the positions that they see, up to the last row's own, the first of them at position
+    ``begins``; a slice where they lie together. The first row stands at position ``start``.
     """
 
     first: int
     rows: int
     start: int
-    slots: torch.Tensor
+    slots: torch.Tensor | slice
+    begins: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,57 +52,52 @@ class Step:
     """What is computed at once: rows of one or several sequences.
 
     ``positions`` and ``slots`` int64 ``[rows]`` say where each stands and where its keys and values go. ``singles`` are
-    rows that are each the only one of their sequence, int64, and ``seen`` ``[singles, longest]`` the slots of all their
-    positions, ``hidden`` the places there that are none, as a mask ``[singles, 1, 1, longest]`` or None. ``pieces`` are
-    the others. ``last`` are the rows whose logits are wanted.
+    the rows, int64, that attend by a kernel, each alone in its sequence; ``pieces`` are all others. ``last`` are the
+    rows whose logits are wanted.
     """
 
     positions: torch.Tensor
     slots: torch.Tensor
     singles: torch.Tensor
-    seen: torch.Tensor
-    mask: torch.Tensor | None
     pieces: tuple[Piece, ...]
     last: torch.Tensor
 
 
-def step_of(runs: Sequence[Run[Any]], window: int, device: torch.device, *, seen: bool = True) -> Step:
-    """The step that computes these runs; without ``seen`` it does not say where single rows find their positions."""
-    own = [_slots(run.blocks, run.start + run.count) for run in runs]
+def step_of(runs: Sequence[Run[Any]], window: int, device: torch.device, *, kernels: bool = False) -> Step:
+    """The step that computes these runs; with ``kernels`` single rows are no pieces."""
     ends = list(accumulate(run.count for run in runs))
     firsts = [end - run.count for end, run in zip(ends, runs, strict=True)]
-    single = [at for at, run in enumerate(runs) if run.count == 1]
-    pieces = [
-        Piece(first, run.count, run.start, slots.to(device))
-        for first, run, slots in zip(firsts, runs, own, strict=True)
-        if run.count > 1
-    ]
-    near = [own[at][max(0, len(own[at]) - window) if window else 0 :] for at in single] if seen else []
-    lengths = torch.tensor([len(one) for one in near])
-    places = pad_sequence(near, batch_first=True) if near else torch.zeros(0, 0, dtype=torch.long)
-    mask = torch.arange(places.shape[1]) < lengths[:, None] if near and int(lengths.min()) < places.shape[1] else None
+    single = [first for first, run in zip(firsts, runs, strict=True) if run.count == 1] if kernels else []
+    told = zip(firsts, runs, strict=True)
+    pieces = tuple(_piece(run, first, window, device) for first, run in told if not (kernels and run.count == 1))
+    wanted = [end - 1 for end, run in zip(ends, runs, strict=True) if run.logits]
     return Step(
         positions=torch.cat([torch.arange(run.start, run.start + run.count) for run in runs]).to(device),
-        slots=torch.cat([slots[run.start :] for run, slots in zip(runs, own, strict=True)]).to(device),
-        singles=torch.tensor([firsts[at] for at in single], dtype=torch.long, device=device),
-        seen=places.to(device),
-        mask=None if mask is None else mask[:, None, None].to(device),
-        pieces=tuple(pieces),
-        last=torch.tensor(
-            [end - 1 for end, run in zip(ends, runs, strict=True) if run.logits], dtype=torch.long, device=device
-        ),
+        slots=torch.cat([_slots(run.blocks, run.start, run.start + run.count) for run in runs]).to(device),
+        singles=torch.tensor(single, dtype=torch.long, device=device),
+        pieces=pieces,
+        last=torch.tensor(wanted, dtype=torch.long, device=device),
     )
+
+
+def _piece(run: Run[Any], first: int, window: int, device: torch.device) -> Piece:
+    begins, end = max(0, run.start + 1 - window) if window else 0, run.start + run.count
+    slots = _slots(run.blocks, begins, end)
+    together = int(slots[-1]) - int(slots[0]) == end - begins - 1 and bool((slots.diff() == 1).all())
+    if together:
+        return Piece(first, run.count, run.start, slice(int(slots[0]), int(slots[-1]) + 1), begins)
+    return Piece(first, run.count, run.start, slots.to(device), begins)
 
 
 def alone(start: int, rows: int, device: torch.device) -> Step:
     """The step of ``rows`` of one sequence behind the first ``start``, whose slots are its positions."""
     none = torch.zeros(0, dtype=torch.long, device=device)
-    slots = torch.arange(start + rows, device=device)
-    piece = Piece(0, rows, start, slots)
-    return Step(slots[start:], slots[start:], none, none, None, (piece,), none)
+    own = torch.arange(start, start + rows, device=device)
+    return Step(own, own, none, (Piece(0, rows, start, slice(0, start + rows)),), none)
 
 
-def _slots(blocks: Sequence[int], positions: int) -> torch.Tensor:
-    """The slots of a sequence's first positions, int64 ``[positions]``."""
-    used = torch.tensor(blocks[: -(-positions // BLOCK)])
-    return (used[:, None] * BLOCK + torch.arange(BLOCK)).flatten()[:positions]
+def _slots(blocks: Sequence[int], begin: int, end: int) -> torch.Tensor:
+    """The slots of a sequence's positions from ``begin`` up to ``end``, int64."""
+    first = begin // BLOCK
+    used = torch.tensor(blocks[first : -(-end // BLOCK)])
+    return (used[:, None] * BLOCK + torch.arange(BLOCK)).flatten()[begin - first * BLOCK : end - first * BLOCK]

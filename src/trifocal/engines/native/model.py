@@ -60,11 +60,7 @@ class Plain:
         all_keys, all_values = self.pool.keys[index], self.pool.values[index]  # [slots, kv_heads, dim]
         all_keys.index_copy_(0, step.slots, turned[:, shape.heads :])
         all_values.index_copy_(0, step.slots, parts[:, shape.heads + shape.kv_heads :])
-        if not step.pieces:
-            return self._singles(queries, all_keys, all_values, step)
         out = queries.new_empty(len(qkv), shape.heads * shape.dim)
-        if len(step.singles):
-            out[step.singles] = self._singles(queries[step.singles], all_keys, all_values, step)
         for piece, mask in zip(step.pieces, self._masks, strict=True):
             rows = slice(piece.first, piece.first + piece.rows)
             seen, told = all_keys[piece.slots], all_values[piece.slots]  # [positions, kv_heads, dim]
@@ -79,16 +75,6 @@ class Plain:
         parts = [first * cosines - second * sines, second * cosines + first * sines]
         return torch.cat(parts if width == x.shape[-1] else [*parts, x[..., width:]], -1)
 
-    def _singles(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step) -> torch.Tensor:
-        seen = functional.scaled_dot_product_attention(
-            queries[:, :, None],  # [rows, heads, 1, dim]
-            keys[step.seen].transpose(1, 2),  # [rows, kv_heads, longest, dim]
-            values[step.seen].transpose(1, 2),
-            attn_mask=step.mask,
-            enable_gqa=True,
-        )
-        return seen.flatten(1)
-
     def _piece(
         self,
         queries: torch.Tensor,
@@ -99,10 +85,14 @@ class Plain:
         index: int,
     ) -> torch.Tensor:
         """What the rows of a piece see, ``[rows, heads * dim]``, in the layer ``index``."""
+        keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]  # [1, kv_heads, positions, dim]
+        if piece.rows == 1:  # the queries of a group are rows over one key head
+            own = queries.view(1, self.shape.kv_heads, -1, self.shape.dim)
+            return functional.scaled_dot_product_attention(own, keys, values).reshape(1, -1)
         seen = functional.scaled_dot_product_attention(
             queries.transpose(0, 1)[None],  # [1, heads, rows, dim]
-            keys.transpose(0, 1)[None],
-            values.transpose(0, 1)[None],
+            keys,
+            values,
             attn_mask=mask,
             is_causal=mask is None,
             enable_gqa=True,
@@ -110,12 +100,13 @@ class Plain:
         return seen[0].transpose(0, 1).flatten(1)
 
     def _mask(self, piece: Piece) -> torch.Tensor | None:
-        """Who sees whom in a piece, ``[rows, positions]``; None where it is the beginning and all is causal."""
+        """Who sees whom in a piece, ``[rows, positions]``; None where one row sees all, or all is causal."""
         window = self.shape.window
-        if not piece.start and not (window and piece.rows > window):
+        if piece.rows == 1 or (not piece.start and not (window and piece.rows > window)):
             return None
-        rows = torch.arange(piece.start, piece.start + piece.rows, device=piece.slots.device)[:, None]
-        columns = torch.arange(len(piece.slots), device=piece.slots.device)
+        device = self.pool.keys.device
+        rows = torch.arange(piece.start, piece.start + piece.rows, device=device)[:, None]
+        columns = torch.arange(piece.begins, piece.start + piece.rows, device=device)
         mask = columns <= rows
         return mask & (columns > rows - window) if window else mask
 

@@ -65,7 +65,7 @@ class NativeRunner:
         rows = self._spliced(runs)
         if rows is None:
             rows = self.embed(torch.tensor([i for run in runs for i in run.ids or ()]))
-        step = step_of(runs, self._operations.shape.window, device, seen=self._kernels is None)
+        step = step_of(runs, self._operations.shape.window, device, kernels=self._kernels is not None)
         if self._kernels is not None:
             self._kernels.use(self._places(runs, step))
         hidden = self.model.forward(rows, step, self._operations)
