@@ -46,7 +46,7 @@ def test_a_shape_in_four_bits_is_read_as_the_release_would_be(tmp_path: Path) ->
 
 
 def test_what_is_no_shape_and_no_number_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UnknownName, match="known: .*llava-1.5-13b"):
+    with pytest.raises(UnknownName, match=r"known: .*llava-1\.5-13b"):
         write("llava-9-90b", "none", tmp_path)
     ended = CliRunner().invoke(bench, ["--streams", "many"])
     assert "numbers with commas between them" in str(ended.exception)
