@@ -26,6 +26,8 @@ from PIL import Image as Pictures
 import trifocal
 from trifocal.checkpoints import find_checkpoint
 from trifocal.cli.ask import ask
+from trifocal.cli.inspect import inspect
+from trifocal.cli.see import see
 from trifocal.conversation.templates import Control
 from trifocal.errors import BadImage, UsageError, VisionError
 from trifocal.images import Image, from_frames, from_pil
@@ -363,6 +365,17 @@ def test_a_picture_that_is_refused_there_is_named_as_it_is_here(seer: Seer, loca
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(UsageError, match="vision: "):
         open_elsewhere(address, {})
+
+
+def test_a_checkpoint_is_the_same_wherever_it_is_seen() -> None:
+    plain, elsewhere = (
+        CliRunner().invoke(inspect, ["--json", *more], catch_exceptions=False).output
+        for more in ([], ["--vision", "http://a:1"])
+    )
+    assert json.loads(elsewhere) == json.loads(plain)
+    for command in (["--vision", "HTTP://a:1"], ["--vision", "https://a"]):
+        with pytest.raises(UsageError, match="sees already"):
+            CliRunner().invoke(see, command, catch_exceptions=False)
 
 
 def test_what_must_be_said_where_the_tower_is_is_refused_here() -> None:

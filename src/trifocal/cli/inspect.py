@@ -93,7 +93,7 @@ def inspect(folder: str | None, known: bool, as_json: bool, settings: Settings) 
         tower=settings.tower_from,
         projector=settings.projector_from,
         language=settings.language_from,
-        vision=settings.vision,
+        vision=settings.vision_package,
         fit=settings.fit,  # type: ignore[arg-type]  # checked there
         patterns=EVERYTHING if here else CONFIGS,
     )

@@ -35,7 +35,7 @@ def see(settings: Settings, **values: Any) -> None:
     No language model is loaded. Pictures of all who ask go through the tower together, and what was seen is kept. Keys
     come from a file or from the environment, as those of trifocal serve; who asks has one in TRIFOCAL_VISION_KEY.
     """
-    if (settings.vision or "").lower().startswith("http"):
+    if settings.is_elsewhere:
         raise UsageError(f"vision: {settings.vision} sees already; trifocal see is for the machine that does it itself")
     server = replace(server_settings(**values), body_bytes=PICTURE_BYTES + (1 << 20), image_bytes=PICTURE_BYTES)
     from trifocal.api import serve_vision

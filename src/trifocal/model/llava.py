@@ -33,7 +33,7 @@ from trifocal.placement import Part, Placed
 from trifocal.prompt import Prompt
 from trifocal.timing import Timings
 from trifocal.vision import Gallery, Showing, View, Vision, open_vision
-from trifocal.vision.elsewhere import is_elsewhere, open_elsewhere
+from trifocal.vision.elsewhere import open_elsewhere
 
 __all__ = ["Asked", "Llava", "Preview", "Written", "load"]
 
@@ -467,7 +467,7 @@ def load(settings: Settings | None = None, **values: Any) -> Llava:
         tower=settings.tower_from,
         projector=settings.projector_from,
         language=settings.language_from,
-        vision=None if is_elsewhere(settings.vision) else settings.vision,
+        vision=settings.vision_package,
         fit=settings.fit,  # type: ignore[arg-type]  # checked there
     )
     template = find_template(settings.template or checkpoint.template, checkpoint.language.source)
@@ -498,7 +498,7 @@ def load(settings: Settings | None = None, **values: Any) -> Llava:
 
 def _vision(settings: Settings, checkpoint: Checkpoint) -> Vision:
     """What sees the checkpoint's pictures, here or where `Settings.vision` says."""
-    if settings.vision is not None and is_elsewhere(settings.vision):
+    if settings.vision is not None and settings.is_elsewhere:
         return open_elsewhere(settings.vision)
     return open_vision(checkpoint, settings.tower, settings.projector, allow_pickle=settings.allow_pickle)
 
@@ -509,7 +509,7 @@ def _check_elsewhere(settings: Settings) -> None:
     Raises:
         UsageError: the vision is elsewhere, and a placement of it or a fit are asked for here.
     """
-    if is_elsewhere(settings.vision):
+    if settings.is_elsewhere:
         plain = Settings()
         for name in ("tower", "projector", "fit"):
             if getattr(settings, name) != getattr(plain, name):

@@ -48,6 +48,16 @@ class Settings:
     allow_pickle: bool = False
     cache_bytes: int = 256 << 20
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether ``vision`` has addresses of machines that see."""
+        return self.vision is not None and self.vision.lower().startswith(("http://", "https://"))
+
+    @property
+    def vision_package(self) -> str | None:
+        """The name of another package's vision; None where the checkpoint's own sees, here or elsewhere."""
+        return None if self.is_elsewhere else self.vision
+
     @classmethod
     def read(cls, file: Path | None = None, environ: Mapping[str, str] | None = None, **flags: Any) -> Settings:
         """Flags over the environment over the file over the defaults; a flag that is None was not given.

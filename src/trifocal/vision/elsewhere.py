@@ -36,7 +36,7 @@ from trifocal.vision.wire import (
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["KEY_VARIABLE", "VisionElsewhere", "is_elsewhere", "open_elsewhere"]
+__all__ = ["KEY_VARIABLE", "VisionElsewhere", "open_elsewhere"]
 
 log = logging.getLogger("trifocal")
 KEY_VARIABLE = "TRIFOCAL_VISION_KEY"
@@ -50,11 +50,6 @@ RESTS_SECONDS = 10.0  # a server that failed is the last to be asked for so long
 ANSWER_BYTES = 1 << 20  # of an answer beside the rows
 PICTURES = 16  # of one request
 _IMAGE = re.compile(r"images\[(\d+)\]")
-
-
-def is_elsewhere(vision: str | None) -> bool:
-    """Whether a vision is named by addresses."""
-    return vision is not None and vision.lower().startswith(("http://", "https://"))
 
 
 @dataclass(frozen=True, slots=True)
