@@ -24,6 +24,7 @@ from live import data_uri, error_of, running, user
 from PIL import Image as Pictures
 
 import trifocal
+from layouts import family, save_hf
 from trifocal.checkpoints import find_checkpoint
 from trifocal.cli.ask import ask
 from trifocal.cli.inspect import inspect
@@ -117,6 +118,23 @@ def test_rows_of_another_process_are_those_of_this_one_bit_for_bit(seer: Seer, l
     assert looks[0] == looks[3]
     assert vision.looks([pictures[0]])[0] == looks[0]  # in whatever company: known again
     assert vision.see([]) == vision.looks([]) == []
+
+
+def test_tiles_and_videos_are_seen_there_as_here(tmp_path: Path) -> None:
+    folder = save_hf(family("onevision"), tmp_path / "onevision")
+    local = open_vision(find_checkpoint(str(folder)), Placement("cpu"), Placement("cpu"))
+    video = from_frames([noise(40, 30, seed) for seed in range(3)])
+    with seeing(tmp_path, "-m", str(folder), "--tower", "cpu", "--projector", "cpu") as other:
+        vision = open_elsewhere(other.url, ENVIRON)
+        assert vision.identity == local.identity
+        # a picture by itself is cut in tiles, one among others is not: its company travels with it
+        for pictures in ([noise(70, 30, 1)], [noise(70, 30, 1), noise(30, 50, 2)], [video], [noise(9, 8, 3), video]):
+            looks = vision.looks(pictures)
+            assert [look.layout for look in looks] == [look.layout for look in local.looks(pictures)]
+            assert same(vision.see(looks), Gallery(local).rows(local.looks(pictures)))
+        alone, among = vision.looks([noise(70, 30, 1)])[0], vision.looks([noise(70, 30, 1), noise(30, 50, 2)])[0]
+        assert alone != among
+        assert [len(rows) for rows in vision.see([among, alone])] == [among.rows, alone.rows]
 
 
 def test_many_who_ask_at_once_get_their_own_rows(seer: Seer, local: Vision) -> None:
@@ -329,6 +347,7 @@ def test_what_no_client_of_ours_sends_is_refused(seer: Seer) -> None:
         for sizes in ([[0, 1, 0]], [[1, 1]], [[1, 1, -1]], [["1", 1, 0]], [[1.5, 1, 0]], None, [[1, 1, 0]] * 5000):
             answer = client.post("/v1/vision/looks", json={"identity": vision.identity, "sizes": sizes})
             assert answer.status_code == 400, sizes
+        assert client.get("/v1/vision", headers={"host": "evil.example"}).status_code == 403
         assert client.get("/v1/visions").status_code == 404
         assert client.get("/v1/vision/see").status_code == 405
         assert client.get("/metrics").text.count("trifocal_requests") > 1
