@@ -122,8 +122,9 @@ class Gallery:
         with self._changed:
             while not all(each.done for each in waited):
                 if not self._busy:
-                    self._busy = True
-                    return self._next()
+                    batch = self._next()
+                    self._busy = True  # only now: if making the batch fails, the next one's turn comes all the same
+                    return batch
                 self._changed.wait()
         return []
 
