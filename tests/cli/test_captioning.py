@@ -51,6 +51,7 @@ def album(tmp_path: Path) -> Path:
         Pictures.new("RGB", (40, 30), "white").save(file, "PNG")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (folder / "h.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    (folder / "i").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
     (folder / "notes.md").write_text("notes")
     (folder / ".DS_Store").write_text("hidden")
     return folder
@@ -59,13 +60,13 @@ def album(tmp_path: Path) -> Path:
 def test_pictures_are_found_by_content(album: Path) -> None:
     found = find_pictures(album)
     assert {path.name for path in found.pictures} == {
-        *("-f g'.png", "a.png", "b.JFIF", "c.bmp", "d.tiff", "e", "caf\udce9.png", "broken.png", "h.heic")
+        *("-f g'.png", "a.png", "b.JFIF", "c.bmp", "d.tiff", "e", "caf\udce9.png", "broken.png", "h.heic", "i")
     }
     assert found.others == 2
     (album / "more").mkdir()
     (album / "a.png").rename(album / "more" / "a.png")
-    assert len(find_pictures(album).pictures) == 8
-    assert len(find_pictures(album, recursive=True).pictures) == 9
+    assert len(find_pictures(album).pictures) == 9
+    assert len(find_pictures(album, recursive=True).pictures) == 10
 
 
 def test_a_whole_album_in_one_process(album: Path, echo: dict[str, str], tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_a_whole_album_in_one_process(album: Path, echo: dict[str, str], tmp_pat
     assert "the last line was half written" in told
     assert "broken.png: the file is damaged" in told
     assert "h.heic: this is HEIC; pip install" in told
-    assert done.stdout == b"6 captions written, 1 were there, 2 files refused; 2 other files are no pictures\n"
+    assert done.stdout == b"6 captions written, 1 were there, 3 files refused; 2 other files are no pictures\n"
     lines = [json.loads(line) for line in out.read_bytes().split(b"\n") if line]
     assert sorted(line["file"] for line in lines) == sorted(
         ["-f g'.png", "a.png", "b.JFIF", "c.bmp", "caf\udce9.png", "d.tiff", "e"]
@@ -129,7 +130,7 @@ def test_answers_come_as_they_are_ready_and_one_bad_picture_stops_nobody(
         alone = {each.path: each for each in captions(llava, "what?", paths, Sampling())}
         together = {each.path: each for each in captions(llava, "what?", paths, Sampling(), workers=4)}
         assert together == alone
-        assert sum(each.refusal is not None for each in alone.values()) == 2
+        assert sum(each.refusal is not None for each in alone.values()) == 3
         many = captions(llava, "what?", paths * 50, Sampling(), workers=2)
         next(many)
         many.close()

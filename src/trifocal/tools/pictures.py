@@ -24,6 +24,10 @@ ENDINGS = frozenset(
     + (".heic", ".heif", ".hif", ".psd", ".xbm", ".xpm", ".svg", ".jxl", ".tga", ".dng", ".cr2", ".cr3", ".nef", ".arw")
 )
 
+_PHONES = {
+    b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
+}
+
 
 def open_picture(path: str | os.PathLike[str]) -> Image:
     """The picture in a file.
@@ -62,6 +66,9 @@ def is_picture(path: Path) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            with path.open("rb") as file:
+                if file.read(12)[4:] in _PHONES:  # named, whether or not its library is here
+                    return True
             with Pictures.open(path, formats=("JPEG", "PNG", "WEBP", "GIF", *_read())):
                 return True
         except Pictures.DecompressionBombError:
