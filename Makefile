@@ -17,7 +17,7 @@ QUESTION ?= What is in this picture?
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-clients page screenshots matrix chromium test-hostile check unit lock format clean install install-test
+.PHONY: run test test-clients page screenshots matrix chromium test-hostile check unit wheel lock format clean install install-test
 .DEFAULT_GOAL := run
 
 run: install
@@ -86,6 +86,12 @@ screenshots: install-test
 # the table of docs/checkpoints.md, measured anew
 matrix: install-test
 	TRIFOCAL_MATRIX=1 $(BIN)/pytest tests/test_parity_matrix.py
+
+# the wheel is the same, byte for byte, whoever builds it: two builds are compared
+wheel: install
+	rm -rf build/one build/two
+	for at in one two; do $(BIN)/pip wheel -q --no-deps --no-build-isolation -w build/$$at .; done
+	cmp build/one/*.whl build/two/*.whl && mkdir -p dist && cp build/one/*.whl dist/ && sha256sum dist/*.whl
 
 lock: $(VENV)/torch-$(TORCH)
 	$(BIN)/pip install -q uv

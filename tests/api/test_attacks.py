@@ -30,6 +30,7 @@ from test_encoded import FAT, SLOW, chunk
 from waiting import PATIENCE, until
 
 CHAT, RAW, COUNT, PREVIEW = "/v1/chat/completions", "/api/v1/generate", "/page/api/count", "/page/api/preview"
+RESPONSES = "/v1/responses"
 MOST = 300 << 20  # bytes beyond a request's own body and its decoded pictures
 SERVE = """
 import sys
@@ -99,6 +100,12 @@ def chat(*content: Any) -> bytes:
     return json.dumps({"messages": [user(*content)], "max_tokens": 1}).encode()
 
 
+def response(*content: Any, **more: Any) -> bytes:
+    """A body of `/v1/responses`."""
+    asked = [{"role": "user", "content": list(content or [{"type": "input_text", "text": "Hi"}])}]
+    return json.dumps({"input": asked, "max_output_tokens": 16, **more}).encode()
+
+
 def pictured(data: bytes) -> bytes:
     return chat({"type": "image_url", "image_url": f"data:image/png;base64,{base64.b64encode(data).decode()}"})
 
@@ -122,6 +129,23 @@ ATTACKS: dict[str, Callable[[], tuple[str, bytes]]] = {
     "the same to be counted": lambda: (
         COUNT,
         json.dumps({"messages": [user({"type": "image_url", "image_url": BACKTRACKING})]}).encode(),
+    ),
+    "the same for responses": lambda: (RESPONSES, response({"type": "input_image", "image_url": BACKTRACKING})),
+    "30 MB of text for responses": lambda: (
+        RESPONSES,
+        response({"type": "input_text", "text": "word " * 6_000_000}),
+    ),
+    "44,000 properties for responses": lambda: (
+        RESPONSES,
+        response(
+            text={
+                "format": {
+                    "type": "json_schema",
+                    "name": "x",
+                    "schema": {"properties": {f"p{at}": {} for at in range(44_000)}},
+                }
+            }
+        ),
     ),
     "spaces after a source": lambda: (CHAT, chat("<img src=" + " " * 1_000_000)),
     "sources": lambda: (RAW, json.dumps({"prompt": "<img " + "src=a " * 160_000}).encode()),
