@@ -208,8 +208,15 @@ class Extension:
             raise UsageError("a soft prompt and a picture can't stand in one prompt: clear the soft prompt")
         started = time.perf_counter()
         composer = self._composer(add_bos=bool(state["add_bos_token"])).once()
-        parts = self._read(held, self._turn(prompt, state), composer, tell=True)
+        turn = self._turn(prompt, state)
+        parts = self._read(held, turn, composer, tell=True)
         outline, left_out = fit(parts, self.host.room(state), composer.outline)
+        asked = min(turn.pictures if turn else 0, sum(isinstance(part, Image) for part in parts))
+        if len(outline.looks) < asked:
+            raise UsageError(
+                f"the message is longer than the {self.host.room(state)} positions that truncation_length less "
+                "max_new_tokens leaves, and its picture would be left out: shorten it, or write it behind the text"
+            )
         if left_out:
             self.host.log.warning(f"Trifocal: left out of the prompt: {left_out}. Try decreasing max_new_tokens")
         spans = composer.seen(outline)
