@@ -130,8 +130,9 @@ def test_without_a_page_nothing_is_public_at_the_root(tmp_path: Path) -> None:
     with serving(tmp_path, "--port", str(port), "--no-page") as process:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE) as client:
             wait_until_ready(client)
-            assert client.get("/").status_code == 401
-            assert client.get("/", headers={"x-api-key": KEY}).status_code == 404
+            assert client.get("/").text == "Trifocal is running"  # what Ollama's clients look for, and nothing more
+            assert client.get("/page/api/info").status_code == 401
+            assert client.get("/page/api/info", headers={"x-api-key": KEY}).status_code == 404
         process.send_signal(signal.SIGTERM)
         assert "page" not in process.communicate(timeout=PATIENCE)[1].splitlines()[0]
 

@@ -32,6 +32,8 @@ def read(language: Language, shape: Shape, dtype: torch.dtype, device: torch.dev
     source = _Source(language, dtype, device, four_bit)
     tied = _tied(shape, language)
     table = source.tensor(HEAD if tied == _TABLE else _TABLE, (None, shape.hidden))
+    if not len(table):
+        raise CheckpointError(f"{file_of(language, _TABLE)}: {_TABLE} has no rows, one a token was expected")
     layers = [_layer(source, shape, index) for index in range(shape.layers)]
     norm = source.tensor("model.norm.weight", (shape.hidden,))
     head: Linear = Dense(table) if tied else source.linear([HEAD], [len(table)], shape.hidden)

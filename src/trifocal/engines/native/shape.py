@@ -68,6 +68,11 @@ _OTHER = (
     "residual_multiplier",
     "final_logit_softcapping",
 )
+_SIZES = (
+    *("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("intermediate_size", "max_position_embeddings"),
+)
+_LARGEST = 1 << 24
 _ROPES = ("default", "linear", "llama3")
 
 
@@ -99,6 +104,9 @@ def unfit(config: Mapping[str, Any]) -> str | None:
     if config.get("model_type", "llama") not in FAMILIES:
         return f"model_type {config.get('model_type')!r} is not of the LLaMA family"
     said = _said(config)
+    odd = _odd(said)
+    if odd:
+        return odd
     if said["hidden_act"] != "silu":
         return f"its activation is {said['hidden_act']!r}"
     for key in _OTHER:
@@ -136,6 +144,20 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
         tied=bool(said.get("tie_word_embeddings", False)),
         rope=_rope(said),
     )
+
+
+def _odd(said: Mapping[str, Any]) -> str | None:
+    """A value that is no size, or so large that no tensor has it."""
+    for key in _SIZES:
+        value = said.get(key)
+        if value is not None and not (type(value) is int and 0 < value <= _LARGEST):
+            return f"{key} is {value!r}"
+    epsilon = said["rms_norm_eps"]
+    if not isinstance(epsilon, int | float):
+        return f"rms_norm_eps is {epsilon!r}"
+    if type(said.get("sliding_window") or 0) is not int:
+        return f"sliding_window is {said['sliding_window']!r}"
+    return None
 
 
 def _said(config: Mapping[str, Any]) -> dict[str, Any]:
