@@ -1,0 +1,150 @@
+"""The kernels on a card against float64 and torch's own operations. Without an NVIDIA card from sm_80 on: not run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from test_packing import dense, layer
+from torch.nn.functional import silu
+
+from trifocal.engines.native import cuda
+from trifocal.engines.native.kernels import Kernels
+from trifocal.engines.native.linear import Dense, Packed
+from trifocal.engines.native.memory import Pool
+from trifocal.engines.native.model import Layer, Model, Plain
+from trifocal.engines.native.packing import packed
+from trifocal.engines.native.runner import NativeRunner
+from trifocal.engines.native.shape import Shape, rotary_table
+from trifocal.weights.packed import PackedLinear
+
+CARD = torch.device("cuda:0")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or not cuda.supported(CARD), reason="there is no NVIDIA card from sm_80 on here"
+)
+BOUNDS = {torch.bfloat16: 4e-3, torch.float16: 6e-4}
+CONTEXT = 400
+
+
+def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    found, wanted = found.double(), wanted.double()
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize(("group", "whole"), [(128, True), (64, True), (32, True), (32, False)])
+@pytest.mark.parametrize("rows", [1, 5, 8, 11, 16, 32, 45, 100])
+def test_packed_products_are_those_of_float64(rows: int, group: int, whole: bool, dtype: torch.dtype) -> None:
+    one, two = (layer(320, 1408, group, whole=whole, seed=seed) for seed in (1, 2))
+    x = (torch.randn(rows, 1408, device=CARD) / 50).to(dtype)  # no product leaves the range of float16
+    weight = packed([one, two], dtype, CARD)
+    assert weight is not None
+    exact = torch.cat([dense(one), dense(two)]).to(CARD).double()
+    wanted = x.double() @ exact.T
+    assert distance(Packed(weight, dtype)(x), wanted) < BOUNDS[dtype]
+    onto = torch.randn(rows, 640, device=CARD).to(dtype)
+    before = onto.double()
+    assert distance(Packed(weight, dtype)(x, onto=onto), before + wanted) < 2 * BOUNDS[dtype]
+    turns = packed([one, two], dtype, CARD, by_turns=True)
+    assert turns is not None
+    gate, up = wanted.chunk(2, -1)
+    assert distance(Packed(turns, dtype).swiglu(x), silu(gate) * up) < 3 * BOUNDS[dtype]
+
+
+def test_unpacked_weights_are_the_rounded_ones() -> None:
+    one = layer(320, 1408, 128)
+    weight = packed([one], torch.bfloat16, CARD)
+    assert weight is not None
+    assert torch.equal(Packed(weight, torch.bfloat16).unpacked(), dense(one).to(CARD, torch.bfloat16))
+
+
+@dataclass
+class Part:
+    """A run as the runner is given it."""
+
+    start: int
+    count: int
+    ids: tuple[int, ...]
+    blocks: list[int]
+    logits: bool = True
+    prompt: Any = None
+
+
+def model(shape: Shape, dtype: torch.dtype, *, exact: bool) -> Model:
+    """Random weights of a shape: packed ones, or the same as dense ones."""
+    torch.manual_seed(0)
+
+    def linear(outputs: list[int], inputs: int, *, by_turns: bool = False) -> Any:
+        made = [layer(rows, inputs, 128, seed=rows + inputs + at) for at, rows in enumerate(outputs)]
+        calm = [PackedLinear(4, one.levels, one.scales * 0.02, one.zeros.clamp(7, 9), one.group) for one in made]
+        if exact:
+            return Dense(torch.cat([dense(one) for one in calm]).to(CARD, dtype))
+        weight = packed(calm, dtype, CARD, by_turns=by_turns)
+        assert weight is not None
+        return Packed(weight, dtype)
+
+    def ones(width: int) -> torch.Tensor:
+        return (1 + 0.1 * torch.randn(width)).bfloat16().to(CARD, dtype)
+
+    heads, keys = shape.heads * shape.dim, shape.kv_heads * shape.dim
+    layers = [
+        Layer(
+            before_attention=ones(shape.hidden),
+            qkv=linear([heads, keys, keys], shape.hidden),
+            output=linear([shape.hidden], heads),
+            before_mlp=ones(shape.hidden),
+            gate_up=linear([shape.inner] * 2, shape.hidden, by_turns=True),
+            down=linear([shape.hidden], shape.inner),
+            q_norm=ones(shape.dim),
+            k_norm=ones(shape.dim),
+        )
+        for _ in range(shape.layers)
+    ]
+    table = torch.randn(1000, shape.hidden).bfloat16().to(CARD, dtype)
+    head = Dense((torch.randn(1000, shape.hidden) * 0.05).bfloat16().to(CARD, dtype))
+    return Model(layers, table, ones(shape.hidden), head)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "window"),
+    [(4, 4, 128, 0), (4, 2, 128, 0), (4, 1, 128, 0), (8, 1, 64, 0), (4, 2, 96, 0), (2, 1, 256, 0), (4, 2, 128, 50)],
+)
+def test_steps_of_every_kind_are_those_of_float32(heads: int, kv_heads: int, dim: int, window: int) -> None:
+    shape = Shape(2, 512, heads, kv_heads, dim, 1024, 1e-5, window, CONTEXT, False, ROPE | {"rotated": dim})
+    table = rotary_table(shape, CONTEXT).to(CARD)
+    runners = {}
+    half = torch.bfloat16
+    for name, dtype in (("exact", torch.float32), ("plain", half), ("kernels", half), ("graphs", half)):
+        pool = Pool(shape, 64, dtype, CARD)
+        made = model(shape, dtype, exact=name == "exact")
+        plain = name in ("exact", "plain")
+        operations = Plain(shape, pool, table) if plain else Kernels(shape, pool, table, rows=64)
+        runners[name] = NativeRunner(made, operations, context=CONTEXT, graphs=name == "graphs")
+    with torch.inference_mode():
+        for step in STEPS:
+            told = {name: runner.forward(step).float() for name, runner in runners.items()}
+            bound = 3 * distance(told["plain"], told["exact"]) + 5e-3  # as far as bfloat16 itself is
+            assert distance(told["kernels"], told["exact"]) < bound
+            assert distance(told["graphs"], told["exact"]) < bound
+
+
+ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
+IDS = torch.randint(0, 1000, (3, 300), generator=torch.Generator().manual_seed(1)).tolist()
+TABLES = [list(range(20, 0, -1)), list(range(21, 41)), [63, 50, 41, 62, 45, 44, 60, 61, 42, 43, *range(46, 50), 51, 52]]
+
+
+def part(sequence: int, start: int, end: int) -> Part:
+    return Part(start, end - start, tuple(IDS[sequence][start:end]), TABLES[sequence])
+
+
+STEPS: list[Any] = [
+    [part(0, 0, 200), part(1, 0, 70)],
+    [part(0, 200, 201), part(1, 70, 71), part(2, 0, 90)],
+    [part(0, 201, 202), part(1, 71, 72), part(2, 90, 91)],
+    [part(0, 202, 240)],
+    [part(0, 240, 241)],
+    [part(1, 72, 75), part(2, 91, 120), part(0, 241, 242)],
+    [part(0, 242, 300), part(1, 75, 76)],
+]
