@@ -23,7 +23,7 @@ from trifocal.conversation.templates import get_template
 from trifocal.errors import TrifocalError
 from trifocal.images import from_data_uri
 from trifocal.messages import Message
-from trifocal.webui import hooks
+from trifocal.webui import held
 
 Reader = Callable[[str], object]
 LEAST = 0.001  # seconds of this thread's own work from which on growth can be told from noise
@@ -81,7 +81,7 @@ READERS: dict[str, Reader] = {
     "a user's text": lambda text: user_text(text, "x"),
     "a data URI": from_data_uri,
     "a template": whole_chat,
-    "a host's prompt": lambda text: hooks._tagged(text),
+    "a host's prompt": lambda text: held.tagged(text),
     "an address": parse_url,
     "a body": lambda text: loads(text.encode()),
 }

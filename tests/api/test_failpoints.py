@@ -57,7 +57,7 @@ POINTS = {
     "blocks, held": "trifocal.engines.blocks:Blocks.hold",
     "blocks, taken": "trifocal.engines.blocks:Blocks.take",
     "blocks, named": "trifocal.engines.blocks:Blocks.name",
-    "prefill and step": "trifocal.engines.transformers.pooled:Pooled.forward",
+    "prefill and step": "trifocal.engines.native.runner:NativeRunner.forward",
     "splice": "trifocal.prompt:Prompt.splice",
     "pick": "trifocal.engines.batching:pick",
     "scheduler's notes": "trifocal.engines.scheduler:Scheduler.took",

@@ -184,7 +184,10 @@ def test_what_it_does_not_compute_is_refused_by_name(change: dict[str, Any], tol
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (lambda w: w.pop("model.layers.1.mlp.up_proj.weight"), "tensor 'model.layers.1.mlp.up_proj.weight' is missing"),
+        (
+            lambda w: w.pop("model.layers.1.mlp.up_proj.weight"),
+            "missing from the language model: the tensor 'model.layers.1.mlp.up_proj.weight'",
+        ),
         (lambda w: w.update({"model.extra.weight": torch.zeros(2)}), "1 tensors of the language model are unexpected"),
         (
             lambda w: w.update({"model.norm.weight": torch.zeros(63)}),

@@ -85,7 +85,7 @@ class _Source:
     def tensor(self, name: str, shape: tuple[int | None, ...]) -> torch.Tensor:
         """A tensor in the model's type on its device; None in ``shape`` is any size."""
         if name not in self._language.weights:
-            raise CheckpointError(f"{self._language.folder}: the language model's tensor {name!r} is missing")
+            raise CheckpointError(f"{self._language.folder}: missing from the language model: the tensor {name!r}")
         self._left.discard(name)
         stored, file = self._language.weights[name], file_of(self._language, name)
         if len(shape) != stored.ndim or any(
