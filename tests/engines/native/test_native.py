@@ -148,6 +148,25 @@ def test_a_crowd_gets_what_each_would_get_alone(tokenizer: Path) -> None:
     assert told == [generated(reference, prompt) for prompt in prompts]
 
 
+@pytest.mark.parametrize(
+    ("options", "room", "positions", "context"),
+    [
+        ({}, 1 << 40, 8 * 4096, 4096),
+        ({}, 0, 2048, 2048),
+        ({"context": 3000}, 0, 3008, 3000),
+        ({"positions": 5000}, 0, 5008, 4096),
+        ({"positions": 10, "context": 100}, 0, 112, 100),
+    ],
+)
+def test_the_pool_holds_what_there_is_room_for(
+    options: dict[str, int], room: int, positions: int, context: int, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trifocal.engines.native._room", lambda device: room)
+    half, _ = language({**KINDS["llama"], "max_position_embeddings": 4096}, tokenizer)
+    with closing(load(half, CPU, **options)) as engine:
+        assert (engine.runner.positions, engine.context) == (positions, context)
+
+
 def test_a_second_turn_goes_on_from_what_is_there(tokenizer: Path) -> None:
     half, reference = language(KINDS["llama 3"], tokenizer)
     first = Prompt([text(*range(3, 40)), picture(1, 20), text(5)])

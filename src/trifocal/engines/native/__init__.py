@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ __all__ = ["Native", "load", "unfit"]
 AT_ONCE = 8  # full contexts that the pool holds where there is room and nothing else is said
 LARGE_BYTES = 4 << 30  # of a dense model, from which on four-bit layers stay packed on a CPU too
 PIECE, CPU_PIECE = 1024, 128  # positions of prompts in a step beside streams
+LEAST = 2048  # positions that the pool holds however little room there is
+POOL_BYTES = 4 << 30  # of keys and values where no system tells how much memory there is
 SPARE_BYTES = 2 << 30  # of a card, left for the other parts and for prompts under way
 ABLE = Abilities(logprobs=True, grammar=True, explains=True)
 
@@ -84,7 +87,7 @@ def load(
     """Loads a language model of the LLaMA family onto its device.
 
     ``context`` caps the positions of prompt and answer, ``positions`` is how many the pool of keys and values holds for
-    all requests together (left out: eight contexts, or what the card has room for). ``threads`` sets torch's CPU
+    all requests together (left out: eight contexts, or what there is room for). ``threads`` sets torch's CPU
     threads (of the whole process). ``int4`` says whether the layers of four-bit checkpoints stay packed or are made
     dense; left out, they stay packed on cards, and where the dense model would be large. ``kernels`` and ``graphs``
     switch off our own kernels and CUDA graphs, each to find out what it does.
@@ -105,7 +108,9 @@ def load(
     def start() -> Model:
         try:
             return _started(recipe, placement, options)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:  # of the CPU torch says it in words alone
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
             raise OutOfMemory(f"language model: no room for it on {placement}; choose another placement") from error
 
     return Native(start)
@@ -120,7 +125,8 @@ def _started(recipe: Language, placement: Placement, options: _Options) -> Model
     four_bit = fast or shape.parameters * dtype.itemsize >= LARGE_BYTES if options.int4 is None else options.int4
     model = read(recipe, shape, dtype, device, four_bit=four_bit and (fast or device.type == "cpu"))
     context = min(shape.context, options.context or shape.context)
-    pool = Pool(shape, _blocks(shape, context, options.positions, dtype, device), dtype, device)
+    pool = Pool(shape, _blocks(shape, context, options, dtype, device), dtype, device)
+    context = min(context, pool.blocks * BLOCK)
     table = rotary_table(shape, context).to(device)
     operations = Kernels(shape, pool, table, rows=64) if fast else Plain(shape, pool, table)
     if isinstance(operations, Kernels):
@@ -156,13 +162,28 @@ def _started(recipe: Language, placement: Placement, options: _Options) -> Model
     )
 
 
-def _blocks(shape: Shape, context: int, positions: int | None, dtype: torch.dtype, device: torch.device) -> int:
-    """How many blocks the pool has: what was asked for, or `AT_ONCE` contexts as far as the card has room."""
-    one = -(-context // BLOCK)
-    if positions is not None:
-        return max(one, -(-positions // BLOCK))
-    if device.type != "cuda":
-        return AT_ONCE * one
-    free, _ = torch.cuda.mem_get_info(device)
-    fits = max(0, free - SPARE_BYTES) // Pool.bytes_a_block(shape, dtype)
-    return max(one, min(AT_ONCE * one, fits))
+def _blocks(shape: Shape, context: int, options: _Options, dtype: torch.dtype, device: torch.device) -> int:
+    """How many blocks the pool has: what was asked for, or `AT_ONCE` contexts as far as there is room for them.
+
+    Where there is no room for one, the context is as long as the pool, but of `LEAST` positions it is never less.
+    """
+    one, asked = -(-context // BLOCK), options.positions
+    if asked is not None or options.context is not None:
+        return max(one, -(-asked // BLOCK) if asked is not None else one)
+    fits = _room(device) // Pool.bytes_a_block(shape, dtype)
+    blocks = max(min(one, LEAST // BLOCK), min(AT_ONCE * one, fits))
+    if blocks < one:
+        log.warning(
+            "language model: keys and values of %d positions fit on %s, not a context of %d; -e context=N says another",
+            *(blocks * BLOCK, device, context),
+        )
+    return blocks
+
+
+def _room(device: torch.device) -> int:
+    """Bytes for keys and values: what a card has left, or half of a machine's memory, which is taken as it is used."""
+    if device.type == "cuda":
+        return max(0, torch.cuda.mem_get_info(device)[0] - SPARE_BYTES)
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return POOL_BYTES
