@@ -176,9 +176,10 @@ def test_a_second_turn_goes_on_from_what_is_there(tokenizer: Path) -> None:
         assert said(engine, second) == generated(reference, second)
 
 
-def test_where_it_looked_is_what_the_transformers_engine_tells(tokenizer: Path) -> None:
-    half, _ = language(KINDS["qwen3, tied"], tokenizer)
-    ids = [7, 8, 9, 10]
+@pytest.mark.parametrize("ids", [[7, 8, 9, 10], [7]])
+@pytest.mark.parametrize("kind", ["qwen3, tied", "mistral, window"])
+def test_where_it_looked_is_what_the_transformers_engine_tells(kind: str, ids: list[int], tokenizer: Path) -> None:
+    half, _ = language(KINDS[kind], tokenizer)
     with closing(load(half, CPU)) as ours, closing(load_transformers(half, CPU)) as theirs:
         for prompt in PROMPTS:
             torch.testing.assert_close(ours.attention(prompt, ids), theirs.attention(prompt, ids), atol=1e-5, rtol=0)

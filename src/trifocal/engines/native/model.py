@@ -86,7 +86,7 @@ class Plain:
     ) -> torch.Tensor:
         """What the rows of a piece see, ``[rows, heads * dim]``, in the layer ``index``."""
         keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]  # [1, kv_heads, positions, dim]
-        if piece.rows == 1:  # the queries of a group are rows over one key head
+        if piece.rows == 1 and mask is None:  # the queries of a group are rows over one key head
             own = queries.view(1, self.shape.kv_heads, -1, self.shape.dim)
             return functional.scaled_dot_product_attention(own, keys, values).reshape(1, -1)
         seen = functional.scaled_dot_product_attention(
@@ -102,7 +102,8 @@ class Plain:
     def _mask(self, piece: Piece) -> torch.Tensor | None:
         """Who sees whom in a piece, ``[rows, positions]``; None where one row sees all, or all is causal."""
         window = self.shape.window
-        if piece.rows == 1 or (not piece.start and not (window and piece.rows > window)):
+        near = not window or piece.start + piece.rows - piece.begins <= window  # nobody is out of the window
+        if near and (piece.rows == 1 or not piece.start):
             return None
         device = self.pool.keys.device
         rows = torch.arange(piece.start, piece.start + piece.rows, device=device)[:, None]
