@@ -160,6 +160,23 @@ def written(pieces: tuple[Piece, ...]) -> str:
     return "".join(names)
 
 
+@pytest.mark.parametrize("text", ["Q", " Q", "Q ", "\n\tQ\u2003\n", "a\n b", "<image>\nQ ", " Q\n<image> ", "", " "])
+def test_llama_3s_turns_are_those_of_its_own_template(text: str) -> None:
+    """The original asks Llama 3's template, which trims; its mark of a picture is text there."""
+    talk = [("system", f" {text}S"), ("user", text), ("assistant", text), ("user", f"{text}x")]
+    turns = "".join(f"<|start_header_id|>{role}<|end_header_id|>\n\n{said.strip()}<|eot_id|>" for role, said in talk)
+    said = [Message(role, (each, RED) if "<image>" in each and role == "user" else each) for role, each in talk]
+    assert (
+        written(get_template("llava_llama_3").render(said))
+        == f"{turns}<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+
+
+def test_a_turn_that_goes_on_keeps_its_end() -> None:
+    said = get_template("llava_llama_3").render([Message("user", "Q "), Message("assistant", " A ")])
+    assert written(said).endswith("Q<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nA ")
+
+
 def test_every_template_has_a_golden_rendering() -> None:
     assert {*GOLDEN, "v0"} == set(TEMPLATES)
 

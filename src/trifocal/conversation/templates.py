@@ -113,8 +113,9 @@ class Template:
     exchange of their own, to which the assistant says that. ``after_pictures`` stands once, behind the
     last picture of a prompt, at its beginning where there is none; without ``own_lines`` no line
     break comes between a picture and what stands beside it. ``stop`` are the strings that end an
-    answer. ``marks`` is a pattern of the role marks that are plain text here: content that contains
-    one gets a space before the mark's last character, so that it can't open a turn.
+    answer. ``trimmed`` takes the white space around a turn's content away. ``marks`` is a pattern of the
+    role marks that are plain text here: content that contains one gets a space before the mark's last
+    character, so that it can't open a turn.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Template:
     after_pictures: str = ""
     own_lines: bool = True
     stop: tuple[str, ...] = ()
+    trimmed: bool = False
     marks: str = r"(?!)"
 
     has_tools = False
@@ -180,7 +182,7 @@ class Template:
         return [one for turn in turns for one in _shown_first(turn, self.received)]
 
     def _pieces(self, system: str | None, turns: list[Message]) -> Iterator[Piece]:
-        text = self.system if system is None else self._quoted(system)
+        text = self.system if system is None else self._quoted(system.strip() if self.trimmed else system)
         framed = [*_fragment(self.system_before), text, *_fragment(self.system_after)] if text else []
         if not self.system_in_user:
             yield from framed
@@ -198,16 +200,17 @@ class Template:
                 yield from self._content(turn)
                 yield from _fragment(self.user_after)
             elif turn.role == "system":
-                yield from (*_fragment(self.system_before), self._quoted(turn.text), *_fragment(self.system_after))
+                yield from (*_fragment(self.system_before), *self._content(turn), *_fragment(self.system_after))
             else:
                 yield from _fragment(self.assistant_before)
-                yield from self._content(turn)
+                yield from self._content(turn, is_open=is_open)
                 yield from _fragment("" if is_open else self.assistant_after)
         if turns[-1].role != "assistant":
             yield from _fragment(self.answer)
 
-    def _content(self, turn: Message) -> Iterator[Part]:
-        for part in place(turn, own_lines=self.own_lines):
+    def _content(self, turn: Message, *, is_open: bool = False) -> Iterator[Part]:
+        parts = place(turn, own_lines=self.own_lines)
+        for part in _trimmed(parts, ends=not is_open) if self.trimmed else parts:
             yield from [self._quoted(part)] if isinstance(part, str) else self._framed(part)
 
     def _framed(self, picture: Image) -> Iterator[Part]:
@@ -215,6 +218,16 @@ class Template:
 
     def _quoted(self, text: str) -> str:
         return re.sub(self.marks, lambda mark: f"{mark[0][:-1]} {mark[0][-1]}", text)
+
+
+def _trimmed(parts: Sequence[Part], *, ends: bool) -> tuple[Part, ...]:
+    """A turn's parts without white space at the beginning and, if it ``ends``, behind its last one."""
+    made = list(parts)
+    if made and isinstance(made[0], str):
+        made[0] = made[0].lstrip()
+    if ends and made and isinstance(made[-1], str):
+        made[-1] = made[-1].rstrip()
+    return tuple(part for part in made if part != "")
 
 
 def opening(messages: Sequence[Message], *, inside: bool = False) -> tuple[str | None, list[Message]]:
@@ -530,7 +543,10 @@ TEMPLATES: dict[str, Template] = {
         _chatml("qwen_1_5", "You are a helpful assistant.", "\n"),
         _chatml("qwen_2_5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.", "\n"),
         Template(
-            name="llava_llama_3",  # the beginning token is the tokenizer's affair
+            # one beginning token, the tokenizer's own, as in training; the original's demonstrations write two, since
+            # Llama 3's chat template, by which they write, has one and `tokenizer_image_token` adds another
+            name="llava_llama_3",
+            trimmed=True,
             system="You are a helpful language and vision assistant. " + _SEEING,
             system_before="<|start_header_id|>system<|end_header_id|>\n\n",
             system_after="<|eot_id|>",
