@@ -9,7 +9,7 @@ import gguf_maker as maker
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 from checkpoint_maker import llama_tokenizer
 from trifocal.gguf.container import GgufFile
@@ -27,6 +27,7 @@ NAMES = {
 TOP = {
     "embeddings.class_embedding": "v.class_embd",
     "embeddings.patch_embedding.weight": "v.patch_embd.weight",
+    "embeddings.patch_embedding.bias": "v.patch_embd.bias",
     "embeddings.position_embedding.weight": "v.position_embd.weight",
     "pre_layrnorm.weight": "v.pre_ln.weight",
     "pre_layrnorm.bias": "v.pre_ln.bias",
@@ -49,23 +50,35 @@ METADATA: dict[str, Any] = {
 }
 
 
+SIZES = {
+    "hidden_size": WIDTH,
+    "intermediate_size": INNER,
+    "num_hidden_layers": BLOCKS,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
 def model() -> CLIPVisionModel:
     torch.manual_seed(0)
-    config = CLIPVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=INNER,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=2,
-        image_size=28,
-        patch_size=14,
-    )
-    made = CLIPVisionModel(config).eval()
+    return filled(CLIPVisionModel(CLIPVisionConfig(**SIZES)))
+
+
+def siglip() -> SiglipVisionModel:
+    torch.manual_seed(0)
+    return filled(SiglipVisionModel(SiglipVisionConfig(**SIZES)))
+
+
+def filled(made: Any) -> Any:
+    """With weights that float16 holds exactly."""
+    made = made.eval()
     for parameter in made.parameters():
         parameter.data = torch.randn_like(parameter).mul(0.1).half().float()
     return made
 
 
-def state(made: CLIPVisionModel) -> dict[str, torch.Tensor]:
+def state(made: Any) -> dict[str, torch.Tensor]:
     return {name.removeprefix("vision_model."): tensor for name, tensor in made.state_dict().items()}
 
 

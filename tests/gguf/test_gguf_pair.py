@@ -16,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from seeing import count, rows_of
+from checkpoint_maker import llama_tokenizer
+from logits import logits_of
+from seeing import count, prompt_of, rows_of
 from trifocal.checkpoints import find_checkpoint, load_language
 from trifocal.engines.transformers import load
 from trifocal.errors import CheckpointError
@@ -192,3 +194,63 @@ def complaint(path: Path) -> str | None:
     except CheckpointError as error:
         return str(error)
     return None
+
+
+@pytest.mark.parametrize("layers", [[0, 2, 4], [4, 1]])
+def test_granites_pair_sees_with_several_layers_and_scales_its_rows(
+    tmp_path: Path, drawn: Any, layers: list[int]
+) -> None:
+    """SigLIP's features of several layers, side by side as they are listed, and Granite's four multipliers."""
+    pieces = llama_tokenizer([])
+    tensors = maker.language_tensors(pieces.get_vocab_size(), tied=True)
+    scales = {"embedding_scale": 12.0, "residual_scale": 0.22, "attention.scale": 0.1, "logit_scale": 8.0}
+    metadata = {f"granite.{name}": value for name, value in scales.items()}
+    metadata |= {name.replace("llama.", "granite."): value for name, value in maker.LANGUAGE.items()}
+    metadata |= {**maker.tables(pieces), "general.architecture": "granite"}
+    maker.write(tmp_path / "tiny-f16.gguf", metadata, maker.stored(tensors, "F16"))
+    tower = eyes.siglip()
+    sight = eyes.stored(eyes.state(tower), eyes.BLOCKS, swapped=True)
+    for name, width in {"mm.0": len(layers) * eyes.WIDTH, "mm.2": maker.HIDDEN}.items():
+        random = np.random.default_rng(1)
+        sight[f"{name}.weight"] = (random.normal(size=(maker.HIDDEN, width)) / 64, "F16")
+        sight[f"{name}.bias"] = (random.normal(size=maker.HIDDEN), "F32")
+    told = {**eyes.METADATA, "clip.vision.feature_layer": layers, "clip.vision.block_count": eyes.BLOCKS}
+    maker.write(tmp_path / "mmproj-tiny-f16.gguf", {**told, "clip.vision.attention.layer_norm_epsilon": 1e-6}, sight)
+
+    picture = drawn(1, 28, 28)
+    with load_llava(checkpoint=str(tmp_path), tower=CPU, projector=CPU, language=CPU) as llava, torch.no_grad():
+        prompt = prompt_of(llava.composer, (picture, "What?"))
+        ours = logits_of(llava.engine, prompt)
+        values = torch.from_numpy(np.array(picture.pixels)).permute(2, 0, 1) / 255
+        mean, std = (torch.tensor(eyes.METADATA[f"clip.vision.image_{key}"])[:, None, None] for key in ("mean", "std"))
+        states = tower(((values - mean) / std)[None], output_hidden_states=True).hidden_states
+        features = torch.cat([states[at] for at in layers], -1)[0]
+        linear = [torch.from_numpy(sight[name][0]).half().float() for name in ("mm.0.weight", "mm.2.weight")]
+        bias = [torch.from_numpy(sight[name][0]).float() for name in ("mm.0.bias", "mm.2.bias")]
+        rows = F.linear(F.gelu(F.linear(features, linear[0], bias[0])), linear[1], bias[1])
+        (seen,) = rows_of(llava.gallery.vision, [picture])
+        torch.testing.assert_close(seen, rows, atol=1e-4, rtol=1e-4)
+        model = granite(pieces.get_vocab_size())
+        model.load_state_dict({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]})
+        wanted = model(inputs_embeds=prompt.splice(model.get_input_embeddings())[None]).logits[0]
+    torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=1e-4)
+
+
+def granite(vocabulary: int) -> GraniteForCausalLM:
+    """As `maker.LANGUAGE` and four multipliers configure it."""
+    return GraniteForCausalLM(
+        GraniteConfig(
+            hidden_size=maker.HIDDEN,
+            intermediate_size=maker.INNER,
+            num_hidden_layers=maker.LAYERS,
+            num_attention_heads=maker.HEADS,
+            num_key_value_heads=maker.KEYS,
+            rms_norm_eps=1e-5,
+            vocab_size=vocabulary,
+            embedding_multiplier=12.0,
+            residual_multiplier=0.22,
+            attention_multiplier=0.1,
+            logits_scaling=8.0,
+            tie_word_embeddings=True,
+        )
+    ).eval()

@@ -72,7 +72,8 @@ def test_a_count_that_has_the_dropped_block_in_it_is_put_right(tmp_path: Path) -
         ({"general.architecture": "llama"}, r"expected 'clip'"),
         ({"clip.projector_type": "resampler"}, "the projector is 'resampler'"),
         ({"clip.vision.block_count": 9}, r"block_count is 9, but the tensors are of the blocks \[0, 1, 2\]"),
-        ({"clip.vision.feature_layer": [1, 2]}, r"feature_layer is \[1, 2\]"),
+        ({"clip.vision.feature_layer": [1, -1]}, r"feature_layer is \[1, -1\]"),
+        ({"clip.vision.feature_layer": 2}, "feature_layer is 2, expected a list of layers from 0 to 3"),
         ({"clip.vision.feature_layer": [7]}, r"feature_layer is \[7\]"),
         ({"clip.vision.embedding_length": 16}, "v.blk.0.ffn_down.weight has the shape"),
         ({"clip.vision.image_size": 56}, r"'v.position_embd.weight' has the shape \[5, 32\], expected \[17, 32\]"),
@@ -90,6 +91,7 @@ def test_metadata_that_does_not_fit(tmp_path: Path, change: dict[str, Any], told
     [
         ("v.blk.1.attn_q.bias", r"encoder.layers.1.self_attn.q_proj.bias' of the tower is missing"),
         ("v.blk.0.ffn_down.weight", "v.blk.0.ffn_down.weight has the shape"),
+        ("v.patch_embd.weight", "embeddings.patch_embedding.weight' of the tower is missing"),
         ("v.class_embd", "embeddings.class_embedding' of the tower is missing"),
         ("mm.2.bias", "are the tensors of no LLaVA projector"),
     ],

@@ -59,7 +59,8 @@ def from_gguf(language: Path, mmproj: Path, *, name: str | None, template: str |
     seeing = Mmproj(GgufFile(mmproj))
     first_family = "weight" in seeing.projector
     text = text_part(language, source_of(language).config())
-    tower = tower_part(mmproj, seeing.config, seeing.feature_layer, keep_first=False)
+    siglip = seeing.config["model_type"] == "siglip_vision_model"  # it has no class token to drop
+    tower = tower_part(mmproj, seeing.config, seeing.feature_layer, keep_first=siglip)
     tiled = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad", **seeing.preprocessing}
     layout = original_layout(mmproj, tiled, tower.image_size) if "image_grid_pinpoints" in tiled else Layout()
     mean, std = (tuple(map(float, seeing.preprocessing[f"image_{name}"])) for name in ("mean", "std"))

@@ -25,7 +25,15 @@ _BLOCK = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "granite": "GraniteForCausalLM"}
+_TURNED = ("llama", "granite")
+# what Granite multiplies by, and in front of the head divides by
+_SCALES = {
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "attention.scale": "attention_multiplier",
+    "logit_scale": "logits_scaling",
+}
 _SCALED = "rope.scaling.type"
 _FREQUENCIES = "rope_freqs.weight"
 
@@ -41,9 +49,9 @@ class _Source:
 class GgufLanguage(Mapping[str, torch.Tensor]):
     """Canonical names to tensors, dequantised one by one when they are asked for.
 
-    ``llama`` files (Vicuna, Mistral and Yi among them) hold the rows of the query and key projections interleaved for
-    another form of rotary embedding; here they are in the rotate-half order again. A file without ``output.weight``
-    has a tied head: then there is no ``lm_head.weight`` here, and the configuration says so.
+    ``llama`` files (Vicuna, Mistral and Yi among them) and ``granite`` files hold the rows of the query and key
+    projections interleaved for another form of rotary embedding; here they are in the rotate-half order again. A file
+    without ``output.weight`` has a tied head: then there is no ``lm_head.weight`` here, and the configuration says so.
 
     Raises:
         CheckpointError: an unknown architecture, tensors that are missing, too many, or of a wrong shape.
@@ -110,6 +118,8 @@ def language_config(file: GgufFile) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in file,
         "torch_dtype": "float16",
     }
+    if kind == "granite":
+        config |= {ours: file.need(f"{kind}.{theirs}") for theirs, ours in _SCALES.items()}
     for name in ("bos", "eos", "padding"):
         if (token := file.metadata.get(f"tokenizer.ggml.{name}_token_id")) is not None:
             config[f"{'pad' if name == 'padding' else name}_token_id"] = token
@@ -186,7 +196,7 @@ def _check_numbers(file: GgufFile, config: Mapping[str, Any]) -> None:
 
 def _sources(file: GgufFile, config: Mapping[str, Any]) -> dict[str, _Source]:
     """Canonical name -> where it is; every tensor of the file has its place, or is told."""
-    turned = config["model_type"] == "llama"
+    turned = config["model_type"] in _TURNED
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]} if turned else {}
     sources: dict[str, _Source] = {}
     for name in file:

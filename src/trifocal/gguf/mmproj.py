@@ -62,17 +62,19 @@ class Part(Mapping[str, torch.Tensor]):
 class Mmproj:
     """What an ``mmproj`` file holds, in the words and the arithmetic of the original checkpoint.
 
-    ``tower`` has the names of a CLIP vision model (``embeddings...``, ``encoder.layers...``, ``pre_layrnorm``),
-    ``projector`` those after ``mm_projector.`` (``0.weight``, ``2.weight`` or ``weight``) and 1.6's ``image_newline``
-    ``[hidden]``; ``parts`` has both by name. ``config`` is the tower's own, ``preprocessing`` its size, mean and
-    deviation.
+    ``tower`` has the names of a CLIP vision model (``embeddings...``, ``encoder.layers...``, ``pre_layrnorm``) or of a
+    SigLIP one, ``projector`` those after ``mm_projector.`` (``0.weight``, ``2.weight`` or ``weight``) and 1.6's
+    ``image_newline`` ``[hidden]``; ``parts`` has both by name. ``config`` is the tower's own, ``preprocessing`` its
+    size, mean and deviation.
 
-    ``feature_layer`` counts as ``hidden_states`` does: 0 is the embeddings, k the output of block k. Files without
-    that key keep no block past the one that is wanted (23 of CLIP-L's 24), so there it is the number of blocks held;
-    llama.cpp's own use of one block less is not copied.
+    ``feature_layer`` counts as ``hidden_states`` does: 0 is the embeddings, k the output of block k; several
+    (Granite Vision) stand side by side in the order in which they are listed. Files without that key keep no block past
+    the one that is wanted (23 of CLIP-L's 24), so there it is the number of blocks held; llama.cpp's own use of one
+    block less is not copied.
 
     Raises:
-        CheckpointError: no CLIP tower with a LLaVA projector, or tensors missing, unknown or of a wrong shape.
+        CheckpointError: no CLIP or SigLIP tower with a LLaVA projector, or tensors missing, unknown or of a wrong
+            shape.
     """
 
     def __init__(self, file: GgufFile) -> None:
@@ -99,8 +101,10 @@ def _config(file: GgufFile) -> dict[str, Any]:
     for name, value in {**vision, "head_count": heads, "feed_forward_length": inner}.items():
         if not isinstance(value, int) or value < 1:
             raise CheckpointError(f"{file.path}: {name} is {value!r}, expected a whole number above 0")
+    clip = _is_clip(file)
+    gelu = "gelu" if file.metadata.get("clip.use_gelu", False) else "quick_gelu"
     return {
-        "model_type": "clip_vision_model",
+        "model_type": "clip_vision_model" if clip else "siglip_vision_model",
         "image_size": vision["image_size"],
         "patch_size": vision["patch_size"],
         "hidden_size": vision["embedding_length"],
@@ -109,8 +113,14 @@ def _config(file: GgufFile) -> dict[str, Any]:
         "num_hidden_layers": _blocks(file),
         "layer_norm_eps": file.metadata.get("clip.vision.attention.layer_norm_epsilon", 1e-5),
         "projection_dim": file.metadata.get("clip.vision.projection_dim", 768),
-        "hidden_act": "gelu" if file.metadata.get("clip.use_gelu", False) else "quick_gelu",
+        # converters have no word for the only one that SigLIP has
+        "hidden_act": gelu if clip else "gelu_pytorch_tanh",
     }
+
+
+def _is_clip(file: GgufFile) -> bool:
+    """Whether it is CLIP's: SigLIP has no class token and no norm before the blocks."""
+    return any(name in file for name in ("v.class_embd", "v.pre_ln.weight"))
 
 
 def _blocks(file: GgufFile) -> int:
@@ -122,13 +132,13 @@ def _blocks(file: GgufFile) -> int:
     return len(found)
 
 
-def _feature_layer(file: GgufFile, blocks: int) -> int:
+def _feature_layer(file: GgufFile, blocks: int) -> int | tuple[int, ...]:
     given = file.metadata.get("clip.vision.feature_layer")
     if given is None:
         return blocks
-    if not isinstance(given, list) or len(given) != 1 or not isinstance(given[0], int) or not 0 <= given[0] <= blocks:
-        raise CheckpointError(f"{file.path}: feature_layer is {given!r}, expected one layer of 0 to {blocks}")
-    return given[0]
+    if not isinstance(given, list) or not given or not all(type(at) is int and 0 <= at <= blocks for at in given):
+        raise CheckpointError(f"{file.path}: feature_layer is {given!r}, expected a list of layers from 0 to {blocks}")
+    return given[0] if len(given) == 1 else tuple(given)
 
 
 def _tower(file: GgufFile, config: Mapping[str, Any]) -> dict[str, str]:
@@ -143,7 +153,7 @@ def _tower(file: GgufFile, config: Mapping[str, Any]) -> dict[str, str]:
             layer = _SWAPPED.get(match[2], match[2]) if swapped else match[2]
             names[f"encoder.layers.{int(match[1])}.{_BLOCK[layer]}.{match[3]}"] = name
         elif not name.startswith("mm.") and name not in _NEWLINE:
-            raise CheckpointError(f"{file.path}: the tensor {name!r} has no place in a CLIP tower")
+            raise CheckpointError(f"{file.path}: the tensor {name!r} has no place in a CLIP or SigLIP tower")
     return names
 
 
@@ -187,14 +197,14 @@ def _check(parts: Mmproj) -> None:
     """Every tensor that the tower and the projector need is there with its shape."""
     file, config = parts.file, parts.config
     width, inner = config["hidden_size"], config["intermediate_size"]
-    rows = (config["image_size"] // config["patch_size"]) ** 2 + 1
+    clip = _is_clip(file)
+    rows = (config["image_size"] // config["patch_size"]) ** 2 + clip
     expected: dict[str, tuple[int, ...]] = {
-        "embeddings.class_embedding": (width,),
         "embeddings.patch_embedding.weight": (width, 3, config["patch_size"], config["patch_size"]),
         "embeddings.position_embedding.weight": (rows, width),
-        "pre_layrnorm.weight": (width,),
-        "pre_layrnorm.bias": (width,),
     }
+    own = ("embeddings.class_embedding", "pre_layrnorm.weight", "pre_layrnorm.bias")
+    expected |= dict.fromkeys(own if clip else ("embeddings.patch_embedding.bias",), (width,))
     for layer in range(config["num_hidden_layers"]):
         for name in ("q", "k", "v", "out"):
             expected[f"encoder.layers.{layer}.self_attn.{name}_proj.weight"] = (width, width)
