@@ -159,15 +159,12 @@ def one(what: str, words: list[str]) -> None:
     elif what in ("split", "lora"):
         convert.split(find_checkpoint(words[0], tower=words[1]), paths[2])
     elif what == "load":
-        from trifocal.checkpoints import load_language
+        from trifocal.checkpoints import language_recipe
         from trifocal.engines import load_engine
         from trifocal.placement import Placement
 
-        engine = load_engine(
-            "transformers",
-            load_language(find_checkpoint(words[0], tower=words[1])),
-            Placement(words[3], "float16"),
-        )
+        checkpoint = find_checkpoint(words[0], tower=words[1])
+        engine = load_engine(language_recipe(checkpoint, Placement(words[3], "float16"), engine="transformers"))
     over.set()
     watcher.join()
     size = sum(file.stat().st_size for file in paths[2].rglob("*.safetensors"))

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from trifocal.checkpoints import find_checkpoint, load_language
+from trifocal.checkpoints import find_checkpoint, language_recipe
 from trifocal.engines.blocks import Blocks
+from trifocal.engines.language import open_language
 from trifocal.engines.sampler import Drawing, pick
 from trifocal.engines.scheduler import Request, Scheduler
 from trifocal.engines.transformers import BLOCK, PIECE, OneAtATime
@@ -63,7 +64,7 @@ def together(runner: Pooled, count: int, number: int) -> tuple[float, float]:
 def main() -> None:
     """Prints a line a round."""
     torch.set_num_threads(1)
-    loaded = read(load_language(find_checkpoint("thimble")), Placement("cpu", "float32"))
+    loaded = read(open_language(language_recipe(find_checkpoint("thimble"))), Placement("cpu", "float32"))
     runner = pooled(loaded, BLOCK, 1 << 30)
     assert runner is not None, "thimble's attention allows a pool"
     for number in range(0, 400, 100):

@@ -117,10 +117,11 @@ def test_what_nobody_knows_yet_is_refused_by_its_marks(tmp_path: Path, config: d
 
 def test_an_engine_that_can_not_let_pictures_see_themselves_refuses(tmp_path: Path) -> None:
     from trifocal.engines import load_engine
-    from trifocal.engines.base import Language
+    from trifocal.engines.recipe import Recipe
 
     make_door("gemma3", tmp_path)
     assert from_folder(tmp_path).attention == "images"
-    language = Language(tmp_path, {}, {}, attention="other")  # type: ignore[arg-type]
+    config = {"hidden_size": 8}
+    recipe = Recipe(source=str(tmp_path), config=config, attention="other", engine="echo")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="can't let a picture's positions"):
-        load_engine("echo", language, EXACT)
+        load_engine(recipe)

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from checkpoint_maker import llama_tokenizer, save_tokenizer
-from trifocal.engines.base import Language
+from recipes import written
 from trifocal.engines.transformers import Transformers, load
 from trifocal.errors import CheckpointError
 from trifocal.messages import Sampling
@@ -80,9 +80,8 @@ def pair(family: dict[str, Any], folder: Path, dtype: str, **options: int) -> tu
     weights = dict(reference.state_dict())
     if values.get("tie_word_embeddings"):
         weights.pop("lm_head.weight")
-    return load(
-        Language(folder, {**values, "model_type": kind}, weights), Placement("cpu", dtype), **options
-    ), reference
+    recipe = written(folder, {**values, "model_type": kind}, weights, folder)
+    return load(recipe, Placement("cpu", dtype), **options), reference
 
 
 @torch.no_grad()

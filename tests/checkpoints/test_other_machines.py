@@ -23,7 +23,8 @@ from checkpoint_maker import tensors_of
 from door_models import make_door
 from layouts import TILE, family, save_hf, save_lora, save_original
 from seeing import rows_of
-from trifocal.checkpoints import find_checkpoint, load_language
+from trifocal.checkpoints import find_checkpoint, language_recipe
+from trifocal.engines.language import open_language
 from trifocal.errors import CheckpointError
 from trifocal.images import Image
 from trifocal.placement import Placement
@@ -115,7 +116,7 @@ def test_a_loras_base_of_the_trainers_machine_is_told_with_the_way_out(tmp_path:
     file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": path}))
     with pytest.raises(CheckpointError, match=r"base_model_name_or_path is .*--language-from"):
         find_checkpoint(str(lora))
-    assert load_language(find_checkpoint(str(lora), language=str(tmp_path / "base")))
+    assert open_language(language_recipe(find_checkpoint(str(lora), language=str(tmp_path / "base"))))
 
 
 KERNELS = ["attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trifocal.checkpoints import from_folder, load_language
+from trifocal.checkpoints import from_folder, language_recipe
 from trifocal.engines import ENGINES, engine_names, load_engine
-from trifocal.engines.base import Engine, Language
+from trifocal.engines.base import Engine
+from trifocal.engines.language import open_language
+from trifocal.engines.recipe import Recipe
 from trifocal.engines.transformers import OneAtATime
 from trifocal.engines.transformers.loading import read
 from trifocal.errors import EngineError, PromptTooLong, UnknownName
@@ -30,17 +33,17 @@ Loader = Callable[..., Engine]
 
 
 @pytest.fixture(scope="module")
-def language(hf15: Path) -> Language:
-    return load_language(from_folder(hf15))
+def recipe(hf15: Path) -> Recipe:
+    return language_recipe(from_folder(hf15), CPU)
 
 
 @pytest.fixture(scope="module", params=[*HERE, "one at a time", "stranger"])
-def loader(request: pytest.FixtureRequest, language: Language) -> Loader:
+def loader(request: pytest.FixtureRequest, recipe: Recipe) -> Loader:
     if request.param == "one at a time":  # what the engine transformers does where a model's attention allows no more
-        return lambda **options: OneAtATime(read(language, CPU, **options), 1 << 30)
+        return lambda **options: OneAtATime(read(open_language(recipe), CPU, **options), 1 << 30)
     if request.param == "stranger":
         request.getfixturevalue("installed")
-    return lambda **options: load_engine(request.param, language, CPU, **options)
+    return lambda **options: load_engine(replace(recipe, engine=request.param, options=options))
 
 
 @pytest.fixture(scope="module")
@@ -225,9 +228,9 @@ def test_a_closed_engine_says_so(loader: Loader) -> None:
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_options_and_names_that_are_not_known_list_those_that_are(name: str, language: Language) -> None:
+def test_options_and_names_that_are_not_known_list_those_that_are(name: str, recipe: Recipe) -> None:
     with pytest.raises(UnknownName, match=r"known: .*context"):
-        load_engine(name, language, CPU, contxt=3)
+        load_engine(replace(recipe, engine=name, options={"contxt": 3}))
     with pytest.raises(UnknownName, match=r"known: .*echo, .*transformers"):
-        load_engine("warp", language, CPU)
+        load_engine(replace(recipe, engine="warp"))
     assert set(ENGINES) <= set(engine_names())

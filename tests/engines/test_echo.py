@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trifocal.engines.base import Language
 from trifocal.engines.echo import Bytes, Echo, load
+from trifocal.engines.recipe import Recipe
 from trifocal.messages import Sampling
 from trifocal.placement import Placement
 from trifocal.prompt import ImageSpan, Prompt, TokenSpan
@@ -67,5 +67,5 @@ def test_the_delay_is_before_every_id_and_closing_ends_it(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(("given_width", "width"), [(0, 64), (16, 16)])
 def test_it_is_as_wide_as_the_model_that_it_stands_for(tmp_path: Path, given_width: int, width: int) -> None:
-    language = Language(tmp_path, {"hidden_size": 64}, {})
-    assert load(language, Placement("cpu"), hidden=given_width).hidden == width
+    recipe = Recipe(source=str(tmp_path), config={"hidden_size": 64})
+    assert load(recipe, Placement("cpu"), hidden=given_width).hidden == width

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from trifocal.checkpoints import from_folder, load_language
-from trifocal.engines.base import Language
+from recipes import written
+from trifocal.checkpoints import from_folder, language_recipe
+from trifocal.engines.language import open_language
 from trifocal.engines.prefixes import Prefixes, position_keys
+from trifocal.engines.recipe import Recipe
 from trifocal.engines.scheduler import Run
 from trifocal.engines.transformers import Transformers, load
 from trifocal.errors import CheckpointError, EngineError, OutOfMemory
@@ -25,13 +27,13 @@ LONG = Sampling(max_tokens=24, ignore_end=True)
 
 
 @pytest.fixture(scope="module")
-def language(hf15: Path) -> Language:
-    return load_language(from_folder(hf15))
+def recipe(hf15: Path) -> Recipe:
+    return language_recipe(from_folder(hf15))
 
 
 @pytest.fixture(scope="module")
-def engine(language: Language) -> Transformers:
-    return load(language, CPU)
+def engine(recipe: Recipe) -> Transformers:
+    return load(recipe, CPU)
 
 
 def ids(engine: Transformers, prompt: Prompt) -> list[int]:
@@ -55,9 +57,9 @@ def forwarded(engine: Transformers, prompt: Prompt, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_second_turn_runs_only_over_what_is_new_and_says_the_same(
-    language: Language, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remembering, forgetful = load(language, CPU), load(language, CPU, prefix_cache=0)
+    remembering, forgetful = load(recipe, CPU), load(recipe, CPU, prefix_cache=0)
     image = ImageSpan(torch.randn(16, remembering.hidden, generator=torch.Generator().manual_seed(1)), "one")
     first = Prompt([TokenSpan((1, 270, 280)), image, TokenSpan((290, 300))])
     said = ids(remembering, first)
@@ -120,10 +122,8 @@ def test_a_branch_leaves_what_it_came_from() -> None:
     assert held.take(list("abc"), branch=True) == (None, 0)
 
 
-def test_conversations_that_begin_alike_keep_what_is_theirs(
-    language: Language, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    remembering, forgetful = load(language, CPU), load(language, CPU, prefix_cache=0)
+def test_conversations_that_begin_alike_keep_what_is_theirs(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    remembering, forgetful = load(recipe, CPU), load(recipe, CPU, prefix_cache=0)
     system = tuple(range(265, 285))
     talks = [Prompt([TokenSpan((1, *system, *[own] * 20))]) for own in (270, 271)]
     ran = []
@@ -138,10 +138,10 @@ def test_conversations_that_begin_alike_keep_what_is_theirs(
 
 @pytest.mark.parametrize(("step", "failure"), [(0, torch.OutOfMemoryError), (0, RuntimeError), (2, RuntimeError)])
 def test_what_broke_off_halfway_is_not_remembered(
-    language: Language, monkeypatch: pytest.MonkeyPatch, step: int, failure: type[Exception]
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, step: int, failure: type[Exception]
 ) -> None:
-    engine, prompt = load(language, CPU), Prompt([TokenSpan((1, 270, 280, 290))])
-    whole = ids(load(language, CPU), prompt)
+    engine, prompt = load(recipe, CPU), Prompt([TokenSpan((1, 270, 280, 290))])
+    whole = ids(load(recipe, CPU), prompt)
     last = engine.model.model.layers[-1]
     forward, calls = last.forward, iter(range(100))
 
@@ -182,18 +182,18 @@ def test_an_empty_prompt_is_refused(engine: Transformers) -> None:
         engine.stream(Prompt([]), LONG)
 
 
-def test_weights_that_are_not_finite_are_told(language: Language) -> None:
-    broken = {name: language.weights[name] for name in language.weights}
+def test_weights_that_are_not_finite_are_told(recipe: Recipe, tmp_path: Path) -> None:
+    broken = dict(open_language(recipe).weights)
     broken["model.norm.weight"] = broken["model.norm.weight"] * float("nan")
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds numbers that are not finite"):
-        load(replace(language, weights=broken), CPU)
+        load(written(recipe.path, recipe.config, broken, tmp_path), CPU)
     broken["model.norm.weight"] = torch.full((64,), 1e6)
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds numbers too large for torch\.float16"):
-        load(replace(language, weights=broken), Placement("cpu", "float16"))
+        load(written(recipe.path, recipe.config, broken, tmp_path), Placement("cpu", "float16"))
 
 
-def test_logits_that_are_not_finite_are_told(language: Language) -> None:
-    engine = load(language, CPU)
+def test_logits_that_are_not_finite_are_told(recipe: Recipe) -> None:
+    engine = load(recipe, CPU)
     engine.model.model.norm.weight.data *= float("nan")
     with pytest.raises(EngineError, match="no finite logits"):
         list(engine.stream(Prompt([TokenSpan((1,))]), LONG))
@@ -208,19 +208,21 @@ def test_logits_that_are_not_finite_are_told(language: Language) -> None:
     ],
 )
 def test_weights_of_another_model_are_refused_by_name(
-    language: Language, change: dict[str, torch.Tensor | None], match: str
+    recipe: Recipe, change: dict[str, torch.Tensor | None], match: str, tmp_path: Path
 ) -> None:
-    weights = {**{name: language.weights[name] for name in language.weights}, **change}
+    weights = {**open_language(recipe).weights, **change}
     changed = {name: tensor for name, tensor in weights.items() if tensor is not None}
     with pytest.raises(CheckpointError, match=match):
-        load(replace(language, weights=changed), CPU)
+        load(written(recipe.path, recipe.config, changed, tmp_path), CPU)
 
 
-def test_a_configuration_that_is_none_is_refused(language: Language) -> None:
+def test_a_configuration_that_is_none_is_refused(recipe: Recipe) -> None:
     with pytest.raises(CheckpointError, match="warp"):
-        load(replace(language, config={**language.config, "model_type": "warp"}), CPU)
+        load(replace(recipe, config={**recipe.config, "model_type": "warp"}), CPU)
 
 
-def test_the_vocabulary_is_that_of_the_tensor(language: Language) -> None:
-    wrong = replace(language, config={**language.config, "vocab_size": 7})
-    assert load(wrong, CPU).model.config.vocab_size == language.weights["model.embed_tokens.weight"].shape[0]
+def test_the_vocabulary_is_that_of_the_tensor(recipe: Recipe) -> None:
+    wrong = replace(recipe, config={**recipe.config, "vocab_size": 7})
+    assert (
+        load(wrong, CPU).model.config.vocab_size == open_language(recipe).weights["model.embed_tokens.weight"].shape[0]
+    )

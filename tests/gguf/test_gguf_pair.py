@@ -21,7 +21,8 @@ from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaFo
 from checkpoint_maker import llama_tokenizer
 from logits import logits_of
 from seeing import count, prompt_of, rows_of
-from trifocal.checkpoints import find_checkpoint, load_language
+from trifocal.checkpoints import find_checkpoint, language_recipe
+from trifocal.engines.language import open_language
 from trifocal.engines.transformers import load
 from trifocal.errors import CheckpointError
 from trifocal.gguf.container import GgufFile
@@ -60,7 +61,7 @@ def test_the_folder_is_a_checkpoint(pair: Any) -> None:
 @torch.inference_mode()
 def test_it_answers_as_the_model_it_was_made_of(pair: Any) -> None:
     folder, tensors, pieces = pair
-    engine = load(load_language(find_checkpoint(str(folder))), CPU)
+    engine = load(language_recipe(find_checkpoint(str(folder))), CPU)
     config = LlamaConfig(
         hidden_size=maker.HIDDEN,
         intermediate_size=maker.INNER,
@@ -164,7 +165,7 @@ def test_the_language_half_of_one_and_the_sight_of_another(pair: Any, hf15: Path
     checkpoint = find_checkpoint(str(hf15), language=str(pair[0] / "tiny-f16.gguf"))
     assert checkpoint.language.hidden == maker.HIDDEN
     assert checkpoint.tower.source == hf15
-    assert set(load_language(checkpoint).weights) == set(pair[1])
+    assert set(open_language(language_recipe(checkpoint)).weights) == set(pair[1])
 
 
 @settings(max_examples=150, deadline=None)

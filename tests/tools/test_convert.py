@@ -18,9 +18,10 @@ import trifocal
 from checkpoint_maker import TEXT, V0, llama_tokenizer, make_hf15, make_v0, save_tokenizer, tensors_of
 from layouts import family, save_hf, save_original
 from seeing import rows_of
-from trifocal.checkpoints import find_checkpoint, load_language
+from trifocal.checkpoints import find_checkpoint, language_recipe
 from trifocal.cli import cli
 from trifocal.conversation.templates import TEMPLATES
+from trifocal.engines.language import open_language
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.tools.convert import apply_delta, join, split
 from trifocal.weights.tensors import part_weights
@@ -216,7 +217,7 @@ def test_the_parts_are_one_checkpoint_again(taken_apart: Any) -> None:
     assert found.template == expected.template
     assert found.preprocessing == expected.preprocessing
     assert (found.projector.kind, found.tower.feature_layer) == (expected.projector.kind, expected.tower.feature_layer)
-    assert set(load_language(found).weights) == set(load_language(expected).weights)
+    assert set(open_language(language_recipe(found)).weights) == set(open_language(language_recipe(expected)).weights)
 
 
 def test_split_then_join_gives_identical_tensors(taken_apart: Any, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from checkpoint_maker import llama_tokenizer, make_v0, save_tokenizer, shaken
-from trifocal.checkpoints import find_checkpoint, from_folder, load_language
+from trifocal.checkpoints import find_checkpoint, from_folder, language_recipe
 from trifocal.engines.int4 import Int4Linear
+from trifocal.engines.language import open_language
 from trifocal.engines.transformers import load
 from trifocal.messages import Sampling
 from trifocal.placement import Placement
@@ -83,7 +84,7 @@ def language(released: tuple[Path, LlamaForCausalLM], tmp_path: Path) -> Any:
     """Found as in the seed: the tower from one place, the projector from another."""
     places = make_v0(tmp_path / "v0")
     checkpoint = from_folder(released[0], tower=str(places.tower), projector=str(places.projector))
-    return load_language(checkpoint)
+    return language_recipe(checkpoint)
 
 
 IDS = [1, 300, 310, 320, 290, 280]
@@ -130,7 +131,7 @@ def test_the_seed_release_by_its_name(released: Any, tmp_path: Path, monkeypatch
     checkpoint = find_checkpoint(name)
     assert (checkpoint.name, checkpoint.template, checkpoint.family) == (name, "llava_v0_webui", "llava-v0")
     assert (checkpoint.image_start, checkpoint.projector.kind) == ("<im_start>", "linear")
-    weights = load_language(checkpoint).weights
+    weights = open_language(language_recipe(checkpoint)).weights
     assert set(weights) == set(released[1].state_dict())
     last = "model.layers.1.mlp.down_proj.weight"
     assert torch.equal(weights[last], released[1].state_dict()[last])

@@ -13,13 +13,20 @@ from safetensors.torch import load_file, save_file
 
 import trifocal
 from layouts import family, save_lora
-from trifocal.checkpoints import find_checkpoint, language_weights, load_language
+from trifocal.checkpoints import find_checkpoint, language_recipe
+from trifocal.engines.language import open_language
 from trifocal.errors import CheckpointError
 from trifocal.tools.convert import split
+from trifocal.weights.lora import language_weights
 from trifocal.weights.tensors import part_weights
 
 WRAPPED = "base_model.model.model."
 QUERY = "model.layers.0.self_attn.q_proj.weight"
+
+
+def weights_of(folder: Path) -> Any:
+    text = find_checkpoint(str(folder)).language
+    return language_weights(text.source, text.adapter)
 
 
 @pytest.fixture
@@ -33,7 +40,7 @@ def respelt(folder: Path, rename: Callable[[str], str]) -> None:
 
 
 def test_a_weight_is_the_base_and_its_change(lora: Path, tmp_path: Path) -> None:
-    base, sums = part_weights(tmp_path / "base", "language"), language_weights(find_checkpoint(str(lora)).language)
+    base, sums = part_weights(tmp_path / "base", "language"), weights_of(lora)
     changes = load_file(lora / "adapter_model.safetensors")
     stem = f"base_model.model.{QUERY.removesuffix('.weight')}.lora_"
     wanted = base[QUERY] + 2.0 * (changes[f"{stem}B.weight"] @ changes[f"{stem}A.weight"])
@@ -46,12 +53,12 @@ def test_a_weight_is_the_base_and_its_change(lora: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("spelling", [".lora_A.default.weight", ".lora_A.weight"])
 def test_both_spellings_of_peft(lora: Path, spelling: str) -> None:
-    before = language_weights(find_checkpoint(str(lora)).language)[QUERY]
+    before = weights_of(lora)[QUERY]
     respelt(
         lora,
         lambda name: name.replace(".lora_A.weight", spelling).replace(".lora_B.weight", spelling.replace("A", "B")),
     )
-    assert torch.equal(language_weights(find_checkpoint(str(lora)).language)[QUERY], before)
+    assert torch.equal(weights_of(lora)[QUERY], before)
 
 
 def test_what_was_trained_whole_replaces_the_base(lora: Path) -> None:
@@ -62,18 +69,16 @@ def test_what_was_trained_whole_replaces_the_base(lora: Path) -> None:
     saved = "base_model.model.lm_head.modules_to_save.default.weight"
     adapter = lora / "adapter_model.safetensors"
     save_file({**load_file(adapter), saved: table}, adapter)
-    weights = load_language(find_checkpoint(str(lora))).weights
+    weights = open_language(language_recipe(find_checkpoint(str(lora)))).weights
     assert torch.equal(weights["model.embed_tokens.weight"], table)
     assert torch.equal(weights["lm_head.weight"], table)
 
 
 def test_alpha_may_differ_by_layer(lora: Path, tmp_path: Path) -> None:
-    plain = language_weights(find_checkpoint(str(lora)).language)[QUERY]
+    plain = weights_of(lora)[QUERY]
     change(lora, alpha_pattern={"layers.0.self_attn.q_proj": 16})
     base = part_weights(tmp_path / "base", "language")[QUERY]
-    torch.testing.assert_close(
-        language_weights(find_checkpoint(str(lora)).language)[QUERY] - base, 2 * (plain - base), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(weights_of(lora)[QUERY] - base, 2 * (plain - base), atol=1e-5, rtol=0)
 
 
 def test_the_base_may_lie_elsewhere(lora: Path, tmp_path: Path) -> None:
@@ -88,7 +93,7 @@ def test_the_base_may_lie_elsewhere(lora: Path, tmp_path: Path) -> None:
 def test_split_writes_the_sums(lora: Path, tmp_path: Path, drawn: Any) -> None:
     split(find_checkpoint(str(lora)), tmp_path / "parts")
     merged = part_weights(tmp_path / "parts" / "language", "language")
-    sums = language_weights(find_checkpoint(str(lora)).language)
+    sums = weights_of(lora)
     assert all(torch.equal(merged[name], sums[name]) for name in sums)
     with trifocal.load(checkpoint=str(lora)) as llava:
         assert llava.complete([llava.question("What?", [drawn(1)])]).end.image_tokens == 16
@@ -115,7 +120,7 @@ def change(folder: Path, **values: Any) -> None:
 def test_what_is_no_plain_lora_is_refused(lora: Path, values: dict[str, Any], told: str) -> None:
     change(lora, **values)
     with pytest.raises(CheckpointError, match=told):
-        load_language(find_checkpoint(str(lora)))
+        open_language(language_recipe(find_checkpoint(str(lora))))
 
 
 @pytest.mark.parametrize(
@@ -136,13 +141,13 @@ def test_an_adapter_that_does_not_fit_is_told(lora: Path, spoil: Callable[[Any],
     file = lora / "adapter_model.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in spoil(load_file(file)).items()}, file)
     with pytest.raises(CheckpointError, match=told):
-        load_language(find_checkpoint(str(lora)))
+        open_language(language_recipe(find_checkpoint(str(lora))))
 
 
 def test_an_adapter_without_its_file_or_its_base_is_told(lora: Path) -> None:
     (lora / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"no adapter_model\.safetensors"):
-        load_language(find_checkpoint(str(lora)))
+        open_language(language_recipe(find_checkpoint(str(lora))))
     change(lora, base_model_name_or_path=None)
     with pytest.raises(CheckpointError, match="language_from"):
         find_checkpoint(str(lora))
@@ -166,7 +171,7 @@ def add(folder: Path, **settings: Any) -> Callable[[dict[str, torch.Tensor]], No
 
 
 def sums(folder: Path) -> Any:
-    return language_weights(find_checkpoint(str(folder)).language)
+    return weights_of(folder)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +185,7 @@ def test_a_module_trained_whole_is_used_whatever_peft_calls_it(
     trained = torch.randn(part_weights(tmp_path / "base", "language").spec(name)[1])
     layer = name.removesuffix(".weight")
     add(lora)({f"base_model.model.{layer}{words}.weight": trained})
-    assert torch.equal(load_language(find_checkpoint(str(lora))).weights[name], trained)
+    assert torch.equal(open_language(language_recipe(find_checkpoint(str(lora)))).weights[name], trained)
 
 
 def test_a_resized_table_and_its_head_answer(lora: Path, drawn: Any) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from checkpoint_maker import make_hf15
 from hostile import Runs, no_side_effects, zipped
-from trifocal.checkpoints import from_folder, load_language
+from trifocal.checkpoints import from_folder, language_recipe
 from trifocal.engines import load_engine
 from trifocal.errors import CheckpointError
 from trifocal.placement import Placement
@@ -294,7 +294,7 @@ def load_all(folder: Path, allow_pickle: bool = False) -> None:
     checkpoint = from_folder(folder)
     cpu = Placement("cpu", "float32")
     load_vision(checkpoint, cpu, cpu, allow_pickle=allow_pickle)
-    load_engine("transformers", load_language(checkpoint, allow_pickle=allow_pickle), cpu).close()
+    load_engine(language_recipe(checkpoint, cpu, engine="transformers", allow_pickle=allow_pickle)).close()
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 100, 5000, 50_000, -1])

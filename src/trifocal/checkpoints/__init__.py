@@ -1,6 +1,6 @@
 """What a checkpoint is, as data, whatever layout it came in."""
 
-from trifocal.checkpoints.finding import find_checkpoint, from_folder, language_weights, load_language
+from trifocal.checkpoints.finding import find_checkpoint, from_folder, language_recipe
 from trifocal.checkpoints.known import KNOWN, Source
 from trifocal.checkpoints.parts import (
     CLIP_MEAN,
@@ -39,7 +39,6 @@ __all__ = [
     "Tower",
     "find_checkpoint",
     "from_folder",
-    "language_weights",
-    "load_language",
+    "language_recipe",
     "read_json",
 ]

@@ -5,7 +5,6 @@ Their vision half comes through `trifocal.vision.door`, their language half is a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,12 +13,12 @@ from trifocal.checkpoints.configs import text_part
 from trifocal.checkpoints.parts import Checkpoint, ForeignVision
 from trifocal.errors import CheckpointError
 from trifocal.quiet import quiet
-from trifocal.weights.tensors import Weights, weight_files
+from trifocal.weights.tensors import LANGUAGE_OF_WHOLE, Weights, weight_files
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MISFITS", "PROVEN", "check_fits", "door_language", "from_door", "opens_door", "stored_parts"]
+__all__ = ["MISFITS", "PROVEN", "check_fits", "from_door", "opens_door", "stored_parts"]
 
 # model_types whose rows, ids, logits and tokens are held against transformers' by our tests. Others come through
 # too, and are held against it when they are loaded (`trifocal.vision.door.probe`); ``llava`` is Pixtral's tower
@@ -58,7 +57,6 @@ MISFITS = {
     "gemma3n": "its language model asks for embeddings a layer",
     "gemma4": "its language model asks for embeddings a layer",
 }
-_SPEAKING = re.compile(r"^(?:model\.)?(?:language_model|text_model)\.(?:model\.)?")
 
 
 def check_fits(file: Path, config: Mapping[str, Any]) -> None:
@@ -144,7 +142,7 @@ def stored_parts(folder: Path) -> dict[str, torch.Tensor]:
     """
 
     def rename(stored: str) -> str | None:
-        speaks = _SPEAKING.match(stored) or stored.split(".")[-2:-1] == ["lm_head"]
+        speaks = LANGUAGE_OF_WHOLE.match(stored) or stored.split(".")[-2:-1] == ["lm_head"]
         return None if speaks else stored
 
     weights = Weights(weight_files(folder), rename)
@@ -161,18 +159,6 @@ def _sound(weights: Weights, name: str) -> torch.Tensor:
     if not bool(tensor.isfinite().all()):
         raise CheckpointError(f"{weights.where(name)}: {name} holds numbers that are not finite")
     return tensor
-
-
-def door_language(folder: Path) -> Weights:
-    """The tensors of a folder's language half under canonical names."""
-
-    def rename(stored: str) -> str | None:
-        if stored.endswith("lm_head.weight"):
-            return "lm_head.weight"
-        found = _SPEAKING.match(stored)
-        return f"model.{stored[found.end() :]}" if found else None
-
-    return Weights(weight_files(folder), rename)
 
 
 def _first(value: Any, default: int) -> int:

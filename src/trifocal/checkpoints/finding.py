@@ -6,26 +6,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from trifocal.checkpoints.configs import text_part
-from trifocal.checkpoints.door import check_fits, door_language, from_door, opens_door
+from trifocal.checkpoints.door import check_fits, from_door, opens_door
 from trifocal.checkpoints.gguf_pair import from_gguf, gguf_pair
 from trifocal.checkpoints.hf import from_hf
 from trifocal.checkpoints.known import KNOWN, Source
 from trifocal.checkpoints.original import from_original, trained_with
-from trifocal.checkpoints.parts import FITS, Checkpoint, Fit, ForeignVision, OwnVision, Text
+from trifocal.checkpoints.parts import FITS, Checkpoint, Fit, ForeignVision, OwnVision
 from trifocal.checkpoints.reading import read_json
 from trifocal.checkpoints.turns import template_of
-from trifocal.engines.base import Language
+from trifocal.engines.recipe import Recipe
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.hub.locate import EVERYTHING, PICKLES, locate
+from trifocal.placement import Placement
 from trifocal.source import source_of
-from trifocal.weights.lora import ADAPTER, LoraWeights, base_of
-from trifocal.weights.quantised import open_weights
-from trifocal.weights.tensors import Weights, part_weights
+from trifocal.weights.lora import ADAPTER, base_of
 
-__all__ = ["find_checkpoint", "from_folder", "language_weights", "load_language", "refitted"]
+__all__ = ["find_checkpoint", "from_folder", "language_recipe", "refitted"]
+
+
+_ANYWHERE = Placement()
 
 
 def find_checkpoint(
@@ -167,33 +170,26 @@ def _language_alone(folder: Path, name: str, vision: str) -> Checkpoint:
     )
 
 
-def language_weights(text: Text, *, allow_pickle: bool = False) -> Weights:
-    """The language half's tensors as its files have them, with the changes of its LoRA where it has one.
-
-    Raises:
-        CheckpointError: weights missing, damaged, pickles that are not allowed, or a LoRA that does not fit.
-    """
-    weights = part_weights(text.source, "language", allow_pickle=allow_pickle)
-    if text.adapter is None:
-        return weights
-    return LoraWeights(weights, text.adapter, allow_pickle=allow_pickle)
-
-
-def load_language(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> Language:
-    """The language half, as an engine's loader takes it; tensors are read when they are asked for.
-
-    Quantised weights are presented as the dense ones they stand for: see `trifocal.weights.quantised`.
-
-    Raises:
-        CheckpointError: weights missing, damaged, or pickles that are not allowed.
-    """
-    source, config = checkpoint.language.source, checkpoint.language.config
-    if checkpoint.vision.name == "transformers":
-        weights = door_language(source)
-        config = {**config, "tie_word_embeddings": "lm_head.weight" not in weights}  # whose flag counts, classes differ
-    else:
-        weights = language_weights(checkpoint.language, allow_pickle=allow_pickle)
-    if (tokenizer := source_of(source).tokenizer()) is not None:
-        return Language(source, config, weights, tokenizer, original=checkpoint.original)
-    dense = open_weights(weights, config, source, lambda name: str(weights.where(name)))
-    return Language(source, config, dense, attention=checkpoint.attention, original=checkpoint.original)
+def language_recipe(
+    checkpoint: Checkpoint,
+    placement: Placement = _ANYWHERE,
+    *,
+    engine: str = "auto",
+    options: Mapping[str, Any] = MappingProxyType({}),
+    allow_pickle: bool = False,
+) -> Recipe:
+    """How the checkpoint's language half is loaded into an engine of that name, with its ``options``."""
+    text = checkpoint.language
+    return Recipe(
+        source=str(text.source),
+        config=dict(text.config),
+        adapter=None if text.adapter is None else str(text.adapter),
+        whole=checkpoint.vision.name == "transformers",
+        allow_pickle=allow_pickle,
+        attention=checkpoint.attention,
+        original=checkpoint.original,
+        engine=engine,
+        options=dict(options),
+        device=placement.device,
+        dtype=placement.dtype,
+    )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from trifocal.engines.recipe import width_of
 from trifocal.errors import UsageError
 
 __all__ = [
@@ -198,7 +199,7 @@ class Text:
     @property
     def hidden(self) -> int:
         """The width of its embedding rows."""
-        return int(self.config["d_model" if self.config["model_type"] == "mpt" else "hidden_size"])
+        return width_of(self.config)
 
     @property
     def context(self) -> int:
@@ -241,7 +242,7 @@ class Checkpoint:
     ``template`` names its conversation template. ``image_start`` and ``image_end`` name the control
     tokens around a picture, where it was trained with them. ``strip_around_images`` is for LLaVA v0,
     whose tokenizer took white space beside them away. ``attention`` is how its language model attends,
-    ``original`` how its text is cut up: see `trifocal.engines.base.Language`.
+    ``original`` how its text is cut up: see `trifocal.engines.recipe.Recipe`.
     """
 
     name: str

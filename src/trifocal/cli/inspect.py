@@ -21,7 +21,6 @@ from trifocal.checkpoints import (
     Preprocessing,
     Source,
     find_checkpoint,
-    language_weights,
     read_json,
 )
 from trifocal.cli.configuration import Configured
@@ -32,6 +31,7 @@ from trifocal.errors import CheckpointError
 from trifocal.hub.locate import CONFIGS, EVERYTHING, is_whole
 from trifocal.model.settings import Settings
 from trifocal.source import source_of
+from trifocal.weights.lora import language_weights
 from trifocal.weights.tensors import part_weights, stored_names
 
 __all__ = ["PartFacts", "expected_facts", "expected_numbers", "inspect", "part_facts"]
@@ -197,7 +197,7 @@ def part_facts(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> list[Pa
     found = []
     for name, (source, what) in described.items():
         if name == "language":
-            weights = language_weights(checkpoint.language, allow_pickle=allow_pickle)
+            weights = language_weights(source, checkpoint.language.adapter, allow_pickle=allow_pickle)
         else:
             weights = part_weights(source, name, allow_pickle=allow_pickle)
         specs = [weights.spec(tensor) for tensor in weights]

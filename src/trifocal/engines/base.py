@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from trifocal.errors import UsageError
 from trifocal.messages import Sampling
@@ -14,43 +13,16 @@ from trifocal.prompt import Prompt
 if TYPE_CHECKING:
     import torch
 
-    from trifocal.tokens.words import Words
-
 __all__ = [
     "Abilities",
     "Attention",
     "Engine",
-    "Language",
     "State",
     "Token",
     "Tokenizer",
 ]
 
 Attention = Literal["causal", "images", "prompt"]
-
-
-@dataclass(frozen=True, slots=True)
-class Language:
-    """The language half of a checkpoint, as an engine's loader takes it.
-
-    ``folder`` holds the tokenizer's files (and the weights, for engines that read them by
-    themselves), ``config`` is the language model's own configuration with its ``model_type``, and
-    ``weights`` maps canonical names (``model.embed_tokens.weight``, ``lm_head.weight``) to tensors
-    that are read from disk when they are asked for. ``tokenizer`` is there where the weights' own
-    file holds it (GGUF): then ``folder`` is that file. ``attention`` is ``images`` where the positions
-    of a picture see each other in both directions (Gemma 3), and ``prompt`` where all of a prompt's do
-    (PaliGemma, a prefix language model, whose templates say themselves where the beginning token stands);
-    an engine that can't do that refuses it. ``original`` says that text is cut up as original LLaVA did it: with
-    transformers' slow tokenizers (`trifocal.tokens.folder.read_words`), and so that what stands behind a picture is a
-    text of its own; transformers' processors have the picture as a token in the text, which goes on behind it.
-    """
-
-    folder: Path
-    config: Mapping[str, Any]
-    weights: Mapping[str, torch.Tensor]
-    tokenizer: Words | None = None
-    original: bool = False
-    attention: Attention = "causal"
 
 
 @runtime_checkable
@@ -95,7 +67,7 @@ class Abilities:
 
     ``logprobs``: its tokens have log-probabilities. ``grammar``: it holds an answer to ``Sampling.schema``.
     ``explains``: its `Engine.attention` can be asked. ``sees`` are the ways of attending that it has, of those that
-    `Language.attention` names.
+    `trifocal.engines.recipe.Recipe` names.
     """
 
     logprobs: bool = False

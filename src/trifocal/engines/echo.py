@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from trifocal.engines.base import Abilities, Language
+from trifocal.engines.base import Abilities
 from trifocal.engines.batching import Batching, Model
+from trifocal.engines.recipe import Recipe
 from trifocal.engines.scheduler import Run
 from trifocal.placement import Placement
 from trifocal.prompt import ImageSpan, Prompt
@@ -113,6 +114,6 @@ class _Runner:
         return self.tokenizer.encode(self.say(prompt), start=False)
 
 
-def load(recipe: Language, placement: Placement, *, hidden: int = 0, context: int = 4096, delay: float = 0.0) -> Echo:
+def load(recipe: Recipe, placement: Placement, *, hidden: int = 0, context: int = 4096, delay: float = 0.0) -> Echo:
     """An echo as wide as the checkpoint's language model, unless told otherwise; no weight is read."""
     return Echo(hidden=hidden or int(recipe.config.get("hidden_size", 8)), context=context, delay=delay)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
-
-from trifocal.checkpoints import Checkpoint, find_checkpoint, load_language
+from trifocal.checkpoints import Checkpoint, find_checkpoint, language_recipe
 from trifocal.conversation.history import Keep, Kept, keep_images, kept
 from trifocal.conversation.jinja import find_template
 from trifocal.conversation.templates import ChatTemplate, Piece
@@ -37,8 +33,6 @@ from trifocal.vision.elsewhere import open_elsewhere
 
 __all__ = ["Asked", "Llava", "Preview", "Written", "load"]
 
-log = logging.getLogger("trifocal")
-NARROW = 512
 LONGEST_EXPLAINED = 1024  # tokens of an answer
 
 
@@ -471,9 +465,14 @@ def load(settings: Settings | None = None, **values: Any) -> Llava:
         fit=settings.fit,  # type: ignore[arg-type]  # checked there
     )
     template = find_template(settings.template or checkpoint.template, checkpoint.language.source)
-    _spare_threads(checkpoint)
-    language = load_language(checkpoint, allow_pickle=settings.allow_pickle)
-    engine = load_engine(settings.engine, language, settings.language, **settings.engine_options)
+    recipe = language_recipe(
+        checkpoint,
+        settings.language,
+        engine=settings.engine,
+        options=settings.engine_options,
+        allow_pickle=settings.allow_pickle,
+    )
+    engine = load_engine(recipe)
     vision = _vision(settings, checkpoint)
     if vision.hidden != engine.hidden:
         raise CheckpointError(
@@ -514,13 +513,3 @@ def _check_elsewhere(settings: Settings) -> None:
         for name in ("tower", "projector", "fit"):
             if getattr(settings, name) != getattr(plain, name):
                 raise UsageError(f"{name}: the vision is at {settings.vision}; say --{name} to trifocal see there")
-
-
-def _spare_threads(checkpoint: Checkpoint) -> None:
-    """One CPU thread for a model so narrow that more of them only wait for each other.
-
-    Measured on thimble on two busy cores: ten times faster at the median. Torch's threads are the
-    whole process's; who has set ``OMP_NUM_THREADS`` is left alone.
-    """
-    if checkpoint.language.hidden <= NARROW and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trifocal.checkpoints import Checkpoint, Preprocessing, Tiling, Tower, language_weights, read_json
+from trifocal.checkpoints import Checkpoint, Preprocessing, Tiling, Tower, read_json
 from trifocal.conversation.brought import own_template
 from trifocal.conversation.exported import exported, takes_text
 from trifocal.conversation.templates import ALIASES, TEMPLATES
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.source import source_of
+from trifocal.weights.lora import language_weights
 from trifocal.weights.tensors import Weights, canonical, part_weights, weight_files
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def split(
             f"{checkpoint.name}: its tokenizer lies in a {container} file and can't be written as a folder's files; "
             "use the pair as it is, or take the checkpoint apart that it was made of"
         )
-    language = language_weights(checkpoint.language, allow_pickle=allow_pickle)
+    language = language_weights(checkpoint.language.source, checkpoint.language.adapter, allow_pickle=allow_pickle)
     tower = part_weights(checkpoint.tower.source, "tower", allow_pickle=allow_pickle)
     projector = part_weights(checkpoint.projector.source, "projector", allow_pickle=allow_pickle)
     plans = {

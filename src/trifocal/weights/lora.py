@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trifocal.errors import CheckpointError
-from trifocal.weights.tensors import Weights, canonical
+from trifocal.weights.tensors import Weights, canonical, part_weights
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ADAPTER", "LoraWeights", "adapter_file", "base_of", "is_change", "trained_file"]
+__all__ = ["ADAPTER", "LoraWeights", "adapter_file", "base_of", "is_change", "language_weights", "trained_file"]
 
 ADAPTER = "adapter_config.json"
 ALPHA = 8  # peft's own, where nothing is said
@@ -76,6 +76,16 @@ def is_change(stored: str) -> bool:
 def adapter_file(folder: Path) -> Path | None:
     """The file of the adapter itself, which may hold modules that were trained whole, too."""
     return _first(folder, "adapter_model")
+
+
+def language_weights(source: Path, adapter: Path | None, *, allow_pickle: bool = False) -> Weights:
+    """The language half's tensors as its files have them, with the changes of its LoRA where it has one.
+
+    Raises:
+        CheckpointError: weights missing, damaged, pickles that are not allowed, or a LoRA that does not fit.
+    """
+    weights = part_weights(source, "language", allow_pickle=allow_pickle)
+    return weights if adapter is None else LoraWeights(weights, adapter, allow_pickle=allow_pickle)
 
 
 class LoraWeights(Weights):

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from trifocal.gguf.language import GgufLanguage
     from trifocal.gguf.mmproj import Part
 
-__all__ = ["GgufWeights", "Weights", "canonical", "part_weights", "read_header", "stored_names", "weight_files"]
+__all__ = [
+    "GgufWeights",
+    "Weights",
+    "canonical",
+    "part_weights",
+    "read_header",
+    "stored_names",
+    "weight_files",
+    "whole_language",
+]
 
 HEADER_LIMIT = 16 << 20
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -35,6 +44,8 @@ _TRAINED = re.compile(r"\.(?:modules_to_save(?:\.default)?|base_layer)(?=\.)")
 _WRAPPED = re.compile(r"^base_model\.(?:model\.(?=model\.|lm_head\b|transformer\.))?")
 _LEFT_OUT = re.compile(rf"{_BUFFERS.pattern}|^(?:text_model|text_projection|visual_projection)\.|^logit_bias$")
 _NESTED = re.compile(r"^model\.(?=(?:language_model|vision_tower|multi_modal_projector|image_newline)\b)")
+# what stands before a language model's tensors in checkpoints that transformers sees for
+LANGUAGE_OF_WHOLE = re.compile(r"^(?:model\.)?(?:language_model|text_model)\.(?:model\.)?")
 # what stands in front of a name -> the part it belongs to and what its canonical name begins with
 _RULES = [
     (re.compile(r"^language_model\.lm_head\."), "language", "lm_head."),
@@ -285,6 +296,18 @@ def part_weights(source: Path, part: str, *, allow_pickle: bool = False) -> Weig
     if source.is_dir():
         _check_index(source, weights, rename)
     return weights
+
+
+def whole_language(folder: Path) -> Weights:
+    """The language half's tensors out of a checkpoint that transformers sees for, however its class names its parts."""
+
+    def rename(stored: str) -> str | None:
+        if stored.endswith("lm_head.weight"):
+            return "lm_head.weight"
+        found = LANGUAGE_OF_WHOLE.match(stored)
+        return f"model.{stored[found.end() :]}" if found else None
+
+    return Weights(weight_files(folder), rename)
 
 
 def _check_index(folder: Path, weights: Weights, rename: Callable[[str], str | None]) -> None:

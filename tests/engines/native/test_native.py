@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from checkpoint_maker import llama_tokenizer, save_tokenizer
-from trifocal.engines.base import Language
+from recipes import written
+from trifocal.engines.language import open_language
 from trifocal.engines.native import Native, load
 from trifocal.engines.native.shape import FAMILIES, shape_of
+from trifocal.engines.recipe import Recipe
 from trifocal.engines.transformers import load as load_transformers
 from trifocal.errors import CheckpointError
 from trifocal.messages import Sampling
@@ -78,8 +81,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def language(kind: dict[str, Any], folder: Path) -> tuple[Language, Any]:
-    """A random language half, and the reference with its weights."""
+def language(kind: dict[str, Any], folder: Path) -> tuple[Recipe, Any]:
+    """The recipe of a random language half, and the reference with its weights."""
     values = {**SIZES, **kind}
     name = values.pop("model_type")
     torch.manual_seed(0)
@@ -89,7 +92,7 @@ def language(kind: dict[str, Any], folder: Path) -> tuple[Language, Any]:
     weights = dict(reference.state_dict())
     if values.get("tie_word_embeddings"):
         weights.pop("lm_head.weight")
-    return Language(folder, {**values, "model_type": name}, weights), reference
+    return written(folder, {**values, "model_type": name}, weights, folder), reference
 
 
 @torch.no_grad()
@@ -198,7 +201,7 @@ def test_where_it_looked_is_what_the_transformers_engine_tells(kind: str, ids: l
 def test_what_it_does_not_compute_is_refused_by_name(change: dict[str, Any], told: str, tokenizer: Path) -> None:
     half, _ = language(KINDS["llama"], tokenizer)
     with pytest.raises(CheckpointError, match=f"the engine native can't run this language model: {told}"):
-        load(Language(half.folder, {**half.config, **change}, half.weights), CPU)
+        load(replace(half, config={**half.config, **change}), CPU)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +224,7 @@ def test_what_it_does_not_compute_is_refused_by_name(change: dict[str, Any], tol
 )
 def test_damaged_weights_are_told_by_tensor(spoil: Any, told: str, tokenizer: Path) -> None:
     half, _ = language(KINDS["llama"], tokenizer)
-    weights = dict(half.weights)
+    weights = dict(open_language(half).weights)
     spoil(weights)
     with pytest.raises(CheckpointError, match=told):
-        load(Language(half.folder, half.config, weights), CPU)
+        load(written(tokenizer, half.config, weights, tokenizer), CPU)

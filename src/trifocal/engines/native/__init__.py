@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from trifocal.engines.base import Abilities, Language
+from trifocal.engines.base import Abilities
 from trifocal.engines.batching import Batching, Model
 from trifocal.engines.grammar import Constraint, Grammars
-from trifocal.engines.half import end_ids, said_in, tokenizer_of
+from trifocal.engines.language import config_file, end_ids, open_language, tokenizer_of
 from trifocal.engines.native import cuda
 from trifocal.engines.native.kernels import Kernels
 from trifocal.engines.native.loading import read
@@ -23,6 +23,7 @@ from trifocal.engines.native.memory import BLOCK, Pool
 from trifocal.engines.native.model import Plain
 from trifocal.engines.native.runner import NativeRunner
 from trifocal.engines.native.shape import Shape, rotary_table, shape_of, unfit
+from trifocal.engines.recipe import Recipe
 from trifocal.errors import CheckpointError, OutOfMemory
 from trifocal.placement import Part, Placement
 from trifocal.prompt import Prompt
@@ -74,7 +75,7 @@ class Native(Batching):
 
 
 def load(
-    recipe: Language,
+    recipe: Recipe,
     placement: Placement,
     *,
     context: int | None = None,
@@ -99,7 +100,8 @@ def load(
     reason = "its pictures see each other" if recipe.attention != "causal" else unfit(recipe.config)
     if reason:
         raise CheckpointError(
-            f"{said_in(recipe)}: the engine native can't run this language model: {reason}; the engine transformers may"
+            f"{config_file(recipe.path)}: the engine native can't run this language model: {reason}; "
+            "the engine transformers may"
         )
     if threads:
         torch.set_num_threads(threads)
@@ -117,13 +119,14 @@ def load(
 
 
 @torch.inference_mode()
-def _started(recipe: Language, placement: Placement, options: _Options) -> Model:
+def _started(recipe: Recipe, placement: Placement, options: _Options) -> Model:
     began = time.perf_counter()
     device, dtype = placement.resolve()
-    shape = shape_of(recipe.config)
+    language = open_language(recipe)
+    shape = shape_of(language.config)
     fast = options.kernels and cuda.supported(device) and dtype != torch.float32
     four_bit = fast or shape.parameters * dtype.itemsize >= LARGE_BYTES if options.int4 is None else options.int4
-    model = read(recipe, shape, dtype, device, four_bit=four_bit and (fast or device.type == "cpu"))
+    model = read(language, shape, dtype, device, four_bit=four_bit and (fast or device.type == "cpu"))
     context = min(shape.context, options.context or shape.context)
     pool = Pool(shape, _blocks(shape, context, options, dtype, device), dtype, device)
     context = min(context, pool.blocks * BLOCK)
@@ -131,12 +134,12 @@ def _started(recipe: Language, placement: Placement, options: _Options) -> Model
     operations = Kernels(shape, pool, table, rows=64) if fast else Plain(shape, pool, table)
     if isinstance(operations, Kernels):
         threading.Thread(target=cuda.prepare, args=(model.variants(), device), daemon=True).start()
-    kind = str(recipe.config.get("model_type", "llama"))
+    kind = str(language.config.get("model_type", "llama"))
     runner = NativeRunner(model, operations, context=context, graphs=options.graphs, kind=kind)
     seconds = time.perf_counter() - began
     log.info("language model: %.1f MB on %s in %s, %.2f s", runner.part.nbytes / 1e6, device, dtype, seconds)
     rows = len(model.embedding)
-    ends, tokenizer = end_ids(recipe, rows), tokenizer_of(recipe, rows)
+    ends, tokenizer = end_ids(language, rows), tokenizer_of(language, rows)
     grammars: list[Grammars] = []
 
     def constraint(schema: str) -> Constraint:

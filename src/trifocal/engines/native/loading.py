@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from trifocal.engines.base import Language
-from trifocal.engines.half import HEAD, check_blocks, check_finite, file_of
 from trifocal.engines.int4 import Int4Linear
+from trifocal.engines.language import HEAD, Language, check_blocks, check_finite, file_of
 from trifocal.engines.native import cuda
 from trifocal.engines.native.linear import Dense, Linear, Packed, Stored
 from trifocal.engines.native.model import Layer, Model

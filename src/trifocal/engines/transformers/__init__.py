@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
-from trifocal.engines.base import Engine, Language
+from trifocal.engines.base import Engine
 from trifocal.engines.batching import Batching, Model
+from trifocal.engines.language import open_language
+from trifocal.engines.recipe import Recipe
 from trifocal.engines.transformers.alone import ABLE, OneAtATime
 from trifocal.engines.transformers.loading import Loaded, read
 from trifocal.engines.transformers.pooled import Pooled, pooled
@@ -49,7 +51,7 @@ class Transformers(Batching):
 
 
 def load(
-    recipe: Language,
+    recipe: Recipe,
     placement: Placement,
     *,
     context: int | None = None,
@@ -74,7 +76,7 @@ def load(
         torch.backends.cuda.enable_cudnn_sdp(False)
 
     def start() -> Model:
-        loaded = read(recipe, placement, context=context, int4=int4)
+        loaded = read(open_language(recipe), placement, context=context, int4=int4)
         runner = pooled(loaded, BLOCK, prefix_cache)
         if runner is None:
             raise _NotPooled(loaded)

@@ -12,9 +12,17 @@ from typing import Any
 import torch
 
 from trifocal.engines import int4 as packing
-from trifocal.engines.base import Attention, Language
+from trifocal.engines.base import Attention
 from trifocal.engines.grammar import Constraint, Grammars
-from trifocal.engines.half import HEAD, check_blocks, check_finite, end_ids, file_of, said_in, tokenizer_of
+from trifocal.engines.language import (
+    HEAD,
+    Language,
+    check_blocks,
+    check_finite,
+    end_ids,
+    file_of,
+    tokenizer_of,
+)
 from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.errors import CheckpointError, OutOfMemory
 from trifocal.placement import Part, Placement
@@ -44,7 +52,7 @@ log = logging.getLogger("trifocal")
 class Loaded:
     """A causal language model of transformers on its device, and what an answer of it needs.
 
-    ``attention`` is that of `trifocal.engines.base.Language`.
+    ``attention`` is that of `trifocal.engines.recipe.Recipe`.
     """
 
     model: Any
@@ -118,7 +126,8 @@ def _config(language: Language) -> Any:
             config = AutoConfig.for_model(kind, **values)
     except Exception as error:
         raise CheckpointError(
-            f"{said_in(language)}: transformers has no use for model_type {kind!r} as configured ({_first_line(error)})"
+            f"{language.config_file}: transformers has no use for model_type {kind!r} as configured "
+            f"({_first_line(error)})"
         ) from error
     name = next((name for name in (*_TABLES, HEAD) if name in language.weights), None)
     if name is not None:
@@ -131,7 +140,7 @@ def _config(language: Language) -> Any:
     other = sorted(set(getattr(config, "layer_types", None) or ()) - _KEYS_AND_VALUES)
     if other:
         raise CheckpointError(
-            f"{said_in(language)}: {kind!r} keeps other states than keys and values: {', '.join(map(str, other))}"
+            f"{language.config_file}: {kind!r} keeps other states than keys and values: {', '.join(map(str, other))}"
         )
     return config
 
@@ -146,7 +155,7 @@ def _empty(config: Any, dtype: torch.dtype, language: Language) -> Any:
             return make(config, dtype=dtype, trust_remote_code=False).eval()
     except Exception as error:  # whatever wrong values make of the code that computes with them
         raise CheckpointError(
-            f"{said_in(language)}: {config.model_type!r} is no causal language model as configured "
+            f"{language.config_file}: {config.model_type!r} is no causal language model as configured "
             f"({_first_line(error)})"
         ) from error
 

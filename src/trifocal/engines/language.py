@@ -1,30 +1,90 @@
-"""What every loader reads of a checkpoint's language half beside its tensors, and checks in them."""
+"""A checkpoint's language half, opened: its tensors, what every loader reads beside them, and checks in them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trifocal.engines.base import Language
+from trifocal.engines.base import Attention
+from trifocal.engines.recipe import Recipe
 from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.errors import CheckpointError
 from trifocal.files import read_object
+from trifocal.source import source_of
 from trifocal.tokens.folder import read_words
+from trifocal.tokens.words import Words
+from trifocal.weights.lora import language_weights
 from trifocal.weights.packed import Located
+from trifocal.weights.quantised import open_weights
+from trifocal.weights.tensors import whole_language
 
-__all__ = ["HEAD", "check_blocks", "check_finite", "end_ids", "file_of", "said_in", "tokenizer_of"]
+__all__ = [
+    "HEAD",
+    "Language",
+    "check_blocks",
+    "check_finite",
+    "config_file",
+    "end_ids",
+    "file_of",
+    "open_language",
+    "tokenizer_of",
+]
 
 HEAD = "lm_head.weight"
 _BLOCK = re.compile(r"(?:model\.layers|transformer\.blocks)\.(\d+)\.")
 
 
-def said_in(language: Language) -> Path:
+@dataclass(frozen=True, slots=True)
+class Language:
+    """The language half that a recipe names.
+
+    ``folder`` holds the tokenizer's files, ``weights`` maps canonical names (``model.embed_tokens.weight``,
+    ``lm_head.weight``) to tensors that are read from disk when they are asked for; quantised ones are presented as the
+    dense ones they stand for (`trifocal.weights.quantised`). ``tokenizer`` is there where the weights' own file holds
+    it (GGUF): then ``folder`` is that file. The rest is that of the `Recipe`.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    weights: Mapping[str, torch.Tensor]
+    tokenizer: Words | None = None
+    original: bool = False
+    attention: Attention = "causal"
+
+    @property
+    def config_file(self) -> Path:
+        """The file that tells the configuration."""
+        return config_file(self.folder)
+
+
+def open_language(recipe: Recipe) -> Language:
+    """Finds a recipe's files; tensors are read when they are asked for.
+
+    Raises:
+        CheckpointError: weights missing, damaged, or pickles that are not allowed.
+    """
+    path, config = recipe.path, recipe.config
+    if recipe.whole:
+        weights = whole_language(path)
+        config = {**config, "tie_word_embeddings": HEAD not in weights}  # whose flag counts, classes differ
+    else:
+        adapter = Path(recipe.adapter) if recipe.adapter is not None else None
+        weights = language_weights(path, adapter, allow_pickle=recipe.allow_pickle)
+    tokenizer = source_of(path).tokenizer()
+    if tokenizer is not None:
+        return Language(path, config, weights, tokenizer, recipe.original, recipe.attention)
+    dense = open_weights(weights, config, path, lambda name: str(weights.where(name)))
+    return Language(path, config, dense, None, recipe.original, recipe.attention)
+
+
+def config_file(source: Path) -> Path:
     """The file that tells the configuration."""
-    return language.folder / "config.json" if language.folder.is_dir() else language.folder
+    return source / "config.json" if source.is_dir() else source
 
 
 def file_of(language: Language, name: str) -> Path:
@@ -35,7 +95,7 @@ def file_of(language: Language, name: str) -> Path:
 def tokenizer_of(language: Language, rows: int) -> FileTokenizer:
     """The tokenizer, each of whose words has its row in the embedding; control tokens may go without."""
     bos = language.config.get("bos_token_id")
-    _ids_of(said_in(language), language.config, "bos_token_id", rows)
+    _ids_of(language.config_file, language.config, "bos_token_id", rows)
     begins = language.attention != "prompt"
     day = language.config.get("transformers_version") if language.original else None
     words = language.tokenizer or read_words(language.folder, bos=bos, slow=language.original, day=day)
@@ -51,7 +111,7 @@ def end_ids(language: Language, rows: int) -> frozenset[int]:
     """All ids that end an answer, by the configuration and by ``generation_config.json``."""
     file = language.folder / "generation_config.json"
     generation = read_object(file) if file.is_file() else {}
-    own = _ids_of(said_in(language), language.config, "eos_token_id", rows)
+    own = _ids_of(language.config_file, language.config, "eos_token_id", rows)
     return own | _ids_of(file, generation, "eos_token_id", rows)
 
 
@@ -60,7 +120,7 @@ def check_blocks(told: int | None, language: Language) -> None:
     found = {match[1] for name in language.weights if (match := _BLOCK.match(name))}
     if found and told != len(found):
         raise CheckpointError(
-            f"{said_in(language)}: num_hidden_layers is {told}, of {len(found)} blocks there are tensors, up to "
+            f"{language.config_file}: num_hidden_layers is {told}, of {len(found)} blocks there are tensors, up to "
             f"{max(found, key=int)}"
         )
 
