@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,14 +47,17 @@ def serving(tmp_path: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def wait_until_ready(client: httpx.Client) -> None:
-    def is_ready() -> bool:
-        try:
-            return client.get("/readyz").status_code == 200
-        except httpx.TransportError:
-            return False
+def answers(client: httpx.Client, status: int | None = None) -> bool:
+    """Whether /readyz is answered, with that status; asked no faster than a log that nobody reads can bear."""
+    time.sleep(0.05)
+    try:
+        return client.get("/readyz").status_code in ((status,) if status else (200, 503))
+    except httpx.TransportError:
+        return False
 
-    until(is_ready, "the server's being ready")
+
+def wait_until_ready(client: httpx.Client) -> None:
+    until(lambda: answers(client, 200), "the server's being ready")
 
 
 def test_it_serves_two_ports_until_it_is_told_to_stop(tmp_path: Path) -> None:
@@ -86,13 +90,29 @@ def test_it_serves_two_ports_until_it_is_told_to_stop(tmp_path: Path) -> None:
         said = process.communicate(timeout=PATIENCE)[1]
         assert process.returncode == 0
     lines = said.splitlines()
-    assert (
-        f"thimble is served at http://127.0.0.1:{port}, http://127.0.0.1:{legacy}; the page: http://127.0.0.1:{port}/ ("
-        in lines[0]
-    )
-    requests = [json.loads(line) for line in lines[1:]]
+    places = f"http://127.0.0.1:{port}, http://127.0.0.1:{legacy}; the page: http://127.0.0.1:{port}/"
+    lines.remove(f"thimble is served at {places} (Ctrl-C ends it)")
+    requests = [json.loads(line) for line in lines]
     assert {"id", "method", "route", "status", "seconds"} <= set(requests[0])
     assert KEY not in said
+
+
+def test_what_needs_no_model_is_answered_while_it_loads(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)  # whoever reads it waits until somebody writes
+    with serving(tmp_path, "--port", str(port), "--template", str(gate)) as process:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE) as client:
+            until(lambda: answers(client), "the server")
+            assert client.get("/livez").status_code == 200
+            assert "<html" in client.get("/").text
+            told = client.get("/readyz")
+            assert (told.status_code, told.json()["error"]["code"]) == (503, "model_loading")
+            assert client.get("/v1/models", headers={"x-api-key": KEY}).status_code == 503
+            assert client.get("/v1/models").status_code == 401
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0
 
 
 def test_it_does_not_listen_to_others_without_a_key(tmp_path: Path) -> None:
@@ -134,7 +154,8 @@ def test_without_a_page_nothing_is_public_at_the_root(tmp_path: Path) -> None:
             assert client.get("/page/api/info").status_code == 401
             assert client.get("/page/api/info", headers={"x-api-key": KEY}).status_code == 404
         process.send_signal(signal.SIGTERM)
-        assert "page" not in process.communicate(timeout=PATIENCE)[1].splitlines()[0]
+        (line,) = [line for line in process.communicate(timeout=PATIENCE)[1].splitlines() if "is served at" in line]
+        assert "page" not in line
 
 
 def test_only_a_browser_with_a_window_is_opened(

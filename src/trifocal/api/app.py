@@ -136,8 +136,8 @@ class _StrictRoute(APIRoute):
         return strict
 
 
-def create_app(llava: Model, settings: ServerSettings, page: Sequence[BaseRoute] = ()) -> App:
-    """The server's app around a loaded model.
+def create_app(llava: Model | None, settings: ServerSettings, page: Sequence[BaseRoute] = ()) -> App:
+    """The server's app around a loaded model, or one that is still to come (`trifocal.api.serving.Server.take`).
 
     ``page`` are the routes of a page for people. What of them needs no key says so (`trifocal.api.needs`), so none of
     these may match what it does not serve: a mount at ``/`` would open every unknown path.

@@ -25,7 +25,7 @@ async def livez() -> Response:
 @router.get("/readyz", name="readyz", summary="Whether requests are taken")
 @needs(key=False)
 async def readyz(server: Serving) -> Response:
-    """200 while requests are taken and the engine can answer them, 503 otherwise."""
+    """200 while requests are taken and the engine can answer them, 503 otherwise: its code and message say why."""
     if server.draining:
         raise server_busy("shutting_down", "the server is shutting down")
     state = server.llava.state()

@@ -19,10 +19,11 @@ from starlette.routing import BaseRoute
 from trifocal.api.accepting import SPARE, Door, room_for_connections
 from trifocal.api.app import create_app
 from trifocal.api.guard import LogFormat
+from trifocal.api.loading import Loading
 from trifocal.api.protocol import protocol
 from trifocal.api.settings import ServerSettings
 from trifocal.errors import UsageError
-from trifocal.model.llava import load
+from trifocal.model.llava import Llava, load
 from trifocal.model.settings import Settings
 
 __all__ = ["Listener", "addresses", "listen", "log_to_stderr", "serve"]
@@ -63,6 +64,7 @@ class Listener(uvicorn.Server):
         )
         super().__init__(config)
         self.app = app
+        self.loading: Loading | None = None  # the model that the app waits for
         self._leaving: asyncio.Task[None] | None = None
         self._signals = 0
 
@@ -74,7 +76,9 @@ class Listener(uvicorn.Server):
             self.should_exit = self.force_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        """uvicorn's heartbeat, ten times a second: starts the drain after a signal."""
+        """uvicorn's heartbeat, ten times a second: takes the model once it is there, drains after a signal."""
+        if self.loading is not None and not self.loading.arrived():
+            self.should_exit = True
         if self.app.state.server.draining and self._leaving is None:
             self._leaving = asyncio.ensure_future(self._leave())
         return bool(await super().on_tick(counter))
@@ -118,10 +122,10 @@ def serve(
     page: Callable[[], Sequence[BaseRoute]] | None = None,
     ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Loads the model, serves it until a signal ends it, and frees it.
+    """Loads the model, serves it until a signal ends it, and frees it. What needs no model is answered meanwhile.
 
     ``page`` gives the routes of a page for people, see `trifocal.api.app.create_app`. ``ready`` is told the page's
-    address as soon as it can be asked for.
+    address as soon as the model is there.
 
     Raises:
         UsageError: an address that is taken.
@@ -130,18 +134,23 @@ def serve(
     sockets = listen(server)
     log_to_stderr(server)
     sys.setswitchinterval(SWITCH)
-    with load(settings) as llava:
-        app = create_app(llava, server, page() if page else ())
-        ports = [sock.getsockname()[1] for sock in sockets]
+    app = create_app(None, server, page() if page else ())
+    listener = Listener(app, server)
+
+    def came(llava: Llava) -> None:
+        app.state.server.take(llava)
         places = ", ".join(addresses(server, sockets))
-        address = f"http://{_host(_LOOPBACK.get(server.host, server.host))}:{ports[0]}/"
+        address = f"http://{_host(_LOOPBACK.get(server.host, server.host))}:{sockets[0].getsockname()[1]}/"
         shown = f"; the page: {address}" if page else ""
         print(f"{llava.checkpoint.name} is served at {places}{shown} (Ctrl-C ends it)", file=sys.stderr, flush=True)
         if ready:
             ready(address)
-        Listener(app, server).run(sockets=sockets)
-        app.state.server.close()
-    if any(thread.name.startswith(("answer", "fetch")) for thread in threading.enumerate()):
+
+    listener.loading = loading = Loading(lambda: load(settings), came)
+    listener.run(sockets=sockets)
+    app.state.server.close()
+    loading.close()
+    if any(thread.name.startswith(("answer", "fetch", "load")) for thread in threading.enumerate()):
         os._exit(0)  # a step that can't be interrupted is still under way; its client is gone
 
 

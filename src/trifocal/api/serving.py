@@ -119,7 +119,7 @@ class _Run:
 
 
 class Server(Host):
-    """A model with its admission, its worker threads and its counters.
+    """A model with its admission, its worker threads and its counters; without one while it loads.
 
     What needs the engine takes a slot, and of its positions as many as prompt and answer may have. Before that pictures
     are fetched, decoded and seen, by few threads and for few requests at once: an answer's place is not paid for it.
@@ -127,11 +127,10 @@ class Server(Host):
     them waiting.
     """
 
-    def __init__(self, llava: Model, settings: ServerSettings) -> None:
+    def __init__(self, llava: Model | None, settings: ServerSettings) -> None:
         per_key = settings.per_key if settings.keys else None
-        capacity = llava.state().positions
-        slots = settings.slots or (SLOTS if capacity else 1)  # who does not count answers one at a time
-        answers = Admission(slots, settings.queue, per_key, capacity)
+        slots = settings.slots or SLOTS
+        answers = Admission(slots, settings.queue, per_key)
         super().__init__(
             settings,
             {
@@ -141,7 +140,7 @@ class Server(Host):
                 ),
             },
         )
-        self.llava = llava
+        self._llava: Model | None = None
         self.fetcher = Fetcher(settings.url_hosts, settings.image_bytes)
         self.responses = StoredResponses(settings.responses, settings.responses_bytes)
         self.started = int(time.time())
@@ -150,6 +149,26 @@ class Server(Host):
         self._preparing = ThreadPoolExecutor(PREPARING, thread_name_prefix="answer-prepare")
         self._ahead = asyncio.Semaphore(AHEAD)
         self._runs: set[_Run] = set()
+        if llava is not None:
+            self.take(llava)
+
+    def take(self, llava: Model) -> None:
+        """Serves this model from now on; until then there is none. In the event loop, or before it runs."""
+        capacity = llava.state().positions
+        self.admission.capacity = capacity
+        self.admission.slots = self.settings.slots or (SLOTS if capacity else 1)  # who does not count answers one alone
+        self._llava = llava
+
+    @property
+    def llava(self) -> Model:
+        """The model that is served.
+
+        Raises:
+            Refusal: it is not loaded yet.
+        """
+        if self._llava is None:
+            raise server_busy("model_loading", "the model is loading; come back in a moment")
+        return self._llava
 
     @property
     def name(self) -> str:
