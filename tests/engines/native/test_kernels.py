@@ -35,7 +35,7 @@ def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize(("group", "whole"), [(128, True), (64, True), (32, True), (32, False)])
-@pytest.mark.parametrize("rows", [1, 5, 8, 11, 16, 32, 45, 100])
+@pytest.mark.parametrize("rows", [1, 5, 8, 11, 16, 17, 32, 45, 64, 100, 130, 209, 700, 1600])
 def test_packed_products_are_those_of_float64(rows: int, group: int, whole: bool, dtype: torch.dtype) -> None:
     one, two = (layer(320, 1408, group, whole=whole, seed=seed) for seed in (1, 2))
     x = (torch.randn(rows, 1408, device=CARD) / 50).to(dtype)  # no product leaves the range of float16
@@ -51,6 +51,28 @@ def test_packed_products_are_those_of_float64(rows: int, group: int, whole: bool
     assert turns is not None
     gate, up = wanted.chunk(2, -1)
     assert distance(Packed(turns, dtype).swiglu(x), silu(gate) * up) < 3 * BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("rows", [5, 40, 300, 1600])
+def test_columns_in_another_order_meet_their_own_weights(rows: int) -> None:
+    one = layer(320, 1408, 128)
+    mixed = PackedLinear(4, one.levels, one.scales, one.zeros, one.group[torch.randperm(1408)])
+    weight = packed([mixed, mixed], torch.bfloat16, CARD)
+    assert weight is not None
+    assert weight.order is not None
+    x = torch.randn(rows, 1408, device=CARD).bfloat16()
+    wanted = x.double() @ dense(mixed).to(CARD).double().T
+    assert distance(Packed(weight, torch.bfloat16)(x), torch.cat([wanted, wanted], 1)) < BOUNDS[torch.bfloat16]
+
+
+def test_a_product_is_the_same_at_every_call() -> None:
+    weight = packed([layer(640, 4096, 128)], torch.bfloat16, CARD)
+    assert weight is not None
+    product = Packed(weight, torch.bfloat16)
+    for rows in (24, 60, 300):
+        x = torch.randn(rows, 4096, device=CARD).bfloat16()
+        first = product(x)
+        assert all(torch.equal(product(x), first) for _ in range(20))
 
 
 def test_unpacked_weights_are_the_rounded_ones() -> None:

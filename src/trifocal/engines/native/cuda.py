@@ -7,6 +7,7 @@ import functools
 import glob
 import hashlib
 import os
+import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
@@ -17,12 +18,13 @@ import torch
 
 from trifocal.errors import EngineError
 
-__all__ = ["Kernel", "Source", "compiled", "prepare", "supported"]
+__all__ = ["Kernel", "Macros", "Source", "compiled", "prepare", "supported"]
 
-Source = tuple[str, tuple[tuple[str, int], ...]]  # a file of kernels, and the macros with which it is compiled
+Macros = tuple[tuple[str, int | str], ...]
+Source = tuple[str, Macros]  # a file of kernels, and the macros with which it is compiled
 _LARGE = 48 << 10  # bytes of shared memory that a kernel has without asking
 _SHARED_LIMIT, _PROGRAMMATIC = 8, 6  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, CU_LAUNCH_ATTRIBUTE_...
-_lock = threading.Lock()
+_ARGUMENTS = 16  # of a kernel, at the most
 
 
 def supported(device: torch.device) -> bool:
@@ -51,30 +53,31 @@ class Kernel:
         if shared > _LARGE:
             _check(_driver().cuFuncSetAttribute(self._function, _SHARED_LIMIT, shared), "cuFuncSetAttribute")
         early = torch.cuda.get_device_capability(device) >= (9, 0)
-        self._attribute = _Attribute(_PROGRAMMATIC, 0, (ctypes.c_int * 16)(1)) if early else None
+        attribute = _Attribute(_PROGRAMMATIC, 0, (ctypes.c_int * 16)(1)) if early else None
+        held = ctypes.addressof(attribute) if attribute else None
+        self._attribute = attribute  # the driver reads it at every launch
+        self._config = _Config(1, 1, 1, threads, 1, 1, shared, None, held, int(early))
+        self._device = torch.cuda.current_device() if device.index is None else device.index
+        self._launch = _driver().cuLaunchKernelEx
+        self._values = (ctypes.c_uint64 * _ARGUMENTS)()  # one word an argument, however narrow it is
+        first = ctypes.addressof(self._values)
+        self._pointers = (ctypes.c_void_p * _ARGUMENTS)(*[first + 8 * at for at in range(_ARGUMENTS)])
+        self._lock = threading.Lock()  # the driver copies all of it before the launch returns
 
     def __call__(self, grid: tuple[int, int, int], *arguments: torch.Tensor | int | float | None) -> None:
-        held = [_argument(argument) for argument in arguments]
-        pointers = (ctypes.c_void_p * len(held))(*[ctypes.addressof(one) for one in held])
-        stream = torch.cuda.current_stream().cuda_stream
-        early = self._attribute
-        config = _Config(
-            *grid,
-            self._threads,
-            1,
-            1,
-            self._shared,
-            stream,
-            ctypes.addressof(early) if early else None,
-            int(early is not None),
-        )
-        _check(_driver().cuLaunchKernelEx(ctypes.byref(config), self._function, pointers, None), "cuLaunchKernelEx")
+        words = [_word(argument) for argument in arguments]
+        with self._lock:
+            config = self._config
+            config.grid_x, config.grid_y, config.grid_z = grid
+            config.stream = torch._C._cuda_getCurrentRawStream(self._device)
+            struct.pack_into(f"<{len(words)}Q", self._values, 0, *words)
+            code = self._launch(ctypes.byref(config), self._function, self._pointers, None)
+        if code:
+            _check(code, "cuLaunchKernelEx")
 
 
 @functools.cache
-def compiled(
-    file: str, macros: tuple[tuple[str, int], ...], name: str, threads: int, shared: int, device: torch.device
-) -> Kernel:
+def compiled(file: str, macros: Macros, name: str, threads: int, shared: int, device: torch.device) -> Kernel:
     """A kernel of ``kernels/<file>.cu``, compiled with these macros; images are kept in the user's cache folder."""
     return Kernel(image(file, macros, device), name, threads, shared, device)
 
@@ -86,7 +89,7 @@ def prepare(wanted: list[Source], device: torch.device) -> None:
 
 
 @functools.cache
-def image(file: str, macros: tuple[tuple[str, int], ...], device: torch.device) -> bytes:
+def image(file: str, macros: Macros, device: torch.device) -> bytes:
     """The machine code of a file with macros, from the cache folder or compiled now.
 
     Raises:
@@ -95,7 +98,7 @@ def image(file: str, macros: tuple[tuple[str, int], ...], device: torch.device) 
     major, minor = torch.cuda.get_device_capability(device)
     folder = resources.files("trifocal.engines.native") / "kernels"
     source = "".join((folder / f"{part}.cu").read_text("utf-8") for part in ("common", file))
-    options = [f"--gpu-architecture=sm_{major}{minor}", "--std=c++17", "-default-device"]
+    options = [f"--gpu-architecture=sm_{major}{minor}{'a' if major >= 9 else ''}", "--std=c++17", "-default-device"]
     options += [f"-D{key}={value}" for key, value in macros]
     key = hashlib.sha256("\0".join([source, *options, str(torch.version.cuda)]).encode()).hexdigest()[:32]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trifocal" / "kernels" / f"{key}.cubin"
@@ -143,12 +146,15 @@ class _Config(ctypes.Structure):
     )
 
 
-def _argument(value: torch.Tensor | int | float | None) -> Any:
+def _word(value: torch.Tensor | int | float | None) -> int:
+    """An argument as the low bytes of a word."""
     if isinstance(value, torch.Tensor):
-        return ctypes.c_void_p(value.data_ptr())
+        return value.data_ptr()
     if value is None:
-        return ctypes.c_void_p(None)
-    return ctypes.c_int(value) if isinstance(value, int) else ctypes.c_float(value)
+        return 0
+    if isinstance(value, int):
+        return value & 0xFFFFFFFF
+    return int.from_bytes(struct.pack("<f", value), "little")
 
 
 @functools.cache

@@ -8,13 +8,14 @@ import torch
 from torch.nn import functional
 
 from trifocal.engines.int4 import Int4Linear
-from trifocal.engines.native import cuda
+from trifocal.engines.native import cuda, wide
 from trifocal.engines.native.packing import FourBit
 from trifocal.weights.packed import PackedLinear
 
 __all__ = ["Dense", "Linear", "Packed", "Stored"]
 
-FEW = 64  # rows up to which the packed product is the faster one
+_FEW = (16, 64)  # rows up to which the packed product is the fastest, with the wide one and without
+_MANY = 1536  # rows from which the dense product is, even after the weight was unpacked
 _UNPACKED = 320 << 20  # bytes of a weight that are unpacked together: pieces that stay in the cache were slower
 # rows -> warps, stages, tall (see kernels/product.cu), and blocks a processor: the fastest of those that were measured
 _PLANS = {8: (8, 4, 1, 2), 16: (8, 2, 2, 1), 32: (8, 2, 2, 1)}
@@ -87,27 +88,26 @@ class Packed:
     def __init__(self, weight: FourBit, dtype: torch.dtype, bias: torch.Tensor | None = None) -> None:
         self.weight, self.dtype, self.bias = weight, dtype, bias
         self._device = weight.words.device
+        self._wide = wide.supported(weight, self._device)
         self._processors = torch.cuda.get_device_properties(self._device).multi_processor_count
 
     def __call__(self, x: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
-        x = self._ordered(x)
-        if len(x) > FEW:
-            product = self._dense(x)
+        if self._dense_is_fastest(len(x)):
+            product = self._dense(self._ordered(x))
             return product if onto is None else onto.add_(product)
         out = onto if onto is not None else x.new_empty(len(x), self.weight.outputs)
-        self._product(x, out, 0 if onto is None else 1)
+        self._multiply(x, out, 0 if onto is None else 1)
         return out if self.bias is None else out.add_(self.bias)
 
     def swiglu(self, x: torch.Tensor) -> torch.Tensor:
-        x = self._ordered(x)
         out = x.new_empty(len(x), self.weight.outputs // 2)
-        if len(x) > FEW:
-            product = self._dense(x)
+        if self._dense_is_fastest(len(x)):
+            product = self._dense(self._ordered(x))
             kernel = cuda.compiled("small", self._macros(), "swiglu", 256, 0, self._device)
             inner = self.weight.outputs // 2
             kernel(((inner // 8 + 255) // 256, len(x), 1), product, out, inner, 1)
             return out
-        self._product(x, out, 2)
+        self._multiply(x, out, 2)
         return out
 
     @property
@@ -123,7 +123,22 @@ class Packed:
 
     def variants(self, then: int) -> list[cuda.Source]:
         """What `cuda.prepare` is told of a product for every number of rows."""
-        return [("product", self._product_macros(rows, then)) for rows in _PLANS]
+        few = [("product", self._product_macros(rows, then)) for rows in _PLANS if rows <= self._few]
+        return [*few, *(wide.variants(self.weight, self.dtype, then) if self._wide else ())]
+
+    @property
+    def _few(self) -> int:
+        return _FEW[0] if self._wide else _FEW[1]
+
+    def _dense_is_fastest(self, rows: int) -> bool:
+        return rows > (_MANY if self._wide else self._few)
+
+    def _multiply(self, x: torch.Tensor, out: torch.Tensor, then: int) -> None:
+        """The product without a dense weight; ``then`` as ``kernels/product.cu`` says."""
+        if len(x) <= self._few:
+            self._product(self._ordered(x), out, then)
+        else:
+            wide.product(self.weight, x, out, then)
 
     def _ordered(self, x: torch.Tensor) -> torch.Tensor:
         return x if self.weight.order is None else x.index_select(1, self.weight.order)
@@ -146,7 +161,7 @@ class Packed:
         )
 
     def _product(self, x: torch.Tensor, out: torch.Tensor, then: int) -> None:
-        """The packed product of up to 32 rows at a time; ``then`` as ``kernels/product.cu`` says."""
+        """The packed product of up to 32 rows at a time."""
         weight, width = self.weight, out.shape[1]
         for at in range(0, len(x), 32):
             rows = min(32, len(x) - at)

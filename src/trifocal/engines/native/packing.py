@@ -25,7 +25,7 @@ class FourBit:
     """A weight ``[outputs, inputs]`` in chunks: int32 ``[outputs / 32, inputs / 128, words]`` on the device.
 
     ``group`` columns share a scale. With ``offset`` a weight is scale * level + offset, else scale * (level - zero).
-    ``order`` ``[inputs]`` are the columns of the input as the weight wants them, None where they stand as they are.
+    ``order`` int32 ``[inputs]`` are the columns of the input as the weight wants them, None where that changes nothing.
     """
 
     words: torch.Tensor
@@ -64,7 +64,7 @@ def packed(
     whole = bool((zeros == zeros.round()).all() and (zeros >= 0).all() and (zeros <= 64).all())
     minus = -(zeros + _MAGIC[dtype]) if whole else -zeros * scales
     words = _chunks(levels, _words(scales, torch.float16), _words(minus, dtype if whole else torch.float16))
-    return FourBit(words, outputs, inputs, group, not whole, None if plain else order.to(device))
+    return FourBit(words, outputs, inputs, group, not whole, None if plain else order.to(device, torch.int32))
 
 
 _PARTS = (("levels", 0), ("scales", 1), ("zeros", 1))
