@@ -69,6 +69,46 @@ def test_all_steps_are_made_in_the_thread_that_loaded() -> None:
     engine.close()
 
 
+def test_what_will_be_needed_is_made_bit_by_bit_while_nobody_asks() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def prepare() -> bool:
+        order.append("bit")
+        begun.set()
+        assert go_on.wait(60)
+        return len(order) < 4
+
+    runner = Counting(before=lambda step: order.append("step"))
+    engine = engine_of(runner, prepare=prepare)
+    assert begun.wait(60)
+    stream = engine.stream(PROMPT, Sampling(max_tokens=1))
+    asking = threading.Thread(target=lambda: list(stream))
+    asking.start()
+    until(lambda: engine.state().waiting == 1)
+    go_on.set()
+    asking.join(60)
+    until(lambda: len(order) == 4)
+    assert order == ["bit", "step", "bit", "bit"]  # whoever asks waits for one bit
+    assert ids(engine) == [4] * 10
+    assert order.count("bit") == 3
+    engine.close()
+
+
+def test_what_can_not_be_made_ahead_is_left_to_the_one_who_needs_it() -> None:
+    tried: list[int] = []
+
+    def prepare() -> bool:
+        tried.append(1)
+        raise RuntimeError("no room")
+
+    engine = engine_of(Counting(), prepare=prepare)
+    assert ids(engine) == [4] * 10
+    assert ids(engine) == [4] * 10
+    assert len(tried) == 1
+    engine.close()
+
+
 def test_what_loading_raises_is_raised() -> None:
     def load() -> Model:
         raise CheckpointError("damaged")

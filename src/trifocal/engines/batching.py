@@ -49,7 +49,8 @@ class Model:
 
     ``context`` is how many positions prompt and answer may take together, ``block`` how many a block has, ``rows`` how
     many requests run in one step and ``piece`` how many positions of prompts beside streams; ``share`` says whether
-    common beginnings are computed once. ``constraint`` makes what holds an answer to a schema; ``attention`` tells
+    common beginnings are computed once. ``prepare`` is called while nobody asks for anything, and says whether there is
+    more of it to do. ``constraint`` makes what holds an answer to a schema; ``attention`` tells
     where it looked (`trifocal.engines.base.Engine.attention`), given the blocks that hold a beginning of the prompt
     already. Both only where there are such.
     """
@@ -64,6 +65,7 @@ class Model:
     rows: int = 64
     piece: int = 512
     share: bool = True
+    prepare: Callable[[], bool] | None = None
     constraint: Callable[[str], Constraint] | None = None
     attention: Callable[[Prompt, Sequence[int], list[int]], torch.Tensor] | None = None
 
@@ -158,6 +160,7 @@ class _Loop:
         self._closing = False
         self._lock = threading.Lock()  # between who puts into the inbox and the thread that ends
         self._model: Model | None = None
+        self._prepare: Callable[[], bool] | None = None
         self._failed = ""
         self.blocks = Blocks(0, 1)
         self.scheduler: Scheduler[Drawing] = Scheduler(self.blocks)
@@ -234,6 +237,8 @@ class _Loop:
             if not self._begin(load):
                 return
             while not self._closing:
+                if not self.scheduler.busy:
+                    self._prepare_more()
                 self._receive(wait=not self.scheduler.busy)
                 if not self._closing and self.scheduler.busy:
                     self._step()
@@ -250,7 +255,7 @@ class _Loop:
             return False
         self.blocks = Blocks(model.runner.positions // model.block, model.block)
         self.scheduler = Scheduler(self.blocks, rows=model.rows, piece=model.piece, share=model.share)
-        self._model = model
+        self._model, self._prepare = model, model.prepare
         self._started.put(None)
         return True
 
@@ -263,6 +268,16 @@ class _Loop:
                 self.scheduler.add(item)
             else:
                 item()
+
+    def _prepare_more(self) -> None:
+        """Does what will be needed later, bit by bit, until somebody asks or it is done."""
+        while self._prepare is not None and self._inbox.empty():
+            try:
+                more = self._prepare()
+            except Exception:  # what is missing is made when it is needed, and what is wrong is told then
+                more = False
+            if not more:
+                self._prepare = None
 
     def _step(self) -> None:
         """One token more for every request that streams."""

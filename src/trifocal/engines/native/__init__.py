@@ -160,6 +160,7 @@ def _started(recipe: Recipe, placement: Placement, options: _Options) -> Model:
         able=ABLE,
         block=BLOCK,
         piece=PIECE if device.type == "cuda" else CPU_PIECE,
+        prepare=runner.prepare,
         constraint=constraint,
         attention=attention,
     )

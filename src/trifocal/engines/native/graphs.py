@@ -19,7 +19,7 @@ SIZES = (1, 2, 4, 8, 16, 24, 32, 40, 48, 64)  # rows
 
 
 class Graphs:
-    """A model's step for each of `SIZES`, captured when it is first needed.
+    """A model's step for each of `SIZES`, captured when it is first needed, or before, while nobody asks (`prepare`).
 
     Every row stands for itself, with the blocks of its sequence: single positions of many answers, the neighbouring
     ones of a short prompt, or both. Rows that fill up to the next size write nothing.
@@ -42,8 +42,7 @@ class Graphs:
         count = sum(run.count for run in runs)
         size = next(size for size in SIZES if size >= count)
         self._fill(runs, size)
-        used = _SECTIONS * SIZES[-1] + size * self._columns
-        self._device[:used].copy_(self._host[:used], non_blocking=True)
+        self._send(size)
         if rows is None:
             torch.index_select(self._model.embedding, 0, self._device[:size], out=self._x[:size])
         else:
@@ -58,6 +57,21 @@ class Graphs:
         if last == list(range(len(last))):
             return logits[: len(last)]
         return logits[torch.tensor(last, device=logits.device)]
+
+    def prepare(self) -> bool:
+        """Captures the next size that was not needed so far; False where there is none."""
+        size = next((size for size in SIZES if size not in self._graphs), None)
+        if size is None:
+            return False
+        self._fill((), size)
+        self._send(size)
+        self._capture(size)
+        return True
+
+    def _send(self, size: int) -> None:
+        """Brings what `_fill` wrote to the device."""
+        used = _SECTIONS * SIZES[-1] + size * self._columns
+        self._device[:used].copy_(self._host[:used], non_blocking=True)
 
     def _fill(self, runs: Sequence[Run[Any]], size: int) -> None:
         """Writes where each row stands: ids, positions, slots, lengths, known, tables, one section behind the other."""

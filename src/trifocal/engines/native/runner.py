@@ -71,6 +71,10 @@ class NativeRunner:
         hidden = self.model.forward(rows, step, self._operations)
         return self.model.logits(hidden[step.last], self._operations)
 
+    def prepare(self) -> bool:
+        """Does a bit of what will be needed; False where nothing is left to do."""
+        return self._graphs is not None and self._graphs.prepare()
+
     def _spliced(self, runs: Sequence[Run[Any]]) -> torch.Tensor | None:
         """Input rows ``[rows, hidden]`` where a picture stands among them; None where all are ids."""
         if all(run.ids is not None for run in runs):
