@@ -16,7 +16,7 @@ from mmproj_maker import make_pair
 from safetensors.torch import load_file, save_file
 
 from checkpoint_maker import make_hf15, make_v0
-from door_models import make_door
+from foreign_models import make_foreign
 from layouts import family, quantised, save_hf, save_original
 
 Spoil = Callable[[Path], None]
@@ -67,12 +67,12 @@ def make(layout: str, folder: Path) -> Sample:
         save_original(quantised(made, kind), folder, tower=folder / "tower")
     elif layout in ("original", "pickle"):
         save_original(family("1.5"), folder, tower=folder / "tower", pickle=layout == "pickle")
-    elif layout.startswith("door "):
-        make_door(layout.removeprefix("door "), folder)
+    elif layout.startswith("foreign "):
+        make_foreign(layout.removeprefix("foreign "), folder)
     else:
         name, _, kind = layout.partition(" ")
         (save_hf if kind == "hf" else save_original)(family(name), folder)
-    return Sample(folder, places, "plain" if layout.startswith("door ") else None)
+    return Sample(folder, places, "plain" if layout.startswith("foreign ") else None)
 
 
 def says(file: str, key: str, value: Any) -> Spoil:

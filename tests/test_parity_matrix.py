@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from door_models import DOORS, NEWCOMERS
-from doors import Door, load_door
 from families import Pair, inputs_of, load_pair
+from foreign_models import FOREIGN, NEWCOMERS
+from foreign_pairs import ForeignPair, load_foreign
 from gguf_layout import KINDS
 from layouts import LINEAR, QUANTISATIONS, ByHand
 from logits import logits_of
@@ -48,8 +48,8 @@ PACKED = [
     ),
 ]
 PAIRS = [(name, "GGUF pair", kind) for name in ("1.5", "1.6-vicuna") for kind in KINDS]
-DOOR = [(name, "transformers", "dense") for name in (*DOORS, *NEWCOMERS)]
-CASES = [*((name, layout, "dense") for name in PLAIN for layout in LAYOUTS), *EARLY, *PACKED, *PAIRS, *DOOR]
+FOREIGN_CASES = [(name, "transformers", "dense") for name in (*FOREIGN, *NEWCOMERS)]
+CASES = [*((name, layout, "dense") for name in PLAIN for layout in LAYOUTS), *EARLY, *PACKED, *PAIRS, *FOREIGN_CASES]
 SIZE = (130, 70)
 
 
@@ -90,9 +90,9 @@ def test_every_cell(
     table: dict[tuple[str, str, str], Measured],
 ) -> None:
     name, layout, half = case
-    if case in DOOR:
-        with load_door(name, tmp_path) as door:
-            recipe, measured = language_recipe(door.llava.checkpoint), measure_door(door, drawn(1, *SIZE))
+    if case in FOREIGN_CASES:
+        with load_foreign(name, tmp_path) as foreign:
+            recipe, measured = language_recipe(foreign.llava.checkpoint), measure_foreign(foreign, drawn(1, *SIZE))
     else:
         with load_pair(name, layout, half, tmp_path, **({} if half == "dense" else WIDE)) as pair:
             recipe, measured = language_recipe(pair.llava.checkpoint), measure(pair, drawn(1, *SIZE))
@@ -137,18 +137,18 @@ def measure(pair: Pair, image: Image) -> Measured:
 
 
 @torch.no_grad()
-def measure_door(door: Door, image: Image) -> Measured:
+def measure_foreign(foreign: ForeignPair, image: Image) -> Measured:
     """The same of a family whose pictures transformers' own classes see."""
     parts = ["Look. ", image, "What is shown here?"]
-    inputs, prompt = door.theirs(parts), prompt_of(door.llava.composer, door.ours(parts))
-    assert prompt.ids(door.model.config.image_token_id) == inputs["input_ids"][0].tolist()
-    ours = rows_of(door.llava.gallery.vision, [image])[0].cpu()
-    wanted = door.model(**inputs).logits[0]
-    said = [token.id for token in door.llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True))]
+    inputs, prompt = foreign.theirs(parts), prompt_of(foreign.llava.composer, foreign.ours(parts))
+    assert prompt.ids(foreign.model.config.image_token_id) == inputs["input_ids"][0].tolist()
+    ours = rows_of(foreign.llava.gallery.vision, [image])[0].cpu()
+    wanted = foreign.model(**inputs).logits[0]
+    said = [token.id for token in foreign.llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True))]
     return Measured(
         rows=len(ours),
-        features=float((ours - door.rows(inputs)).abs().max()),
-        logits=float((door.logits(prompt) - wanted).abs().max()),
-        tokens=said == door.greedy(inputs),
-        reference=_named(door.model),
+        features=float((ours - foreign.rows(inputs)).abs().max()),
+        logits=float((foreign.logits(prompt) - wanted).abs().max()),
+        tokens=said == foreign.greedy(inputs),
+        reference=_named(foreign.model),
     )

@@ -16,7 +16,7 @@ from PIL import Image as Pictures
 from transformers.utils import logging
 
 from checkpoint_maker import V0
-from door_models import DOORS, make_door
+from foreign_models import FOREIGN, make_foreign
 from layouts import family, save_original
 from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.engines.transformers.loading import Loaded
@@ -26,13 +26,13 @@ from trifocal.quiet import quiet
 PROGRAM = """
 import sys
 from trifocal import Sampling, load, open_image
-from trifocal.vision.door.processors import count
+from trifocal.vision.transformers.processors import count
 for folder in sys.argv[2:]:
     places = dict(zip(("checkpoint", "tower_from", "projector_from"), folder.split(";")))
     with load(template="llava_v1", **places) as llava:
         question = llava.question("what is it", [open_image(sys.argv[1])])
         llava.complete([question], Sampling(max_tokens=2))
-        if "door-" in folder:
+        if "foreign-" in folder:
             count(llava.checkpoint.language.source, 90, 60)
     print(folder, flush=True)
 """
@@ -50,9 +50,9 @@ def test_every_family_loads_and_answers_without_a_word(hf15: Path, v0: V0, tmp_p
     for name in ("1.6-mistral", "onevision"):
         folders.append(str(save_original(family(name), tmp_path / name)))
     folders.append(str(save_original(family("mpt"), tmp_path / "mpt", tower=tmp_path / "mpt-tower")))
-    for kind in DOORS:
-        make_door(kind, tmp_path / f"door-{kind}")
-        folders.append(str(tmp_path / f"door-{kind}"))
+    for kind in FOREIGN:
+        make_foreign(kind, tmp_path / f"foreign-{kind}")
+        folders.append(str(tmp_path / f"foreign-{kind}"))
     done = run("-c", PROGRAM, str(tmp_path / "picture.png"), *folders)
     assert done.stderr == ""
     assert done.stdout.split("\n") == [*folders, ""]

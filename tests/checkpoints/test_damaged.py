@@ -654,42 +654,42 @@ GGUF = {
     ),
 }
 SIGHTED = "vision_tower.encoder.layers.0.mlp.fc1.weight"
-DOORS = {
-    "a door with a number that is none": way("door gemma3", tensor(WEIGHTS, SIGHTED, nan), WEIGHTS, SIGHTED, "finite"),
-    "a door of whole numbers": way(
-        "door gemma3", tensor(WEIGHTS, SIGHTED, torch.Tensor.int), WEIGHTS, SIGHTED, "int32"
+FOREIGN = {
+    "foreign, a number that is none": way("foreign gemma3", tensor(WEIGHTS, SIGHTED, nan), WEIGHTS, SIGHTED, "finite"),
+    "foreign, whole numbers": way(
+        "foreign gemma3", tensor(WEIGHTS, SIGHTED, torch.Tensor.int), WEIGHTS, SIGHTED, "int32"
     ),
-    "a door with a tensor of another shape": way("door gemma3", tensor(WEIGHTS, SIGHTED, first(3)), "fc1", "3", "64"),
-    "a door without a tensor": way("door gemma3", tensor(WEIGHTS, SIGHTED, None), "mlp.fc1.weight", "missing"),
-    "a door whose weights are cut short": way("door gemma3", cut(WEIGHTS, -64), WEIGHTS, "cut short"),
-    "a door with a tower of a billion blocks": way(
-        "door gemma3", says(CONFIG, f"{VISION}.num_hidden_layers", 10**9), CONFIG, str(10**9)
+    "foreign, a tensor of another shape": way("foreign gemma3", tensor(WEIGHTS, SIGHTED, first(3)), "fc1", "3", "64"),
+    "foreign, a tensor missing": way("foreign gemma3", tensor(WEIGHTS, SIGHTED, None), "mlp.fc1.weight", "missing"),
+    "foreign, whose weights are cut short": way("foreign gemma3", cut(WEIGHTS, -64), WEIGHTS, "cut short"),
+    "foreign, a tower of a billion blocks": way(
+        "foreign gemma3", says(CONFIG, f"{VISION}.num_hidden_layers", 10**9), CONFIG, str(10**9)
     ),
-    "a door with a block that is not there": way(
-        "door internvl", says(CONFIG, f"{VISION}.num_hidden_layers", 3), CONFIG, "is 3", "2 blocks"
+    "foreign, a block that is not there": way(
+        "foreign internvl", says(CONFIG, f"{VISION}.num_hidden_layers", 3), CONFIG, "is 3", "2 blocks"
     ),
-    "a door to pictures of astronomic size": way(
-        "door gemma3", says(CONFIG, f"{VISION}.image_size", 1 << 40), CONFIG, "image_size", str(1 << 40)
+    "foreign, pictures of astronomic size": way(
+        "foreign gemma3", says(CONFIG, f"{VISION}.image_size", 1 << 40), CONFIG, "image_size", str(1 << 40)
     ),
-    "a door whose vision part is a word": way("door gemma3", says(CONFIG, VISION, "eyes"), CONFIG, "gemma3"),
-    "a door without heads": way("door gemma3", says(CONFIG, f"{VISION}.num_attention_heads", 0), "num_attention_heads"),
-    "a door with a processor that nobody knows": way(
-        "door internvl", says("preprocessor_config.json", "image_processor_type", "Eyes"), "image processor"
+    "foreign, whose vision part is a word": way("foreign gemma3", says(CONFIG, VISION, "eyes"), CONFIG, "gemma3"),
+    "foreign, no heads": way("foreign gemma3", says(CONFIG, f"{VISION}.num_attention_heads", 0), "num_attention_heads"),
+    "foreign, a processor that nobody knows": way(
+        "foreign internvl", says("preprocessor_config.json", "image_processor_type", "Eyes"), "image processor"
     ),
-    "a door with a processor that wants its own code": way(
-        "door internvl",
+    "foreign, a processor that wants its own code": way(
+        "foreign internvl",
         both(
             says("preprocessor_config.json", "image_processor_type", "Eyes"),
             says("preprocessor_config.json", "auto_map", {"AutoImageProcessor": "run_canary.Eyes"}),
         ),
         "image processor",
     ),
-    "a door with a processor that is no JSON": way(
-        "door internvl", holds("preprocessor_config.json", "{"), "checkpoint"
+    "foreign, a processor that is no JSON": way(
+        "foreign internvl", holds("preprocessor_config.json", "{"), "checkpoint"
     ),
-    "a door to a family that can't fit": way("door gemma3", says(CONFIG, "model_type", "mllama"), CONFIG, "mllama"),
+    "foreign, a family that can't fit": way("foreign gemma3", says(CONFIG, "model_type", "mllama"), CONFIG, "mllama"),
 }
-WAYS = {**DOORS, **HEADERS, **INSTEAD, **INDEXES, **TENSORS, **CONFIGS, **TOKENIZERS, **PICKLES, **QUANTISED, **GGUF}
+WAYS = {**FOREIGN, **HEADERS, **INSTEAD, **INDEXES, **TENSORS, **CONFIGS, **TOKENIZERS, **PICKLES, **QUANTISED, **GGUF}
 LAYOUTS = sorted({each.layout for each in WAYS.values()})
 
 
@@ -747,7 +747,7 @@ def test_it_is_told_in_words_at_once_and_runs_nothing(
 
 
 def test_there_are_many_ways_and_each_stands_once() -> None:
-    groups = (DOORS, HEADERS, INSTEAD, INDEXES, TENSORS, CONFIGS, TOKENIZERS, PICKLES, QUANTISED, GGUF)
+    groups = (FOREIGN, HEADERS, INSTEAD, INDEXES, TENSORS, CONFIGS, TOKENIZERS, PICKLES, QUANTISED, GGUF)
     assert len(WAYS) == sum(map(len, groups)) >= 200
 
 

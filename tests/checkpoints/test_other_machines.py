@@ -20,7 +20,7 @@ from transformers import (
 
 import trifocal
 from checkpoint_maker import tensors_of
-from door_models import make_door
+from foreign_models import make_foreign
 from layouts import TILE, family, save_hf, save_lora, save_original
 from seeing import rows_of
 from trifocal.checkpoints import find_checkpoint, language_recipe
@@ -123,10 +123,10 @@ KERNELS = ["attn_implementation", "_attn_implementation", "_attn_implementation_
 
 
 @pytest.mark.parametrize("key", KERNELS)
-@pytest.mark.parametrize("where", ["original", "hf", "text_config", "vision_config", "door"])
+@pytest.mark.parametrize("where", ["original", "hf", "text_config", "vision_config", "foreign"])
 def test_kernels_that_are_not_here_are_no_matter(tmp_path: Path, drawn: Drawn, where: str, key: str) -> None:
-    if where == "door":
-        make_door("internvl", tmp_path)
+    if where == "foreign":
+        make_foreign("internvl", tmp_path)
     else:
         (save_original if where == "original" else save_hf)(family("1.5"), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

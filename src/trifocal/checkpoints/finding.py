@@ -10,13 +10,13 @@ from types import MappingProxyType
 from typing import Any
 
 from trifocal.checkpoints.configs import text_part
-from trifocal.checkpoints.door import check_fits, from_door, opens_door
 from trifocal.checkpoints.gguf_pair import from_gguf, gguf_pair
 from trifocal.checkpoints.hf import from_hf
 from trifocal.checkpoints.known import KNOWN, Source
 from trifocal.checkpoints.original import from_original, trained_with
 from trifocal.checkpoints.parts import FITS, Checkpoint, Fit, ForeignVision, OwnVision
 from trifocal.checkpoints.reading import read_json
+from trifocal.checkpoints.transformers import check_fits, from_transformers, is_transformers
 from trifocal.checkpoints.turns import template_of
 from trifocal.engines.recipe import Recipe
 from trifocal.errors import CheckpointError, UsageError
@@ -124,8 +124,8 @@ def from_folder(
     config = {**(says or {}), **config, **trained_with(projector_source)}
     elsewhere = locate(tower, patterns) if tower else None
     check_fits(folder / "config.json", config)
-    if opens_door(config) and not (tower or projector or language):
-        found = from_door(folder, config)
+    if is_transformers(config) and not (tower or projector or language):
+        found = from_transformers(folder, config)
     elif "vision_config" in config and "text_config" in config:
         found = from_hf(folder, config, elsewhere, projector_source, language_source)
     else:

@@ -260,7 +260,7 @@ def _positions(checkpoint: Checkpoint) -> int | str:
     if isinstance(vision, ForeignVision):
         if vision.name != "transformers" or not list(vision.source.glob("*processor_config.json")):
             return "by its size"
-        from trifocal.vision.door import count
+        from trifocal.vision.transformers import count
 
         sizes = [(vision.side, vision.side), *sizes]
         counts = [count(vision.source, *size) for size in sizes]

@@ -115,10 +115,10 @@ def _load_own(checkpoint: Checkpoint, tower: Placement, projector: Placement, al
     return load_vision(checkpoint, tower, projector, hidden=checkpoint.language.hidden, allow_pickle=allow_pickle)
 
 
-def _load_door(checkpoint: Checkpoint, tower: Placement, projector: Placement, _: bool) -> Vision:
-    from trifocal.vision.door import load_door  # transformers' models are not imported for our own
+def _load_transformers(checkpoint: Checkpoint, tower: Placement, projector: Placement, _: bool) -> Vision:
+    from trifocal.vision.transformers import load_transformers  # transformers' models are not imported for our own
 
-    return load_door(checkpoint, tower, projector)
+    return load_transformers(checkpoint, tower, projector)
 
 
 def _load_plugged(checkpoint: Checkpoint, tower: Placement, _: Placement, __: bool) -> Vision:
@@ -128,7 +128,7 @@ def _load_plugged(checkpoint: Checkpoint, tower: Placement, _: Placement, __: bo
 # the name of a checkpoint's vision -> what loads it
 VISIONS: dict[str, Callable[[Checkpoint, Placement, Placement, bool], Vision]] = {
     "llava": _load_own,
-    "transformers": _load_door,
+    "transformers": _load_transformers,
 }
 
 

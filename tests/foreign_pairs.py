@@ -1,4 +1,4 @@
-"""A family that comes through the door: transformers' whole model and the same weights loaded by us, side by side."""
+"""A family that transformers' classes see for: their whole model and the same weights loaded by us, side by side."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import trifocal
-from door_models import make_door
+from foreign_models import make_foreign
 from logits import ends_of, logits_of
 from trifocal.conversation.templates import Piece, get_template
 from trifocal.engines.native import Native
@@ -29,7 +29,7 @@ EXACT = Placement(os.environ.get("TRIFOCAL_DEVICE", "cpu"), "float32")
 
 
 @dataclass(frozen=True)
-class Door:
+class ForeignPair:
     kind: str
     llava: Llava
     model: Any
@@ -83,9 +83,9 @@ class Door:
 
 
 @contextmanager
-def load_door(kind: str, folder: Path) -> Iterator[Door]:
+def load_foreign(kind: str, folder: Path) -> Iterator[ForeignPair]:
     """A family saved as transformers saves it, loaded in float32."""
-    model, processor = make_door(kind, folder)
+    model, processor = make_foreign(kind, folder)
     places = dict.fromkeys(("tower", "projector", "language"), EXACT)
     with trifocal.load(checkpoint=str(folder), template="plain", **places) as llava:
-        yield Door(kind, llava, model, processor)
+        yield ForeignPair(kind, llava, model, processor)

@@ -13,13 +13,13 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen3VL
 
 import trifocal
 from checkpoint_maker import TEXT
-from door_models import NEWCOMERS, make_door
+from foreign_models import NEWCOMERS, make_foreign
 from seeing import rows_of
-from trifocal.checkpoints import door as known
+from trifocal.checkpoints import transformers as known
 from trifocal.errors import CheckpointError
 from trifocal.images import Image
 from trifocal.placement import Placement
-from trifocal.vision.door import DoorVision, probe
+from trifocal.vision.transformers import TransformersVision, probe
 
 SOURCES = Path(trifocal.__file__).parent
 EXACT = Placement("cpu", "float32")
@@ -30,21 +30,21 @@ def test_no_line_of_ours_names_the_newcomers() -> None:
     assert [name for name in NEWCOMERS if name in text] == []
 
 
-def door_of(kind: str, folder: Path) -> DoorVision:
-    make_door(kind, folder)
+def vision_of(kind: str, folder: Path) -> TransformersVision:
+    make_foreign(kind, folder)
     places = dict.fromkeys(("tower", "projector", "language"), EXACT)
     with trifocal.load(checkpoint=str(folder), template="plain", **places) as llava:
-        assert isinstance(llava.gallery.vision, DoorVision)
+        assert isinstance(llava.gallery.vision, TransformersVision)
         return llava.gallery.vision
 
 
 def test_tokens_whose_rows_are_replaced_are_found_out(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="ovis2 can't be read: tokens beside a picture don't come"):
-        door_of("ovis2", tmp_path)
+        vision_of("ovis2", tmp_path)
 
 
 def test_another_mask_is_found_out(tmp_path: Path) -> None:
-    vision = door_of("gemma3", tmp_path)
+    vision = vision_of("gemma3", tmp_path)
     vision.check("images")
     for attention in ("causal", "prompt"):
         with pytest.raises(CheckpointError, match="gemma3 can't be read: its positions see each other in another way"):
@@ -52,14 +52,14 @@ def test_another_mask_is_found_out(tmp_path: Path) -> None:
 
 
 def test_a_family_said_to_attend_otherwise_is_found_out(tmp_path: Path) -> None:
-    vision = door_of("idefics3", tmp_path)
+    vision = vision_of("idefics3", tmp_path)
     vision.check("causal")
     with pytest.raises(CheckpointError, match="its positions see each other in another way"):
         vision.check("images")
 
 
 def test_rows_that_are_not_the_projectors_are_found_out(tmp_path: Path, drawn: Callable[..., Image]) -> None:
-    vision = door_of("deepseek_vl", tmp_path)
+    vision = vision_of("deepseek_vl", tmp_path)
     inputs = vision.processor.inputs(drawn(1).pixels)
     rows = rows_of(vision, [drawn(1)])[0]
     assert probe.misfit(vision.model, inputs, rows, "causal") is None
@@ -104,7 +104,7 @@ def test_positions_and_inputs_of_their_own_are_found_out(make: Callable[[], Any]
 
 
 def test_a_family_that_transformers_has_no_class_for_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_door("deepseek_vl", tmp_path)
+    make_foreign("deepseek_vl", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "nobody_vl"}))
     with pytest.raises(CheckpointError, match="nobody_vl"):
@@ -113,6 +113,6 @@ def test_a_family_that_transformers_has_no_class_for_is_told(tmp_path: Path, mon
 
 def test_those_that_were_tried_are_held_against_it_in_our_tests() -> None:
     held = {"pixtral": "llava", "paligemma2": "paligemma"}
-    from door_models import DOORS
+    from foreign_models import FOREIGN
 
-    assert {held.get(kind, kind) for kind in DOORS} == set(known.PROVEN)
+    assert {held.get(kind, kind) for kind in FOREIGN} == set(known.PROVEN)

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import trifocal
-from door_models import DOORS, NEWCOMERS, make_door
-from doors import EXACT, Door, load_door
+from foreign_models import FOREIGN, NEWCOMERS, make_foreign
+from foreign_pairs import EXACT, ForeignPair, load_foreign
 from seeing import count, prompt_of
 from trifocal.checkpoints import from_folder
-from trifocal.checkpoints.door import MISFITS
+from trifocal.checkpoints.transformers import MISFITS
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.images import Image, from_frames
 from trifocal.messages import Sampling
@@ -25,9 +25,9 @@ Drawn = Callable[..., Image]
 ORDERS = {"one first": "i Q", "one in the middle": "Q i Q", "two": "Q i Q i Q"}
 
 
-@pytest.fixture(scope="module", params=[*DOORS, *NEWCOMERS])
-def door(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
-    with load_door(request.param, tmp_path_factory.mktemp("door")) as loaded:
+@pytest.fixture(scope="module", params=[*FOREIGN, *NEWCOMERS])
+def foreign(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForeignPair]:
+    with load_foreign(request.param, tmp_path_factory.mktemp("foreign")) as loaded:
         yield loaded
 
 
@@ -38,35 +38,35 @@ def parts_of(order: str, drawn: Drawn) -> list[str | Image]:
 
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 @torch.no_grad()
-def test_ids_rows_logits_and_tokens_are_those_of_transformers(door: Door, drawn: Drawn, order: str) -> None:
+def test_ids_rows_logits_and_tokens_are_those_of_transformers(foreign: ForeignPair, drawn: Drawn, order: str) -> None:
     parts = parts_of(order, drawn)
-    inputs = door.theirs(parts)
-    prompt = prompt_of(door.llava.composer, door.ours(parts))
-    token = door.model.config.image_token_id
+    inputs = foreign.theirs(parts)
+    prompt = prompt_of(foreign.llava.composer, foreign.ours(parts))
+    token = foreign.model.config.image_token_id
     assert prompt.ids(token) == inputs["input_ids"][0].tolist()
-    assert len(prompt) == len(door.llava.composer.outline(door.ours(parts)))
+    assert len(prompt) == len(foreign.llava.composer.outline(foreign.ours(parts)))
 
-    wanted = door.model(**inputs).logits[0]
-    torch.testing.assert_close(door.logits(prompt), wanted, atol=1e-4, rtol=0)
+    wanted = foreign.model(**inputs).logits[0]
+    torch.testing.assert_close(foreign.logits(prompt), wanted, atol=1e-4, rtol=0)
 
-    said, options = door.greedy(inputs), Sampling(max_tokens=64, ignore_end=True)
-    assert [token.id for token in door.llava.engine.stream(prompt, options)] == said
-    assert [token.id for token in door.llava.engine.stream(prompt, options)] == said  # from the prefix cache
+    said, options = foreign.greedy(inputs), Sampling(max_tokens=64, ignore_end=True)
+    assert [token.id for token in foreign.llava.engine.stream(prompt, options)] == said
+    assert [token.id for token in foreign.llava.engine.stream(prompt, options)] == said  # from the prefix cache
 
 
-def test_its_parts_are_told_and_are_one(door: Door) -> None:
-    (part,) = door.llava.gallery.vision.parts
+def test_its_parts_are_told_and_are_one(foreign: ForeignPair) -> None:
+    (part,) = foreign.llava.gallery.vision.parts
     assert "tower and projector" in part.what
-    speaking = sum(tensor.nbytes for name, tensor in door.model.named_parameters() if "language_model" in name)
-    whole = sum(tensor.nbytes for tensor in door.model.parameters())
+    speaking = sum(tensor.nbytes for name, tensor in foreign.model.named_parameters() if "language_model" in name)
+    whole = sum(tensor.nbytes for tensor in foreign.model.parameters())
     assert part.nbytes < whole - 0.8 * speaking  # hardly any language half came along
-    source = str(door.llava.checkpoint.vision.source)
+    source = str(foreign.llava.checkpoint.vision.source)
     with pytest.raises(UsageError, match="place both alike"):
         trifocal.load(checkpoint=source, template="plain", tower=EXACT, projector=Placement("cpu", "bfloat16"))
 
 
-def test_a_conversation_is_answered_and_a_video_refused(door: Door, drawn: Drawn) -> None:
-    source = str(door.llava.checkpoint.vision.source)
+def test_a_conversation_is_answered_and_a_video_refused(foreign: ForeignPair, drawn: Drawn) -> None:
+    source = str(foreign.llava.checkpoint.vision.source)
     with trifocal.load(checkpoint=source, template="plain") as llava:
         reply = llava.complete([llava.question("What?", [drawn(1, 70, 40)])], Sampling(max_tokens=3, ignore_end=True))
         assert reply.end.image_tokens == count(llava.gallery.vision, drawn(1, 70, 40))
@@ -74,9 +74,9 @@ def test_a_conversation_is_answered_and_a_video_refused(door: Door, drawn: Drawn
             llava.complete([llava.question("What?", [from_frames([drawn(1), drawn(2)])])])
 
 
-def test_its_own_chat_template_is_the_one_it_speaks(door: Door, drawn: Drawn) -> None:
-    source, mark = door.llava.checkpoint.vision.source, door.processor.image_token
-    if "paligemma" in door.kind:  # it has none: it is no conversation's model
+def test_its_own_chat_template_is_the_one_it_speaks(foreign: ForeignPair, drawn: Drawn) -> None:
+    source, mark = foreign.llava.checkpoint.vision.source, foreign.processor.image_token
+    if "paligemma" in foreign.kind:  # it has none: it is no conversation's model
         with trifocal.load(checkpoint=str(source)) as llava:
             assert llava.template.name == "paligemma"
         return
@@ -87,8 +87,10 @@ def test_its_own_chat_template_is_the_one_it_speaks(door: Door, drawn: Drawn) ->
     with trifocal.load(checkpoint=str(source)) as llava:
         assert llava.template.name == "checkpoint"
         parts = llava.template.render([llava.question("What?", [drawn(1, 70, 40)])])
-        ours = prompt_of(llava.composer, parts).ids(door.model.config.image_token_id)
-    theirs = door.processor(text=f"user: {mark}What?;assistant:", images=[drawn(1, 70, 40).pixels], return_tensors="pt")
+        ours = prompt_of(llava.composer, parts).ids(foreign.model.config.image_token_id)
+    theirs = foreign.processor(
+        text=f"user: {mark}What?;assistant:", images=[drawn(1, 70, 40).pixels], return_tensors="pt"
+    )
     assert ours == theirs["input_ids"][0].tolist()
 
 
@@ -119,7 +121,7 @@ def test_an_engine_that_can_not_let_pictures_see_themselves_refuses(tmp_path: Pa
     from trifocal.engines import load_engine
     from trifocal.engines.recipe import Recipe
 
-    make_door("gemma3", tmp_path)
+    make_foreign("gemma3", tmp_path)
     assert from_folder(tmp_path).attention == "images"
     config = {"hidden_size": 8}
     recipe = Recipe(source=str(tmp_path), config=config, attention="other", engine="echo")  # type: ignore[arg-type]

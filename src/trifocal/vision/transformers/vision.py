@@ -12,26 +12,26 @@ from typing import Any
 import torch
 
 from trifocal.checkpoints import Checkpoint, ForeignVision
-from trifocal.checkpoints.door import PROVEN, stored_parts
+from trifocal.checkpoints.transformers import PROVEN, stored_parts
 from trifocal.errors import BadImage, CheckpointError, UsageError
 from trifocal.images import Image
 from trifocal.placement import Part, Placement
 from trifocal.quiet import quiet
 from trifocal.timing import step
 from trifocal.vision.base import Layout, Look
-from trifocal.vision.door.model import build
-from trifocal.vision.door.probe import misfit
-from trifocal.vision.door.processors import Processor, open_processor
 from trifocal.vision.placing import room
+from trifocal.vision.transformers.model import build
+from trifocal.vision.transformers.probe import misfit
+from trifocal.vision.transformers.processors import Processor, open_processor
 
-__all__ = ["DoorVision", "load_door"]
+__all__ = ["TransformersVision", "load_transformers"]
 
 log = logging.getLogger("trifocal")
 WHITE = (255, 255, 255)
 SIZES = 4096  # sizes of pictures whose layouts are remembered
 
 
-class DoorVision:
+class TransformersVision:
     """The vision half of a model of transformers, in one piece on one placement."""
 
     def __init__(self, model: Any, processor: Processor, *, hidden: int, identity: str, part: Part) -> None:
@@ -117,7 +117,7 @@ class DoorVision:
         return found
 
 
-def load_door(checkpoint: Checkpoint, tower: Placement, projector: Placement) -> DoorVision:
+def load_transformers(checkpoint: Checkpoint, tower: Placement, projector: Placement) -> TransformersVision:
     """Loads the vision half of a model of transformers; the language half is never built.
 
     Raises:
@@ -138,7 +138,7 @@ def load_door(checkpoint: Checkpoint, tower: Placement, projector: Placement) ->
     kind = str(model.config.model_type)
     with quiet():
         processor = open_processor(folder, model.config)
-    vision = DoorVision(
+    vision = TransformersVision(
         model,
         processor,
         hidden=int(model.config.text_config.hidden_size),

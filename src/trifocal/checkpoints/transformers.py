@@ -1,6 +1,6 @@
 """Families of LLaVA's design that transformers has classes for: read by their configuration alone.
 
-Their vision half comes through `trifocal.vision.door`, their language half is a language model like any other.
+Their vision half comes through `trifocal.vision.transformers`, their language half is a language model like any other.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from trifocal.weights.tensors import LANGUAGE_OF_WHOLE, Weights, weight_files
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MISFITS", "PROVEN", "check_fits", "from_door", "opens_door", "stored_parts"]
+__all__ = ["MISFITS", "PROVEN", "check_fits", "from_transformers", "is_transformers", "stored_parts"]
 
 # model_types whose rows, ids, logits and tokens are held against transformers' by our tests. Others come through
-# too, and are held against it when they are loaded (`trifocal.vision.door.probe`); ``llava`` is Pixtral's tower
+# too, and are held against it when they are loaded (`trifocal.vision.transformers.probe`); ``llava`` is Pixtral's tower
 PROVEN = ("internvl", "idefics3", "smolvlm", "llava", "mistral3", "gemma3", "paligemma", "vipllava", "aya_vision")
 # those that we see with our own classes
 _OWN = ("llava", "llava_next", "llava_onevision", "llava_next_video")
@@ -84,8 +84,8 @@ def check_fits(file: Path, config: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{file}: {kind} can't be read: {reason}")
 
 
-def opens_door(config: Mapping[str, Any]) -> bool:
-    """Whether this family comes through the door."""
+def is_transformers(config: Mapping[str, Any]) -> bool:
+    """Whether transformers' own classes see for this family."""
     vision = config.get("vision_config")
     if str(config.get("model_type")) == "llava":
         return isinstance(vision, dict) and vision.get("model_type") == "pixtral"
@@ -93,7 +93,7 @@ def opens_door(config: Mapping[str, Any]) -> bool:
     return has_both and str(config.get("model_type")) not in _OWN
 
 
-def from_door(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
+def from_transformers(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
     """A checkpoint whose pictures are seen by transformers' own classes.
 
     Raises:

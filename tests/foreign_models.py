@@ -55,7 +55,7 @@ from checkpoint_maker import TEXT, bytes_tokenizer, shaken
 HALF = [0.5, 0.5, 0.5]
 SMALL = {key: TEXT[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")}
 EYES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-DOORS = [
+FOREIGN = [
     *("internvl", "idefics3", "smolvlm", "pixtral", "mistral3", "gemma3", "paligemma", "paligemma2", "vipllava"),
     "aya_vision",
 ]
@@ -94,7 +94,7 @@ def processor_of(kind: str, name: str) -> Any:
             del sys.modules[each]
 
 
-def make_door(kind: str, folder: Path, seed: int = 0) -> tuple[Any, Any]:
+def make_foreign(kind: str, folder: Path, seed: int = 0) -> tuple[Any, Any]:
     """The model and its processor, saved in ``folder`` in the ordinary way."""
     tokenizer = _tokenizer(kind)
     config, processor = globals()[f"_{kind}"](tokenizer)
@@ -388,4 +388,4 @@ def _ovis2(tokenizer: Any) -> tuple[Any, Any]:
     return config, processor_of("ovis2", "Ovis2Processor")(images, tokenizer, image_seq_length=4)
 
 
-__all__ = ["DOORS", "NEWCOMERS", "make_door"]
+__all__ = ["FOREIGN", "NEWCOMERS", "make_foreign"]
