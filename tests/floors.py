@@ -12,8 +12,8 @@ PAGE = ROOT / "ARCHITECTURE.md"
 
 # from the ground up; a module imports only from floors below its own, or from its own room
 FLOORS = [
-    ["errors", "timing", "quiet"],
-    ["encoded"],
+    ["errors", "timing", "quiet", "cancelling"],
+    ["encoded", "peer"],
     ["files", "images", "prompt", "placement"],
     ["messages", "tokens", "hub"],
     ["gguf"],

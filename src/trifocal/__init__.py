@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from trifocal.model.budget import Budget, TurnCost
     from trifocal.model.explaining import Explanation, Look, PictureLook, WordLook
     from trifocal.model.llava import Llava, load
+    from trifocal.model.opening import open_model
+    from trifocal.model.relay import Relay
     from trifocal.model.settings import Settings
     from trifocal.placement import Placement
 
@@ -46,7 +48,12 @@ _HOME = {
         "CheckpointError",
         "EngineError",
         "MissingExtra",
+        "NotSupported",
         "OutOfMemory",
+        "PeerBusy",
+        "PeerError",
+        "PeerRefused",
+        "PeerTimeout",
         "PromptTooLong",
         "TrifocalError",
         "UnknownName",
@@ -57,6 +64,8 @@ _HOME = {
     "model.explaining": ("Explanation", "Look", "PictureLook", "WordLook"),
     "images": ("Image", "open_image"),
     "model.llava": ("Llava", "load"),
+    "model.opening": ("open_model",),
+    "model.relay": ("Relay",),
     "messages": ("Chunk", "End", "Message", "Reply", "Sampling"),
     "placement": ("Placement",),
     "model.settings": ("Settings",),
@@ -79,10 +88,16 @@ __all__ = [
     "Look",
     "Message",
     "MissingExtra",
+    "NotSupported",
     "OutOfMemory",
+    "PeerBusy",
+    "PeerError",
+    "PeerRefused",
+    "PeerTimeout",
     "PictureLook",
     "Placement",
     "PromptTooLong",
+    "Relay",
     "Reply",
     "Sampling",
     "Settings",
@@ -95,6 +110,7 @@ __all__ = [
     "__version__",
     "load",
     "open_image",
+    "open_model",
 ]
 
 

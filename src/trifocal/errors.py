@@ -7,11 +7,16 @@ TrifocalError
 │   ├── BadMarkup           an ``<img ...>`` tag in a raw prompt that is no picture
 │   ├── BadSampling         a sampling option out of its range
 │   ├── BadMessages         a conversation that no template can render
-│   └── PromptTooLong       the prompt can't fit: carries the counts
+│   ├── PromptTooLong       the prompt can't fit: carries the counts
+│   ├── NotSupported        this model can't do that at all, however it is asked
+│   └── PeerRefused         another server refused the request: has its own words
 ├── CheckpointError       files of a model are missing, damaged or not what they say
 ├── MissingExtra          an optional dependency that is not installed
 ├── OutOfMemory           a device had no room: says which part and where
 ├── EngineError           a language engine failed in the middle of its work
+│   └── PeerError           another server that works for us can't be asked, or is not to be believed
+│       ├── PeerBusy          it has no room now: says when to come back
+│       └── PeerTimeout       it did not answer in time
 └── VisionError           what sees pictures on another machine can't be asked, or is not to be believed
 """
 
@@ -27,7 +32,12 @@ __all__ = [
     "CheckpointError",
     "EngineError",
     "MissingExtra",
+    "NotSupported",
     "OutOfMemory",
+    "PeerBusy",
+    "PeerError",
+    "PeerRefused",
+    "PeerTimeout",
     "PromptTooLong",
     "TrifocalError",
     "UnknownName",
@@ -107,6 +117,18 @@ class PromptTooLong(UsageError):
         )
 
 
+class NotSupported(UsageError):
+    """This model can't do that at all, however it is asked; the message says why."""
+
+
+class PeerRefused(UsageError):
+    """Another server refused the request as it is. ``status``, ``code`` and ``param`` are its own, as are the words."""
+
+    def __init__(self, words: str, status: int = 400, code: str | None = None, param: str | None = None) -> None:
+        self.status, self.code, self.param = status, code, param
+        super().__init__(words)
+
+
 class CheckpointError(TrifocalError):
     """A model's files are missing, damaged, unsafe or not of the shape that they say."""
 
@@ -125,6 +147,29 @@ class OutOfMemory(TrifocalError):
 
 class EngineError(TrifocalError):
     """A language engine failed while it worked; the request is lost, the process is not."""
+
+
+class PeerError(EngineError):
+    """Another server that works for us can't be asked, or its answer is not to be believed.
+
+    ``told`` is what whoever asks us may know of it: no address, and of the other's words those meant for its clients.
+    """
+
+    def __init__(self, words: str, told: str = "") -> None:
+        self.told = told or "the server behind this one can't be asked, or its answer is not to be believed"
+        super().__init__(words)
+
+
+class PeerBusy(PeerError):
+    """It has no room now; ``retry_after`` seconds later it may have, as it says. ``status`` is 429 or 503."""
+
+    def __init__(self, words: str, told: str = "", status: int = 503, retry_after: float = 1.0) -> None:
+        self.status, self.retry_after = status, retry_after
+        super().__init__(words, told)
+
+
+class PeerTimeout(PeerError):
+    """It did not answer in time."""
 
 
 class VisionError(TrifocalError):

@@ -227,13 +227,15 @@ class Chunk:
     """A piece of an answer's text as soon as it is sure; the last one carries `End`.
 
     ``logprobs`` are those of the tokens since the chunk before, where ``top_logprobs`` asked for them.
-    ``prompt_tokens`` are known from the first one on.
+    ``prompt_tokens`` are known from the first one on, unless another server counts them. ``calls`` of functions come
+    with the last one where a server that answers for us tells them apart from the text.
     """
 
     text: str
     end: End | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_tokens: int = 0
+    calls: tuple[Call, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ DIALECTS: tuple[APIRouter, ...] = (
 )
 # what clients say of JSON: nothing, what curl says when nothing is said, or the truth
 _JSON_KINDS = ("", "application/x-www-form-urlencoded", "application/json")
-_STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 500, 502, 503, 504)
+_STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 429, 431, 500, 501, 502, 503, 504)
 
 
 class App(FastAPI):

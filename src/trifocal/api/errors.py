@@ -17,7 +17,12 @@ from trifocal.errors import (
     BadMessages,
     BadSampling,
     EngineError,
+    NotSupported,
     OutOfMemory,
+    PeerBusy,
+    PeerError,
+    PeerRefused,
+    PeerTimeout,
     PromptTooLong,
     UsageError,
     VisionError,
@@ -174,10 +179,22 @@ def explain(error: BaseException) -> Refusal:
             return refuse("invalid_value", str(error), "response_format" if error.option == "schema" else error.option)
         case BadMessages():
             return refuse("invalid_value", str(error), "messages")
+        case NotSupported():
+            return Refusal(501, "not_supported", str(error))
+        case PeerRefused():
+            return Refusal(
+                413 if error.status == 413 else 400, error.code or "invalid_value", str(error), param=error.param
+            )
         case UsageError():
             return refuse("invalid_value", str(error))
         case OutOfMemory() | MemoryError():
             return Refusal(503, "insufficient_memory", "there is no memory for this request now", retry_after=1)
+        case PeerBusy():
+            return Refusal(error.status, "backend_busy", error.told, retry_after=error.retry_after)
+        case PeerTimeout():
+            return Refusal(504, "backend_timeout", error.told)
+        case PeerError():
+            return Refusal(502, "backend_error", error.told)
         case EngineError():
             return Refusal(500, "engine_failure", "the language engine failed; this request is lost, others are not")
         case VisionError():

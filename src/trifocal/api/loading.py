@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from trifocal.model.llava import Llava
+from trifocal.model.opening import Opened
 
 __all__ = ["Loading"]
 
@@ -13,9 +13,9 @@ __all__ = ["Loading"]
 class Loading:
     """A model on its way. ``came`` gets it, in whichever thread asks `arrived`."""
 
-    def __init__(self, load: Callable[[], Llava], came: Callable[[Llava], None]) -> None:
+    def __init__(self, load: Callable[[], Opened], came: Callable[[Opened], None]) -> None:
         self._load, self._came = load, came
-        self._llava: Llava | None = None
+        self._llava: Opened | None = None
         self._told = False
         self.error: BaseException | None = None  # why it never comes
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)

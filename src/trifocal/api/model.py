@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from trifocal.checkpoints import Checkpoint
 from trifocal.conversation.history import Keep
@@ -13,24 +13,40 @@ from trifocal.images import Image
 from trifocal.messages import Chunk, Message, Sampling, Tool
 from trifocal.model.budget import Budget
 from trifocal.model.explaining import Explanation
-from trifocal.model.llava import Asked, Preview, Written
+from trifocal.model.llava import Preview
 from trifocal.model.outline import Outline
+from trifocal.model.talking import Ready
 from trifocal.placement import Part
 
 __all__ = ["Model"]
 
 
 class Model(Protocol):
-    """A model that is served; `trifocal.Llava` is one, and says what each of these promises."""
+    """A model that is served; `trifocal.Llava` is one, and says what each of these promises.
+
+    `trifocal.model.relay.Relay` is another: it passes conversations on to a server that has the model. What only
+    those know who have it (``checkpoint``, ``context``, ``tokenizer``, ``outline``, ``count``, ``budget``, ``explain``,
+    ``preview``) is None there, or raises `NotSupported`, which says why.
+    """
 
     @property
-    def checkpoint(self) -> Checkpoint:
-        """What it is, as data."""
+    def name(self) -> str:
+        """What it is called."""
         ...
 
     @property
-    def context(self) -> int:
-        """Positions of prompt and answer."""
+    def family(self) -> str:
+        """The family of models that it is of."""
+        ...
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """What it is, as data; None where another server has it."""
+        ...
+
+    @property
+    def context(self) -> int | None:
+        """Positions of prompt and answer; None where nobody told."""
         ...
 
     @property
@@ -80,15 +96,19 @@ class Model(Protocol):
         template: ChatTemplate | None = None,
         tools: Sequence[Tool] = (),
         room: int | None = None,
-    ) -> Written:
-        """A conversation as it will be asked."""
+    ) -> Any:
+        """A conversation as it will be asked: whatever `prepare` of the same model takes."""
         ...
 
-    def prepare(self, written: Written, sampling: Sampling = ..., *, scope: str = "") -> Asked:
-        """What was written with its pictures seen, ready for the engine."""
+    def raw(self, parts: Sequence[Piece], *, room: int | None = None) -> Any:
+        """Parts in prompt order, without a template, as they will be asked."""
         ...
 
-    def tell(self, asked: Asked) -> Generator[Chunk, None, None]:
+    def prepare(self, written: Any, sampling: Sampling = ..., *, scope: str = "") -> Ready:
+        """What was written, ready for the engine: whatever `tell` of the same model takes."""
+        ...
+
+    def tell(self, asked: Any) -> Generator[Chunk, None, None]:
         """An answer to what was prepared, piece by piece."""
         ...
 

@@ -212,7 +212,8 @@ async def tags(server: Serving) -> Response:
 @router.get("/api/ps", summary="The model that is loaded")
 async def loaded(server: Serving) -> Response:
     """The one model: it stays."""
-    more = {"size_vram": server.gpu_bytes, "context_length": server.llava.context}
+    context = server.llava.context
+    more = {"size_vram": server.gpu_bytes, **({"context_length": context} if context else {})}
     return Json({"models": _models(server, {"expires_at": "2318-01-01T00:00:00Z", **more})})
 
 
@@ -221,9 +222,10 @@ async def loaded(server: Serving) -> Response:
 async def show(body: ModelRequest, server: Serving) -> Response:
     """Family, context and capabilities."""
     server.check_model(body.model or body.name)
-    family, context = server.llava.checkpoint.family, server.llava.context
+    family, context = server.llava.family, server.llava.context
     has_tools = server.llava.template.has_tools
-    info = {"general.architecture": family, "context_length": context, f"{family}.context_length": context}
+    lengths = {"context_length": context, f"{family}.context_length": context} if context else {}
+    info = {"general.architecture": family, **lengths}
     return Json(
         {
             "modelfile": "",
@@ -384,7 +386,7 @@ def _models(server: Server, more: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _details(server: Server) -> dict[str, Any]:
-    family = server.llava.checkpoint.family
+    family = server.llava.family
     details = {"format": "safetensors", "family": family, "families": [family], "parent_model": ""}
     return {**details, "parameter_size": "", "quantization_level": ""}
 

@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from contextlib import closing
 from typing import Generic, TypeVar
 
+from trifocal.cancelling import Scope
 from trifocal.errors import EngineError
 
 __all__ = ["Pump"]
@@ -20,7 +21,8 @@ BUFFER = 256
 class Pump(Generic[Item]):
     """Runs ``start()`` and what it returns in a thread; `next` gives its items to the event loop.
 
-    ``stop`` makes the thread close the generator after the step that it is in. ``ended`` is called
+    ``stop`` makes the thread close the generator after the step that it is in, and wakes a step that waits for another
+    machine. ``ended`` is called
     in the event loop when the thread is done with it, and only then is the slot free. A reader that
     is ``patience`` seconds behind by `BUFFER` items counts as gone.
     """
@@ -37,12 +39,14 @@ class Pump(Generic[Item]):
         self._items: asyncio.Queue[Item | BaseException | None] = asyncio.Queue()
         self._room = threading.Semaphore(BUFFER)
         self._stop = threading.Event()
+        self._scope = Scope()
         executor.submit(self._work)
 
     def stop(self) -> None:
         """Says that nobody reads on. Returns at once."""
         self._stop.set()
         self._room.release()
+        self._scope.cancel()
 
     async def next(self) -> Item | None:
         """The next item, or None after the last one. What the generator raised is raised here."""
@@ -56,7 +60,7 @@ class Pump(Generic[Item]):
         last: BaseException | None = None
         try:
             if not self._stop.is_set():
-                with closing(self._start()) as items:
+                with self._scope.work(), closing(self._start()) as items:
                     for item in items:
                         if self._stop.is_set() or not self._give(item):
                             break

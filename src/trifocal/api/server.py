@@ -23,7 +23,7 @@ from trifocal.api.loading import Loading
 from trifocal.api.protocol import protocol
 from trifocal.api.settings import ServerSettings
 from trifocal.errors import UsageError
-from trifocal.model.llava import Llava, load
+from trifocal.model.opening import Opened, open_model
 from trifocal.model.settings import Settings
 
 __all__ = ["Listener", "addresses", "listen", "log_to_stderr", "serve"]
@@ -137,16 +137,16 @@ def serve(
     app = create_app(None, server, page() if page else ())
     listener = Listener(app, server)
 
-    def came(llava: Llava) -> None:
+    def came(llava: Opened) -> None:
         app.state.server.take(llava)
         places = ", ".join(addresses(server, sockets))
         address = f"http://{_host(_LOOPBACK.get(server.host, server.host))}:{sockets[0].getsockname()[1]}/"
         shown = f"; the page: {address}" if page else ""
-        print(f"{llava.checkpoint.name} is served at {places}{shown} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        print(f"{llava.name} is served at {places}{shown} (Ctrl-C ends it)", file=sys.stderr, flush=True)
         if ready:
             ready(address)
 
-    listener.loading = loading = Loading(lambda: load(settings), came)
+    listener.loading = loading = Loading(lambda: open_model(settings), came)
     listener.run(sockets=sockets)
     app.state.server.close()
     loading.close()

@@ -35,7 +35,7 @@ from trifocal.conversation.templates import ChatTemplate
 from trifocal.errors import BadSampling
 from trifocal.images import Limits
 from trifocal.messages import Call, Chunk, End, Message, Sampling, TokenLogprob
-from trifocal.model.llava import Asked, Written
+from trifocal.model.talking import Ready
 
 __all__ = ["SLOTS", "Answers", "ClientGone", "Job", "Server", "Serving", "Step", "caller_of", "while_connected"]
 
@@ -154,9 +154,9 @@ class Server(Host):
 
     def take(self, llava: Model) -> None:
         """Serves this model from now on; until then there is none. In the event loop, or before it runs."""
-        capacity = llava.state().positions
-        self.admission.capacity = capacity
-        self.admission.slots = self.settings.slots or (SLOTS if capacity else 1)  # who does not count answers one alone
+        state = llava.state()
+        self.admission.capacity = state.positions
+        self.admission.slots = self.settings.slots or (SLOTS if state.positions or state.several else 1)
         self._llava = llava
 
     @property
@@ -173,7 +173,7 @@ class Server(Host):
     @property
     def name(self) -> str:
         """The served model's name."""
-        return self.llava.checkpoint.name
+        return self.llava.name
 
     @property
     def bytes(self) -> int:
@@ -195,7 +195,8 @@ class Server(Host):
     def modified(self) -> float:
         """When the language model's files were last changed; the server's start where nobody knows."""
         try:
-            return self.llava.checkpoint.language.source.stat().st_mtime
+            held = self.llava.checkpoint
+            return held.language.source.stat().st_mtime if held else float(self.started)
         except OSError:
             return float(self.started)
 
@@ -416,14 +417,14 @@ class Server(Host):
             return Picture(await self.fetcher.fetch(part.source, part.name), part.name)
         return part
 
-    def _prepared(self, job: Job, drafts: Sequence[Draft], scope: str) -> list[Asked]:
+    def _prepared(self, job: Job, drafts: Sequence[Draft], scope: str) -> list[Ready]:
         """What is done before a request has its place: pictures decoded and seen, texts written down."""
         with self._room.lease() as lease:
             messages = self._decoded(drafts, lease)
             talks = [[message] for message in messages] if job.raw else [messages]
             return [self.llava.prepare(self._written(job, talk), job.sampling, scope=scope) for talk in talks]
 
-    def _told(self, job: Job, prepared: Sequence[Asked]) -> Generator[Step, None, None]:
+    def _told(self, job: Job, prepared: Sequence[Ready]) -> Generator[Step, None, None]:
         """One answer after the other, from what was seen once."""
         seed = job.sampling.seed
         for at, asked in enumerate(prepared):
@@ -436,16 +437,16 @@ class Server(Host):
         limits, sides = self.settings, replace(self.image_limits, taking=lease.take)
         return decode(drafts, sides, limits.images, limits.decoded_bytes, limits.text_bytes)
 
-    def _written(self, job: Job, messages: list[Message]) -> Written:
+    def _written(self, job: Job, messages: list[Message]) -> Any:
         """What will be asked: outlined once, whatever the number of answers."""
         if job.raw:
-            return Written(self.llava.outline(messages[0].parts), room=job.room)
+            return self.llava.raw(messages[0].parts, room=job.room)
         template = job.template or self.llava.template
         return self.llava.write(
             messages,
             job.sampling.max_tokens,
             images=job.images,
-            template=template,
+            template=job.template,
             tools=() if job.offer.forced and not template.has_tools else job.offer.tools,
             room=job.room,
         )
@@ -461,7 +462,7 @@ def _steps(index: int, chunks: Generator[Chunk, None, None], job: Job) -> Genera
                 text, end, calls = reader.push(chunk.text), chunk.end, tuple[Call, ...]()
                 if end:
                     rest, calls = reader.finish()
-                    calls = numbered(calls, [f"call_{secrets.token_hex(12)}" for _ in calls])
+                    calls = numbered((*calls, *chunk.calls), lambda: f"call_{secrets.token_hex(12)}")
                     text, end = text + rest, replace(end, notes=(*job.notes, *job.offer.notes, *end.notes))
                 if text or end or not reader.holds:
                     yield Step(index, text, end, () if calls else tuple(waiting), calls, chunk.prompt_tokens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -254,6 +254,6 @@ def _moved(schema: Any, at: int) -> Any:
     return moved
 
 
-def numbered(calls: Sequence[Call], ids: Sequence[str]) -> tuple[Call, ...]:
-    """Calls with the ids by which results will refer to them."""
-    return tuple(replace(call, id=id) for call, id in zip(calls, ids, strict=True))
+def numbered(calls: Sequence[Call], new_id: Callable[[], str]) -> tuple[Call, ...]:
+    """Calls with the ids by which results will refer to them; those that have one keep it."""
+    return tuple(call if call.id else replace(call, id=new_id()) for call in calls)

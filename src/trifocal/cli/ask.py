@@ -25,7 +25,7 @@ from trifocal.cli.pictures import (
     read_picture,
     read_stdin,
 )
-from trifocal.cli.telling import tell_refused
+from trifocal.cli.telling import tell_refused, told_of
 from trifocal.errors import BadImage, UsageError
 from trifocal.images import Image
 from trifocal.messages import Chunk, End, Message, Reply, Sampling
@@ -34,6 +34,7 @@ from trifocal.model.settings import Settings
 
 if TYPE_CHECKING:
     from trifocal.model.llava import Llava
+    from trifocal.model.relay import Relay
 
 __all__ = ["ask", "describe", "split_words"]
 
@@ -118,7 +119,7 @@ def ask(
             reply = collect(_shown(llava.stream(messages, sampling)))
             click.echo()
         _tell_left_out(reply.end)
-        going.put(llava.checkpoint.name, [*messages, Message("assistant", reply.text)])
+        going.put(llava.name, [*messages, Message("assistant", reply.text)])
         if overlay:
             _draw(llava, [*messages, Message("assistant", reply.text)], sampling, overlay)
 
@@ -180,7 +181,7 @@ def _picture(name: str, url_hosts: Sequence[str]) -> Image:
         raise
 
 
-def _asked(llava: Llava, system: str | None, question: str, pictures: Sequence[Image]) -> list[Message]:
+def _asked(llava: Llava | Relay, system: str | None, question: str, pictures: Sequence[Image]) -> list[Message]:
     turn = llava.question(question, pictures)
     return [Message("system", system), turn] if system is not None else [turn]
 
@@ -189,7 +190,7 @@ def _ask_each(
     names: Sequence[str],
     pasted: bool,
     url_hosts: Sequence[str],
-    llava: Llava,
+    llava: Llava | Relay,
     *,
     question: str,
     system: str | None,
@@ -213,7 +214,7 @@ def _ask_each(
                 click.echo()
             sys.stdout.flush()
             _tell_left_out(reply.end)
-            going.put(llava.checkpoint.name, [*messages, Message("assistant", reply.text)])
+            going.put(llava.name, [*messages, Message("assistant", reply.text)])
         except UsageError as error:
             tell_refused(str(error) if isinstance(error, BadImage) else f"{name}: {error}")
             refused += 1
@@ -221,8 +222,9 @@ def _ask_each(
 
 
 def _tell_left_out(end: End) -> None:
-    if end.left_out:
-        click.echo(f"[left out: {'; '.join(end.left_out)}]", err=True)
+    """What is missing, and what was done otherwise than asked."""
+    for line in told_of(end):
+        click.echo(line, err=True)
 
 
 def _shown(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
@@ -233,7 +235,7 @@ def _shown(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         yield chunk
 
 
-def _draw(llava: Llava, messages: Sequence[Message], sampling: Sampling, path: Path) -> None:
+def _draw(llava: Llava | Relay, messages: Sequence[Message], sampling: Sampling, path: Path) -> None:
     """Draws where it looked for an answer's main words. The question stays whole, so that its pictures are the last."""
     from trifocal.cli.overlay import save_overlay
 

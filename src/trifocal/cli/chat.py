@@ -15,7 +15,7 @@ from trifocal.cli.log import Going, log_options
 from trifocal.cli.options import load_shown, model_options, sampling_options
 from trifocal.cli.pictures import path_of, read_picture
 from trifocal.cli.reading import Typed, names_in
-from trifocal.cli.telling import tell_error
+from trifocal.cli.telling import tell_error, told_of
 from trifocal.conversation.history import parse_keep
 from trifocal.errors import TrifocalError, UsageError
 from trifocal.images import Image
@@ -25,6 +25,7 @@ from trifocal.tools.conversations import read_conversation, write_conversation
 
 if TYPE_CHECKING:
     from trifocal.model.llava import Llava
+    from trifocal.model.relay import Relay
 
 __all__ = ["Conversation", "chat"]
 
@@ -66,7 +67,7 @@ def chat(
     images = [read_picture(name, url_hosts) for name in pictures]
     with load_shown(settings) as llava, closing(Typed(remember=going.kept)) as typed:
         conversation = Conversation(llava, sampling, system, images, going, url_hosts)
-        click.echo(f"{llava.checkpoint.name} is listening. /help lists the commands.", err=True)
+        click.echo(f"{llava.name} is listening. /help lists the commands.", err=True)
         while True:
             try:
                 line = typed.next(len(conversation.waiting))
@@ -81,7 +82,7 @@ class Conversation:
 
     def __init__(
         self,
-        llava: Llava,
+        llava: Llava | Relay,
         sampling: Sampling,
         system: str | None = None,
         waiting: Sequence[Image] = (),
@@ -136,15 +137,15 @@ class Conversation:
                 said.append(chunk.text)
                 click.echo(chunk.text, nl=False)
                 sys.stdout.flush()
-                if chunk.end and chunk.end.left_out:
-                    click.echo(f"\n[left out: {'; '.join(chunk.end.left_out)}]", nl=False, err=True)
+                for line in told_of(chunk.end) if chunk.end else ():
+                    click.echo(f"\n{line}", nl=False, err=True)
         except KeyboardInterrupt:
             click.echo(" [stopped]", nl=False, err=True)
         finally:
             stream.close()
             click.echo()
         self.turns = [*turns, Message("assistant", "".join(said))]
-        self.going.put(self.llava.checkpoint.name, [*self.start, *self.turns], same=True)
+        self.going.put(self.llava.name, [*self.start, *self.turns], same=True)
 
     def _image(self, rest: str) -> None:
         names = names_in(rest)

@@ -21,7 +21,7 @@ __all__ = ["SETTINGS", "Configured", "ConfiguredGroup", "nearest"]
 SETTINGS = "trifocal.settings"  # of a context's meta: settings that have no option
 PREFIX = "TRIFOCAL_"
 UNSHARED = {"help", "version", "config", "yes"}  # what is said each time, or read elsewhere
-OTHERS = {"CONFIG", "API_KEY", "VISION_KEY"}
+OTHERS = {"CONFIG", "API_KEY", "VISION_KEY", "ENGINE_KEY"}
 WITHOUT_OPTION = [name for name in FIELDS if name in ("engine_options", "cache_bytes")]
 
 

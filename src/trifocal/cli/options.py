@@ -15,6 +15,7 @@ from trifocal.model.settings import Settings
 
 if TYPE_CHECKING:
     from trifocal.model.llava import Llava
+    from trifocal.model.relay import Relay
 
 __all__ = ["load_shown", "model_options", "parse_engine_options", "sampling_options", "vision_options"]
 
@@ -95,20 +96,20 @@ def sampling_options(command: Command) -> Command:
     return _with(_SAMPLING, gathered)
 
 
-def load_shown(settings: Settings) -> Llava:
-    """Loads the model; a terminal shows that it is under way."""
-    from trifocal.model.llava import load
+def load_shown(settings: Settings) -> Llava | Relay:
+    """Opens the model; a terminal shows that it is under way."""
+    from trifocal.model.opening import open_model
 
     if not sys.stderr.isatty():
-        return load(settings)
+        return open_model(settings)
     from rich.console import Console
 
     with Console(stderr=True).status(f"loading {settings.checkpoint}"):
-        return load(settings)
+        return open_model(settings)
 
 
 def parse_engine_options(words: tuple[str, ...]) -> dict[str, Any]:
-    """``KEY=VALUE`` words as a mapping; numbers, true and false are read as such.
+    """``KEY=VALUE`` words as a mapping; numbers, true and false are read as such, except in a ``key``.
 
     Raises:
         click.BadParameter: a word without ``=``.
@@ -118,7 +119,7 @@ def parse_engine_options(words: tuple[str, ...]) -> dict[str, Any]:
         key, equals, text = word.partition("=")
         if not key or not equals:
             raise click.BadParameter(f"{word!r} is not KEY=VALUE", param_hint="--engine-option")
-        options[key] = _literal(text)
+        options[key] = text if key == "key" else _literal(text)
     return options
 
 

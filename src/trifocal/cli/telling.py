@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 
 import click
 
-__all__ = ["coloured", "tell_error", "tell_refused"]
+from trifocal.messages import End
+
+__all__ = ["coloured", "tell_error", "tell_refused", "told_of"]
 
 
 def coloured() -> bool:
@@ -23,6 +26,14 @@ def tell_error(text: str) -> None:
 def tell_refused(text: str) -> None:
     """Says what was left out, while the rest went on."""
     _tell("refused:", text)
+
+
+def told_of(end: End) -> Iterator[str]:
+    """What stands below an answer: what was left out, and what was done otherwise than asked."""
+    if end.left_out:
+        yield f"[left out: {'; '.join(end.left_out)}]"
+    if end.notes:
+        yield f"[note: {'; '.join(end.notes)}]"
 
 
 def _tell(mark: str, text: str) -> None:

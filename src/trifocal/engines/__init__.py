@@ -12,7 +12,7 @@ from trifocal.engines.base import Engine, Tokenizer
 from trifocal.engines.recipe import Recipe
 from trifocal.errors import MissingExtra, UnknownName, UsageError
 
-__all__ = ["ENGINES", "Engine", "Recipe", "Tokenizer", "engine_names", "load_engine"]
+__all__ = ["ENGINES", "KEY_VARIABLE", "PASSED_ON", "Engine", "Recipe", "Tokenizer", "engine_names", "load_engine"]
 
 # name -> "module:function"; the function is load(recipe, placement, **options) -> Engine
 ENGINES = {
@@ -21,13 +21,15 @@ ENGINES = {
     "echo": "trifocal.engines.echo:load",
 }
 GROUP = "trifocal.engines"
+PASSED_ON = "openai"  # no engine of spans: a whole model of another server's (`trifocal.model.relay`)
+KEY_VARIABLE = "TRIFOCAL_ENGINE_KEY"  # of a server that an engine asks
 AUTO = "auto"  # the fastest of ours that can run a language model
 NARROW = 512  # the width up to which CPU threads only wait for each other
 
 
 def engine_names() -> list[str]:
     """Ours and those of installed packages (entry points of the group ``trifocal.engines``)."""
-    return sorted({AUTO, *ENGINES, *(point.name for point in entry_points(group=GROUP))})
+    return sorted({AUTO, PASSED_ON, *ENGINES, *(point.name for point in entry_points(group=GROUP))})
 
 
 _SEEN = {"images": "picture", "prompt": "prompt"}
@@ -43,6 +45,10 @@ def load_engine(recipe: Recipe) -> Engine:
         UsageError: this language model attends in a way that the engine can't.
         OutOfMemory: the device has no room.
     """
+    if recipe.engine == PASSED_ON:
+        raise UsageError(
+            f"the engine {PASSED_ON} takes no embeddings, it has a whole model: trifocal.open_model asks it"
+        )
     name = _fitting(recipe) if recipe.engine == AUTO else recipe.engine
     load = _loader(name)
     known = list(inspect.signature(load).parameters)[2:]  # after recipe and placement, whatever they are called

@@ -82,7 +82,8 @@ class State:
 
     ``phase`` is ``failed`` where the next request will most likely fail too; ``reason`` then says why. ``running`` and
     ``waiting`` are requests. ``positions`` is how many its memory holds, ``free`` how many of them a new request can
-    have; both are None where it does not count.
+    have; both are None where it does not count. ``several`` says that it works on many requests together though it does
+    not count: who neither counts nor says so is asked for one answer at a time.
     """
 
     phase: Literal["starting", "ready", "failed"] = "ready"
@@ -91,6 +92,7 @@ class State:
     positions: int | None = None
     free: int | None = None
     reason: str = ""
+    several: bool = False
 
 
 @runtime_checkable

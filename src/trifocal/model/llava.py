@@ -18,13 +18,14 @@ from trifocal.engines import load_engine
 from trifocal.engines.base import Engine, State, Token, Tokenizer
 from trifocal.errors import BadMessages, BadSampling, CheckpointError, PromptTooLong, UsageError
 from trifocal.images import Image
-from trifocal.messages import DEFAULT_MAX_TOKENS, Chunk, End, Message, Reply, Sampling, TokenLogprob, Tool
+from trifocal.messages import DEFAULT_MAX_TOKENS, Chunk, End, Message, Sampling, TokenLogprob, Tool
 from trifocal.model.budget import Budget, budget_of
 from trifocal.model.composer import Composer, Outlines
-from trifocal.model.decoding import collect, stream_text
+from trifocal.model.decoding import stream_text
 from trifocal.model.explaining import Explanation, explanation_of
 from trifocal.model.outline import Outline
 from trifocal.model.settings import Settings
+from trifocal.model.talking import Talking
 from trifocal.placement import Part, Placed
 from trifocal.prompt import Prompt
 from trifocal.timing import Timings
@@ -83,7 +84,7 @@ class Asked:
         return replace(self, sampling=replace(self.sampling, seed=seed), facts=facts, timings=Timings())
 
 
-class Llava:
+class Llava(Talking[Written, Asked]):
     """A checkpoint that sees: template, composer and engine put together.
 
     Three doors, each using the next: `stream` (or `complete`) takes a conversation, `generate`
@@ -102,6 +103,16 @@ class Llava:
     def gallery(self) -> Gallery:
         """The vision, and what of its pictures is known."""
         return self.composer.gallery
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.checkpoint.name
+
+    @property
+    def family(self) -> str:
+        """The family of models that it is of."""
+        return self.checkpoint.family
 
     @property
     def context(self) -> int:
@@ -138,48 +149,6 @@ class Llava:
         (look,) = self.gallery.looks([image])
         return Preview(look.rows, tuple(vision.views(look)))
 
-    def question(self, text: str, images: Sequence[Image] = ()) -> Message:
-        """A user's turn from a text and pictures beside it; see `Template.question`."""
-        return self.template.question(text, images)
-
-    def stream(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling = Sampling(),
-        *,
-        images: Keep | None = None,
-        template: ChatTemplate | None = None,
-        tools: Sequence[Tool] = (),
-        room: int | None = None,
-    ) -> Generator[Chunk, None, None]:
-        """The answer to a conversation, piece by piece; the last chunk carries `End`.
-
-        ``images`` says which past pictures stay (``all``, ``last`` or a number), ``template`` writes the
-        conversation down in another way than the checkpoint's own. ``tools`` are offered where the template has a
-        place for them; turns that it does not have are put otherwise (`trifocal.conversation.writable`), and
-        `End.notes` tells. Whole oldest exchanges are left out when the context, or ``room``, is full, never the
-        system text, never the last question; `End.left_out` tells. Everything that can be refused is refused here,
-        before the generator is returned; closing the generator cancels the work.
-
-        Raises:
-            BadMessages: the conversation can't be rendered.
-            PromptTooLong: even the last question alone does not fit.
-        """
-        written = self.write(messages, sampling.max_tokens, images=images, template=template, tools=tools, room=room)
-        return self.answer(written, sampling)
-
-    def complete(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling = Sampling(),
-        *,
-        images: Keep | None = None,
-        template: ChatTemplate | None = None,
-        tools: Sequence[Tool] = (),
-    ) -> Reply:
-        """`stream`, collected."""
-        return collect(self.stream(messages, sampling, images=images, template=template, tools=tools))
-
     def generate(
         self, parts: Sequence[Piece], sampling: Sampling = Sampling(), *, room: int | None = None
     ) -> Generator[Chunk, None, None]:
@@ -190,7 +159,11 @@ class Llava:
         Raises:
             PromptTooLong: the prompt and one token don't fit.
         """
-        return self.answer(Written(self.composer.outline(parts), room=room), sampling)
+        return self.answer(self.raw(parts, room=room), sampling)
+
+    def raw(self, parts: Sequence[Piece], *, room: int | None = None) -> Written:
+        """Parts in prompt order, as they will be asked: no template, no stop strings but the caller's."""
+        return Written(self.composer.outline(parts), room=room)
 
     def write(
         self,
@@ -213,17 +186,8 @@ class Llava:
         stay = self._kept(plain, max_tokens, images, outlines, room)
         return Written(outlines.of(stay.messages), template.stop, stay.notes, plain.notes, room)
 
-    def answer(self, written: Written, sampling: Sampling = Sampling()) -> Generator[Chunk, None, None]:
-        """The answer to what was written, which may be asked again for another one; see `stream`.
-
-        Raises:
-            PromptTooLong: the prompt and one token don't fit.
-            BadSampling: log-probabilities of an engine that can't tell them.
-        """
-        return self.tell(self.prepare(written, sampling))
-
     def prepare(self, written: Written, sampling: Sampling = Sampling(), *, scope: str = "") -> Asked:
-        """What was written with its pictures seen, ready for the engine; raises as `answer`.
+        """What was written with its pictures seen, ready for the engine; raises as `Talking.answer`.
 
         Nothing that was seen or computed for it is found again for what is prepared in another ``scope``.
         """
@@ -338,12 +302,6 @@ class Llava:
     def close(self) -> None:
         """Frees the engine."""
         self.engine.close()
-
-    def __enter__(self) -> Llava:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _answer(
         self, prompt: Prompt, sampling: Sampling, ends: tuple[str, ...], facts: End, timings: Timings

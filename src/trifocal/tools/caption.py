@@ -20,6 +20,7 @@ from trifocal.tools.pictures import is_picture, open_picture
 
 if TYPE_CHECKING:
     from trifocal.model.llava import Llava
+    from trifocal.model.relay import Relay
 
 __all__ = ["Captioned", "Found", "captions", "find_pictures"]
 
@@ -64,7 +65,7 @@ def find_pictures(folder: Path, *, recursive: bool = False) -> Found:
 
 
 def captions(
-    llava: Llava, question: str, paths: Sequence[Path], sampling: Sampling, *, workers: int = 1
+    llava: Llava | Relay, question: str, paths: Sequence[Path], sampling: Sampling, *, workers: int = 1
 ) -> Generator[Captioned, None, None]:
     """The answer about each picture as soon as it is there, with ``workers`` of them in flight.
 

@@ -24,6 +24,7 @@ FIT_WORDS = {
     "pad": "A picture that is not square is padded to one with a plain colour; nothing is cut off.",
     "stretch": "A picture that is not square is stretched to one; nothing is cut off.",
 }
+PASSED_ON = "Pictures are passed on to the server that has the model, which prepares them itself."
 TILES = "A picture is seen whole, made small, and again in tiles, where small things can be told."
 BUNDLED = Path(str(resources.files("trifocal") / "thimble"))
 NEEDS = (
@@ -39,17 +40,18 @@ async def info(server: Serving) -> Response:
     """The model, its three parts, its templates, and what the server takes."""
     llava = server.llava
     checkpoint = llava.checkpoint
+    templates = TEMPLATES if checkpoint else {}  # another server writes conversations down itself
     return Json(
         {
             "name": server.name,
-            "family": checkpoint.family,
+            "family": llava.family,
             "bundled": is_bundled(checkpoint),
             "context": llava.context,
             "template": llava.template.name,
-            "templates": list(dict.fromkeys((*TEMPLATES, llava.template.name))),
+            "templates": list(dict.fromkeys((*templates, llava.template.name))),
             "system": llava.template.system,
-            "systems": {name: template.system for name, template in TEMPLATES.items()},
-            "places": {name: template.pictures for name, template in TEMPLATES.items()},
+            "systems": {name: template.system for name, template in templates.items()},
+            "places": {name: template.pictures for name, template in templates.items()},
             "images": llava.images,
             "fit": fit_of(checkpoint),
             "fit_words": fit_words(checkpoint),
@@ -66,22 +68,24 @@ async def info(server: Serving) -> Response:
     )
 
 
-def fit_of(checkpoint: Checkpoint) -> str | None:
+def fit_of(checkpoint: Checkpoint | None) -> str | None:
     """How a picture becomes a square, by the name of the way; None where another sees it."""
-    return checkpoint.preprocessing.fit if isinstance(checkpoint.vision, OwnVision) else None
+    return checkpoint.preprocessing.fit if checkpoint and isinstance(checkpoint.vision, OwnVision) else None
 
 
-def fit_words(checkpoint: Checkpoint) -> str:
+def fit_words(checkpoint: Checkpoint | None) -> str:
     """How a picture becomes what the model sees, as a sentence."""
+    if checkpoint is None:
+        return PASSED_ON
     if not isinstance(checkpoint.vision, OwnVision):
         return f"Pictures are prepared by {checkpoint.vision.name}, as the model was trained with them."
     how = checkpoint.preprocessing
     return TILES if how.tiles else FIT_WORDS[how.fit]
 
 
-def is_bundled(checkpoint: Checkpoint) -> bool:
+def is_bundled(checkpoint: Checkpoint | None) -> bool:
     """Whether this is the model that comes with the package."""
-    return checkpoint.language.source == BUNDLED
+    return checkpoint is not None and checkpoint.language.source == BUNDLED
 
 
 def _parts(server: Server) -> list[dict[str, Any]]:
@@ -91,12 +95,13 @@ def _parts(server: Server) -> list[dict[str, Any]]:
     ]
 
 
-def useful_side(checkpoint: Checkpoint) -> int:
+def useful_side(checkpoint: Checkpoint | None) -> int:
     """The long side in pixels beyond which the page makes a picture smaller before it is sent.
 
     Never below `SHARP`: a picture that is cropped or enlarged keeps more than the model looks at.
     """
-    tiles = checkpoint.preprocessing.tiles if isinstance(checkpoint.vision, OwnVision) else None
+    own = checkpoint.vision if checkpoint else None
+    tiles = checkpoint.preprocessing.tiles if checkpoint and isinstance(own, OwnVision) else None
     canvases = tiles.pinpoints if tiles else ()
     return max([SHARP, *(max(canvas) for canvas in canvases)])
 
