@@ -182,7 +182,7 @@ class End:
     pictures. ``left_out`` tells, in words, what of the conversation did not fit or was not kept, ``notes``
     what else was done otherwise than asked. ``stopped_by`` is the caller's stop string that ended it.
     ``positions`` are those of each picture in order, ``cached`` says of which the rows were already
-    known. ``timings`` are seconds per
+    known. ``guessed`` counts the tokens that came as they were guessed, and cost less time. ``timings`` are seconds per
     step: decode (of image files), preprocess, tower, projector, prefill, generate.
     """
 
@@ -195,6 +195,7 @@ class End:
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     stopped_by: str | None = None
+    guessed: int = field(default=0, compare=False)
     timings: dict[str, float] = field(default_factory=dict, compare=False)
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers import (
@@ -14,7 +16,7 @@ from transformers import (
 )
 
 from trifocal.engines.base import Token
-from trifocal.engines.sampler import Drawing, _penalised, filtered, pick
+from trifocal.engines.sampler import Drawing, _penalised, filtered, pick, pick_along
 from trifocal.errors import EngineError
 from trifocal.messages import Sampling
 
@@ -148,3 +150,25 @@ def test_extreme_options_are_no_broken_model(extreme: Sampling) -> None:
     assert drawn(scores, Drawing(extreme, prompt_ids=[0, 2])) == 1
     if extreme.greedy:
         assert drawn(scores, Drawing(extreme, prompt_ids=[0, 1, 2, 3])) == 1
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 5])
+def test_what_was_guessed_changes_no_draw(ahead: int) -> None:
+    guessing = [Drawing(sampling, [3, 4, 4, 9], [1]) for sampling in MIXED]
+    alone = [Drawing(sampling, [3, 4, 4, 9], [1]) for sampling in MIXED]
+    for step in range(8):
+        scores = [[logits(1000 * step + 10 * at + depth) for depth in range(ahead + 1)] for at in range(len(MIXED))]
+        wanted: list[list[Token]] = []
+        for row, own in zip(alone, scores, strict=True):
+            twin = copy.deepcopy(row)
+            wanted.append([token for each in own for token in pick(each[None], [twin]) if isinstance(token, Token)])
+        # the first guesses are right, as many as the step's number; what follows is not
+        drafts = [[token.id if n < step else 49 for n, token in enumerate(told[:ahead])] for told in wanted]
+        got = pick_along(torch.stack([each for own in scores for each in own]), guessing, drafts)
+        for at, (told, draft) in enumerate(zip(got, drafts, strict=True)):
+            came = next((n for n, guess in enumerate(draft) if guess != wanted[at][n].id), len(draft))
+            assert [token.id for token in told if isinstance(token, Token)] == [
+                token.id for token in wanted[at][: came + 1]
+            ]
+            for each in scores[at][: came + 1]:
+                pick(each[None], [alone[at]])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from trifocal.engines.base import Token
 from trifocal.engines.blocks import Blocks
 from trifocal.engines.scheduler import Request, Run, Said, Scheduler
+from trifocal.engines.speculation import Costs
 from trifocal.errors import EngineError
 from trifocal.prompt import Prompt, TokenSpan
 
@@ -36,17 +37,20 @@ class Ledger:
         self.steps.append({run.request: run.count for run in runs})
         tokens = []
         for run in runs:
-            keys = run.request.keys
+            keys = [*run.request.keys[: run.start + run.count - len(run.draft)], *run.draft]
             assert len(run.part) == run.count
+            assert run.ids is None or list(run.ids) == keys[run.start :]
             for at in range(run.start, run.start + run.count):
                 self.memory[run.blocks[at // size], at % size] = keys[at]
         for run in runs:
-            keys, last = run.request.keys, run.start + run.count
-            held = [self.memory[run.blocks[at // size], at % size] for at in range(last)]
-            assert held == keys[:last]
+            keys, last = run.request.keys, run.start + run.count - len(run.draft)
+            held = [self.memory[run.blocks[at // size], at % size] for at in range(last + len(run.draft))]
+            assert held[:last] == keys[:last]
             assert run.logits == (last == len(keys))
             if run.logits:
-                tokens.append(Token(following(held)))
+                own = [following(held[: last + at]) for at in range(1 + len(run.draft))]
+                came = next((at for at, key in enumerate(run.draft) if key != own[at]), len(run.draft))
+                tokens.append([Token(key) for key in own[: came + 1]])
         self.scheduler.took(tokens)
         return runs
 
@@ -203,7 +207,7 @@ def test_an_error_ends_one_or_all() -> None:
     one, two = Client(range(1, 9)), Client(range(20, 29))
     ask(scheduler, one, two)
     scheduler.next()
-    scheduler.took([EngineError("no number"), Token(5)])
+    scheduler.took([[EngineError("no number")], [Token(5)]])
     assert isinstance(one.error, EngineError)
     assert two.got == [5]
     scheduler.fail(lambda: EngineError("all"))
@@ -222,11 +226,13 @@ def test_an_error_ends_one_or_all() -> None:
     count=st.integers(11, 24),
     piece=st.integers(1, 9),
     rows=st.integers(1, 5),
+    ahead=st.integers(0, 6),
 )
 def test_whatever_comes_all_get_what_they_would_get_alone(
-    asked: list[tuple[int, int, int, int, bool]], count: int, piece: int, rows: int
+    asked: list[tuple[int, int, int, int, bool]], count: int, piece: int, rows: int, ahead: int
 ) -> None:
-    scheduler: Scheduler[None] = Scheduler(Blocks(count, 2), piece=piece, rows=rows)
+    scheduler: Scheduler[None] = Scheduler(Blocks(count, 2), piece=piece, rows=rows, ahead=ahead)
+    scheduler.costs = Free()
     ledger = Ledger(scheduler)
     clients = [(Client([start] * size, limit), when, leaves) for start, size, limit, when, leaves in asked]
     for step in range(2000):
@@ -245,7 +251,37 @@ def test_whatever_comes_all_get_what_they_would_get_alone(
     assert scheduler.blocks.free == count
 
 
-@pytest.mark.parametrize("module", ["scheduler", "blocks"])
+def test_guesses_that_come_are_steps_less() -> None:
+    """An answer that repeats its prompt, as far as the blocks show."""
+    scheduler: Scheduler[None] = Scheduler(Blocks(20, 4), ahead=6)
+    scheduler.costs = Free()
+    got: list[int] = []
+    ids = [1, 2, 3, 4, 5, 6, 7, 8, 1, 2]
+    request: Request[None] = Request(
+        Prompt([TokenSpan(tuple(ids))]), 14, frozenset({END}), lambda said: got.append(said.id) if said else None, None
+    )
+    scheduler.add(request)
+    steps = 0
+    while scheduler.busy:
+        steps += 1
+        tokens = []
+        for run in scheduler.next():
+            assert all(at // 4 < len(run.blocks) for at in range(run.start + run.count))
+            tokens.append([Token(1 + (len(request.keys) + at) % 8) for at in range(1 + len(run.draft))])
+        scheduler.took(tokens)
+    assert got == [3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert steps == 3  # the prompt and one, one and six, five: one id is always left to draw
+    assert (scheduler.drafted, scheduler.accepted) == (11, 11)
+
+
+class Free(Costs):
+    """Guessing costs nothing."""
+
+    def rows(self, answers: int, chances: Sequence[float]) -> int:
+        return len(chances)
+
+
+@pytest.mark.parametrize("module", ["scheduler", "blocks", "speculation"])
 def test_no_torch_is_imported(module: str) -> None:
     program = f"import sys, trifocal.engines.{module}; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

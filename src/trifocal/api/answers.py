@@ -20,6 +20,7 @@ def usage_of(steps: Sequence[Step], each: int = 1) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
+        "completion_tokens_details": {"accepted_prediction_tokens": sum(end.guessed for end in ends)},
         "prompt_tokens_details": {
             "cached_tokens": sum(end.cached_positions for end in prompts),
             "image_tokens": images,

@@ -45,6 +45,7 @@ class Metrics:
         self.tokens.labels("text").inc(end.prompt_tokens - end.image_tokens)
         self.tokens.labels("image").inc(end.image_tokens)
         self.tokens.labels("completion").inc(end.completion_tokens)
+        self.tokens.labels("guessed").inc(end.guessed)
         self.images.labels("hit").inc(end.cached_images)
         self.images.labels("miss").inc(end.images - end.cached_images)
 

@@ -258,6 +258,7 @@ def _usage(end: End) -> dict[str, Any]:
         "text_tokens": end.prompt_tokens - end.image_tokens,
         "image_tokens": end.image_tokens,
         "completion_tokens": end.completion_tokens,
+        "guessed_tokens": end.guessed,
         "images": end.images,
         "cached_images": end.cached_images,
         "left_out": list(end.left_out),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from trifocal.errors import UsageError
@@ -53,12 +53,14 @@ class Token:
     """One id of an answer.
 
     ``logprob`` is its log-probability before penalties and filters, ``top`` are the likeliest ids and theirs, the
-    likeliest first: both only where ``Sampling.top_logprobs`` asked for them.
+    likeliest first: both only where ``Sampling.top_logprobs`` asked for them. ``guessed`` says that it was computed
+    together with the one before it, since that was guessed.
     """
 
     id: int
     logprob: float = 0.0
     top: tuple[tuple[int, float], ...] = ()
+    guessed: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +69,15 @@ class Abilities:
 
     ``logprobs``: its tokens have log-probabilities. ``grammar``: it holds an answer to ``Sampling.schema``.
     ``explains``: its `Engine.attention` can be asked. ``sees`` are the ways of attending that it has, of those that
-    `trifocal.engines.recipe.Recipe` names.
+    `trifocal.engines.recipe.Recipe` names. ``speculates``: it guesses what comes next where that pays, which changes
+    no answer.
     """
 
     logprobs: bool = False
     grammar: bool = False
     explains: bool = False
     sees: tuple[Attention, ...] = ("causal",)
+    speculates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,8 @@ class State:
     ``phase`` is ``failed`` where the next request will most likely fail too; ``reason`` then says why. ``running`` and
     ``waiting`` are requests. ``positions`` is how many its memory holds, ``free`` how many of them a new request can
     have; both are None where it does not count. ``several`` says that it works on many requests together though it does
-    not count: who neither counts nor says so is asked for one answer at a time.
+    not count: who neither counts nor says so is asked for one answer at a time. ``drafted`` ids were guessed so far,
+    ``accepted`` of them came.
     """
 
     phase: Literal["starting", "ready", "failed"] = "ready"
@@ -93,6 +98,8 @@ class State:
     free: int | None = None
     reason: str = ""
     several: bool = False
+    drafted: int = 0
+    accepted: int = 0
 
 
 @runtime_checkable

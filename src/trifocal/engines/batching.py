@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -15,7 +16,7 @@ from trifocal.engines.base import Abilities, State, Token, Tokenizer
 from trifocal.engines.blocks import Blocks, names_of
 from trifocal.engines.grammar import Constraint
 from trifocal.engines.prefixes import position_keys
-from trifocal.engines.sampler import Drawing, pick
+from trifocal.engines.sampler import Drawing, pick_along
 from trifocal.engines.scheduler import Request, Run, Said, Scheduler
 from trifocal.errors import BadSampling, EngineError, OutOfMemory, PromptTooLong, TrifocalError, UsageError
 from trifocal.messages import Sampling
@@ -37,7 +38,7 @@ class Runner(Protocol):
     def forward(self, runs: Sequence[Run[Any]]) -> torch.Tensor:
         """Computes the positions of all runs, keeps their keys and values in the runs' blocks.
 
-        The logits of the last position of each run that wants them, in order: ``[those runs, vocabulary]``. Whatever
+        The logits of the last `Run.wanted` positions of each run, in order: ``[all of those, vocabulary]``. Whatever
         it raises ends all requests under way.
         """
         ...
@@ -49,10 +50,11 @@ class Model:
 
     ``context`` is how many positions prompt and answer may take together, ``block`` how many a block has, ``rows`` how
     many requests run in one step and ``piece`` how many positions of prompts beside streams; ``share`` says whether
-    common beginnings are computed once. ``prepare`` is called while nobody asks for anything, and says whether there is
-    more of it to do. ``constraint`` makes what holds an answer to a schema; ``attention`` tells
-    where it looked (`trifocal.engines.base.Engine.attention`), given the blocks that hold a beginning of the prompt
-    already. Both only where there are such.
+    common beginnings are computed once, and ``ahead`` how many ids of an answer may be guessed and computed with the
+    next one (`trifocal.engines.speculation`). ``prepare`` is called while nobody asks for anything, and says whether
+    there is more of it to do. ``constraint`` makes what holds an answer to a schema; ``attention`` tells where it
+    looked (`trifocal.engines.base.Engine.attention`), given the blocks that hold a beginning of the prompt already.
+    Both only where there are such.
     """
 
     runner: Runner
@@ -65,6 +67,7 @@ class Model:
     rows: int = 64
     piece: int = 512
     share: bool = True
+    ahead: int = 0
     prepare: Callable[[], bool] | None = None
     constraint: Callable[[str], Constraint] | None = None
     attention: Callable[[Prompt, Sequence[int], list[int]], torch.Tensor] | None = None
@@ -82,7 +85,8 @@ class Batching:
         self._loop = loop = _Loop()
         self._close = weakref.finalize(self, loop.stop)  # also when nobody has it any more, and at exit
         model = loop.start(load)
-        self.tokenizer, self.hidden, self.able = model.tokenizer, model.hidden, model.able
+        self.tokenizer, self.hidden = model.tokenizer, model.hidden
+        self.able = replace(model.able, speculates=model.ahead > 0)
         self.context = min(model.context, loop.blocks.count * loop.blocks.size)
 
     @property
@@ -221,6 +225,8 @@ class _Loop:
             blocks.count * blocks.size,
             blocks.free * blocks.size,
             self._failed,
+            drafted=scheduler.drafted,
+            accepted=scheduler.accepted,
         )
 
     def stop(self) -> None:
@@ -254,7 +260,9 @@ class _Loop:
             self._started.put(error)
             return False
         self.blocks = Blocks(model.runner.positions // model.block, model.block)
-        self.scheduler = Scheduler(self.blocks, rows=model.rows, piece=model.piece, share=model.share)
+        self.scheduler = Scheduler(
+            self.blocks, rows=model.rows, piece=model.piece, share=model.share, ahead=model.ahead
+        )
         self._model, self._prepare = model, model.prepare
         self._started.put(None)
         return True
@@ -285,9 +293,10 @@ class _Loop:
             runs = self.scheduler.next()
             if not runs:
                 return
-            logits = self.model.runner.forward(runs)  # [runs that want them, vocabulary]
-            tokens = pick(logits, [run.request.row for run in runs if run.logits])
-            self.scheduler.took(tokens)
+            began, telling = time.perf_counter(), [run for run in runs if run.logits]
+            logits = self.model.runner.forward(runs)  # [positions that are wanted, vocabulary]
+            tokens = pick_along(logits, [run.request.row for run in telling], [run.draft for run in telling])
+            self.scheduler.took(tokens, time.perf_counter() - began)
             self._failed = ""
         except Exception as error:
             self._broken(error)

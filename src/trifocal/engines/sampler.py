@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import accumulate
 
 import torch
 
@@ -13,7 +16,7 @@ from trifocal.engines.grammar import Constraint
 from trifocal.errors import EngineError
 from trifocal.messages import Sampling
 
-__all__ = ["Drawing", "filtered", "pick"]
+__all__ = ["Drawing", "filtered", "pick", "pick_along"]
 
 Picked = Token | EngineError
 
@@ -41,6 +44,7 @@ class Drawing:
         self._prompt_ids = sorted(set(prompt_ids)) if self.penalised else []
         # of both signs: Python's own takes the absolute value
         self._random = random.Random(None if sampling.seed is None else sampling.seed % 2**64)
+        self._chances: deque[float] = deque()  # drawn, and not used up
         self._times: torch.Tensor | None = None
         self._seen: torch.Tensor | None = None
 
@@ -51,9 +55,19 @@ class Drawing:
         filters = s.top_k > 0 or s.top_p < 1 or s.min_p > 0
         return not (filters or self.penalised or self.banned or self.constraint or s.top_logprobs is not None)
 
-    def chance(self) -> float:
-        """The next random number of this answer, from 0 up to 1; one for each id that is drawn."""
-        return self._random.random()
+    @property
+    def remembers(self) -> bool:
+        """Whether what may come next depends on the ids that were drawn, but for the logits."""
+        return self.penalised or self.constraint is not None
+
+    def chance(self, ahead: int = 0) -> float:
+        """The random number, from 0 up to 1, that draws the id behind the next ``ahead``.
+
+        There is one for each id that is drawn: `accept` uses the first up.
+        """
+        while len(self._chances) <= ahead:
+            self._chances.append(self._random.random())
+        return self._chances[ahead]
 
     def counted(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """How often the answer has each id, and which ids prompt or answer have, ``[vocabulary]`` each."""
@@ -69,6 +83,8 @@ class Drawing:
         Raises:
             EngineError: the schema's bookkeeping failed.
         """
+        if self._chances:
+            self._chances.popleft()
         if self._times is not None and self._seen is not None:
             self._times[token] += 1
             self._seen[token] = True
@@ -82,6 +98,46 @@ def pick(logits: torch.Tensor, rows: Sequence[Drawing]) -> list[Picked]:
     The order is that of transformers' ``generate``: penalties, temperature, top-k, top-p, min-p. A row whose logits
     are no finite numbers, or whose schema breaks, gets an error in its token's place; the others don't notice.
     """
+    tokens = _picked(logits, rows, [0] * len(rows))
+    return [_accepted(row, token) for row, token in zip(rows, tokens, strict=True)]
+
+
+def pick_along(logits: torch.Tensor, rows: Sequence[Drawing], drafts: Sequence[Sequence[int]]) -> list[list[Picked]]:
+    """The next tokens of each row, where some ids after the next were guessed: exactly those that `pick` would give.
+
+    ``logits`` ``[rows and drafts, vocabulary]`` are those behind each row and each id of its draft, in order. A token
+    follows another as long as that was the one that was guessed; whether the guess was good changes no answer.
+    """
+    if not any(drafts):
+        return [[token] for token in pick(logits, rows)]
+    starts = [0, *accumulate(1 + len(draft) for draft in drafts)]
+    told: list[list[Picked]] = [[] for _ in rows]
+    asked = [
+        (at, depth)
+        for at, (row, draft) in enumerate(zip(rows, drafts, strict=True))
+        for depth in range(1 if row.remembers else 1 + len(draft))
+    ]
+    while asked:
+        own = logits[torch.tensor([starts[at] + depth for at, depth in asked], device=logits.device)]
+        tokens = _picked(own, [rows[at] for at, _ in asked], [depth - len(told[at]) for at, depth in asked])
+        later = []
+        for (at, depth), token in zip(asked, tokens, strict=True):
+            if not _came(told[at], drafts[at][:depth]):
+                continue
+            token = _accepted(rows[at], token)
+            told[at].append(replace(token, guessed=True) if depth and isinstance(token, Token) else token)
+            if rows[at].remembers and depth < len(drafts[at]) and _came(told[at], drafts[at][: depth + 1]):
+                later.append((at, depth + 1))
+        asked = later
+    return told
+
+
+def _came(told: Sequence[Picked], draft: Sequence[int]) -> bool:
+    return [token.id if isinstance(token, Token) else None for token in told] == list(draft)
+
+
+def _picked(logits: torch.Tensor, rows: Sequence[Drawing], ahead: Sequence[int]) -> list[Picked]:
+    """The token of each row of logits ``[rows, vocabulary]``, which is ``ahead`` of the next one of its answer."""
     if not rows:
         return []
     scores = _allowed(_penalised(logits.float(), rows), rows)
@@ -89,13 +145,11 @@ def pick(logits: torch.Tensor, rows: Sequence[Drawing]) -> list[Picked]:
     drawn = [at for at, row in enumerate(rows) if not row.sampling.greedy]
     if drawn:
         where = torch.tensor(drawn, device=ids.device)
-        ids[where] = _drawn(scores[where], [rows[at] for at in drawn], ids[where])
+        chances = [rows[at].chance(ahead[at]) for at in drawn]
+        ids[where] = _drawn(scores[where], [rows[at].sampling for at in drawn], chances, ids[where])
     told = torch.stack([ids, best.isfinite().long()]).tolist()  # the device is waited for once
     tokens = _tokens(logits, told[0], rows)
-    return [
-        _accepted(row, token) if sound else EngineError(_NOT_FINITE)
-        for row, token, sound in zip(rows, tokens, told[1], strict=True)
-    ]
+    return [token if sound else EngineError(_NOT_FINITE) for token, sound in zip(tokens, told[1], strict=True)]
 
 
 _MOST = 1e30  # what an extreme penalty makes of a score at most
@@ -170,18 +224,19 @@ def _allowed(scores: torch.Tensor, rows: Sequence[Drawing]) -> torch.Tensor:
     return scores
 
 
-def _drawn(scores: torch.Tensor, rows: Sequence[Drawing], best: torch.Tensor) -> torch.Tensor:
+def _drawn(
+    scores: torch.Tensor, options: Sequence[Sampling], chances: Sequence[float], best: torch.Tensor
+) -> torch.Tensor:
     """Ids ``[rows]`` drawn from scores ``[rows, vocabulary]``, each by one random number of its own answer.
 
     The first id at which the summed probabilities pass that share; one that has none is never drawn, whatever the sums
     are rounded to.
     """
-    options = [row.sampling for row in rows]
     heat = torch.tensor([s.temperature for s in options], device=scores.device)[:, None]
     kept = filtered(scores / heat, [s.top_k for s in options], [s.top_p for s in options], [s.min_p for s in options])
     probabilities = kept.softmax(-1)
     sums = probabilities.cumsum(-1)
-    share = torch.tensor([row.chance() for row in rows], device=scores.device)[:, None] * sums[:, -1:]
+    share = torch.tensor(chances, device=scores.device)[:, None] * sums[:, -1:]
     size = scores.shape[-1]
     places = torch.arange(size, device=scores.device)
     first = torch.where((sums > share) & (probabilities > 0), places, size).amin(-1)
@@ -202,7 +257,9 @@ def _tokens(logits: torch.Tensor, ids: Sequence[int], rows: Sequence[Drawing]) -
     return [told.get(at) or Token(token) for at, token in enumerate(ids)]
 
 
-def _accepted(row: Drawing, token: Token) -> Picked:
+def _accepted(row: Drawing, token: Picked) -> Picked:
+    if isinstance(token, EngineError):
+        return token
     try:
         row.accept(token.id)
     except EngineError as error:

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from trifocal.engines.base import Token
 from trifocal.engines.blocks import Blocks, names_of
 from trifocal.engines.prefixes import position_keys
+from trifocal.engines.speculation import CROWD, LONGEST, Costs, Lookup, drafts
 from trifocal.errors import TrifocalError
 from trifocal.prompt import Prompt, TokenSpan
 
@@ -40,6 +41,7 @@ class Request(Generic[Row]):
     names: list[bytes] = field(default_factory=list)  # one a full block of them
     blocks: list[int] = field(default_factory=list)
     computed: int = 0  # positions whose keys and values are in the blocks
+    lookup: Lookup | None = None  # where guesses come from, while they are made
 
     def __post_init__(self) -> None:
         self.keys = position_keys(self.prompt)
@@ -55,13 +57,20 @@ class Run(Generic[Row]):
     """What a runner computes of one request in one step: ``count`` positions behind the first ``start``.
 
     The keys and values of position ``p`` stand, or go, in block ``blocks[p // size]`` at ``p % size``; ``blocks``
-    reaches at least to the last position of the run. ``logits`` says whether those of the last position are wanted.
+    reaches at least to the last position of the run. ``logits`` says whether those of the last position are wanted;
+    where the last positions are a ``draft`` of ids that may come, those of the one before it and of all of it.
     """
 
     request: Request[Row]
     start: int
     count: int
     logits: bool
+    draft: tuple[int, ...] = ()
+
+    @property
+    def wanted(self) -> int:
+        """Of how many of its last positions the logits are wanted."""
+        return 1 + len(self.draft) if self.logits else 0
 
     @property
     def blocks(self) -> list[int]:
@@ -79,7 +88,7 @@ class Run(Generic[Row]):
         keys = self.request.keys
         if self.count == 1:
             return (key,) if isinstance(key := keys[self.start], int) else None
-        ids = [key for key in keys[self.start : self.start + self.count] if isinstance(key, int)]
+        ids = [key for key in (*keys[self.start : self.start + self.count], *self.draft) if isinstance(key, int)]
         return ids if len(ids) == self.count else None
 
     @property
@@ -87,7 +96,8 @@ class Run(Generic[Row]):
         """The run's positions as spans."""
         behind = max(self.start, len(self.prompt)) - len(self.prompt)
         answer = self.request.ids[behind : max(0, self.start + self.count - len(self.prompt))]
-        return Prompt([*self.prompt.part(self.start, self.start + self.count).spans, TokenSpan(tuple(answer))])
+        told = self.prompt.part(self.start, self.start + self.count - len(self.draft))
+        return Prompt([*told.spans, TokenSpan((*answer, *self.draft))])
 
 
 class Scheduler(Generic[Row]):
@@ -98,18 +108,28 @@ class Scheduler(Generic[Row]):
     begin in the order in which they came. Full blocks are found again, also by requests that came together: those
     behind wait for the first to compute what they share; without ``share`` nothing is found again. Where the pool is
     full the youngest gives its blocks up and begins again later, where it was; the oldest never does, so that all come
-    to an end.
+    to an end. Where nothing but answers runs, up to ``ahead`` ids of each are guessed and computed with the next one,
+    as far as the measured ``costs`` of steps say that it pays.
 
     Belongs to one thread, but for `Request.left`.
     """
 
     def __init__(
-        self, blocks: Blocks, *, rows: int = 64, piece: int = 512, whole: int | None = None, share: bool = True
+        self,
+        blocks: Blocks,
+        *,
+        rows: int = 64,
+        piece: int = 512,
+        whole: int | None = None,
+        share: bool = True,
+        ahead: int = 0,
     ) -> None:
         self.blocks, self.rows, self.share = blocks, rows, share
         self.piece, self.whole = piece, max(piece, whole or 4 * piece)
         self.running: list[Request[Row]] = []  # the oldest first
         self.waiting: deque[Request[Row]] = deque()
+        self.ahead, self.costs = min(ahead, LONGEST), Costs()
+        self.drafted = self.accepted = 0  # ids guessed, and those of them that came
         self._runs: dict[Request[Row], Run[Row]] = {}
 
     @property
@@ -135,16 +155,24 @@ class Scheduler(Generic[Row]):
             if request.missing > 1 and budget:
                 budget -= self._run(request, budget)
         self._begin(budget)
+        if self.ahead:
+            self._guess()
         return list(self._runs.values())
 
-    def took(self, tokens: Sequence[Token | TrifocalError]) -> None:
-        """Notes what was computed, and the token of each run that wanted logits, in order."""
+    def took(self, tokens: Sequence[Sequence[Token | TrifocalError]], seconds: float = 0.0) -> None:
+        """Notes what was computed, how long it took, and the tokens of each run that wanted logits, in order.
+
+        One token, and one more for each id of the run's draft that came.
+        """
+        runs = self._runs.values()
+        if self.ahead and seconds and all(run.logits and run.count - len(run.draft) == 1 for run in runs):
+            self.costs.add(len(runs), sum(run.count for run in runs), seconds)
         said = iter(tokens)
         for request, run in self._runs.items():
-            request.computed += run.count
+            request.computed += run.count - len(run.draft)
             self._name(run)
             if run.logits:
-                self._take(request, next(said))
+                self._take_all(request, run, next(said))
         self._runs = {}
 
     def fail(self, error: Callable[[], TrifocalError]) -> None:
@@ -157,6 +185,26 @@ class Scheduler(Generic[Row]):
         self.waiting.clear()
         self._runs = {}
         self.blocks.clear()
+
+    def _guess(self) -> None:
+        """Makes the runs of answers longer by ids that may come, where that pays and they have the room."""
+        runs = list(self._runs.values())
+        if len(runs) >= CROWD or any(run.count > 1 or not run.logits for run in runs):
+            return
+        lookups, most = [], []
+        for run in runs:
+            request = run.request
+            if request.lookup is None:
+                request.lookup = Lookup(request.keys)
+            request.lookup.follow()
+            lookups.append(request.lookup)
+            room = len(request.blocks) * self.blocks.size - run.start - 1
+            most.append(min(self.ahead, room, request.limit - len(request.ids) - 1))
+        for run, lookup, count in zip(runs, lookups, drafts(lookups, self.costs, most), strict=True):
+            if count:
+                run.draft = lookup.guess(count, run.request.end_ids)
+                run.count += len(run.draft)
+                self.drafted += len(run.draft)
 
     def _let_go(self) -> None:
         """Drops the requests for which nobody waits any more."""
@@ -237,6 +285,16 @@ class Scheduler(Generic[Row]):
         self.blocks.release(request.blocks)
         request.blocks, request.computed = [], 0
         self.waiting.appendleft(request)
+
+    def _take_all(self, request: Request[Row], run: Run[Row], tokens: Sequence[Token | TrifocalError]) -> None:
+        for at, token in enumerate(tokens):
+            if at:  # the guess before it came, so its position is computed already
+                request.computed += 1
+                self.accepted += 1
+                self._name(run)
+            self._take(request, token)
+            if not request.blocks:
+                return  # it ended
 
     def _take(self, request: Request[Row], token: Token | TrifocalError) -> None:
         if isinstance(token, TrifocalError):

@@ -308,7 +308,8 @@ class Llava(Talking[Written, Asked]):
     ) -> Generator[Chunk, None, None]:
         started, first, told, said = time.perf_counter(), None, 0, ""
         scored: list[TokenLogprob] = []
-        ids = self._ids(prompt, sampling, scored)
+        guessed: list[int] = []
+        ids = self._ids(prompt, sampling, scored, guessed)
         # an answer that is held to a schema ends where its JSON does: a stop string may stand inside of it
         stops = sampling.stop if sampling.schema is not None else tuple(dict.fromkeys((*sampling.stop, *ends)))
         with closing(stream_text(ids, self.engine.tokenizer, replace(sampling, stop=stops))) as pieces:
@@ -328,14 +329,20 @@ class Llava(Talking[Written, Asked]):
                         finish=piece.finish if sampling.schema is None else _whole(said),
                         stopped_by=piece.stop if piece.stop in sampling.stop else None,
                         completion_tokens=piece.tokens,
+                        guessed=sum(at < piece.tokens for at in guessed),
                         timings=dict(timings),
                     )
                     yield Chunk(piece.text, end, logprobs, facts.prompt_tokens)
 
-    def _ids(self, prompt: Prompt, sampling: Sampling, scored: list[TokenLogprob]) -> Generator[int, None, None]:
-        """The answer's ids; what is known of their probabilities is added to ``scored`` when it is asked for."""
+    def _ids(
+        self, prompt: Prompt, sampling: Sampling, scored: list[TokenLogprob], guessed: list[int]
+    ) -> Generator[int, None, None]:
+        """The answer's ids; what is known of their probabilities is added to ``scored`` when it is asked for.
+
+        ``guessed`` gets the places of those that came as they were guessed.
+        """
         tokens = self.engine.stream(prompt, sampling)
-        return _noting(tokens, self.engine.tokenizer, None if sampling.top_logprobs is None else scored)
+        return _noting(tokens, self.engine.tokenizer, None if sampling.top_logprobs is None else scored, guessed)
 
     def _kept(
         self,
@@ -388,11 +395,16 @@ def _whole(text: str) -> Literal["stop", "length"]:
 
 
 def _noting(
-    tokens: Generator[Token, None, None], tokenizer: Tokenizer, scored: list[TokenLogprob] | None
+    tokens: Generator[Token, None, None],
+    tokenizer: Tokenizer,
+    scored: list[TokenLogprob] | None,
+    guessed: list[int],
 ) -> Generator[int, None, None]:
-    """The ids of tokens, whose log-probabilities are added to ``scored``."""
+    """The ids of tokens, whose log-probabilities are added to ``scored``, and places of guesses to ``guessed``."""
     with closing(tokens):
-        for token in tokens:
+        for at, token in enumerate(tokens):
+            if token.guessed:
+                guessed.append(at)
             if scored is not None:
                 top = tuple((tokenizer.decode([other]), logprob) for other, logprob in token.top)
                 scored.append(TokenLogprob(tokenizer.decode([token.id]), token.logprob, top))

@@ -17,6 +17,7 @@ from trifocal.engines.language import open_language
 from trifocal.engines.native import Native, load
 from trifocal.engines.native.shape import FAMILIES, shape_of
 from trifocal.engines.recipe import Recipe
+from trifocal.engines.speculation import Costs
 from trifocal.engines.transformers import load as load_transformers
 from trifocal.errors import CheckpointError
 from trifocal.messages import Sampling
@@ -120,6 +121,16 @@ def test_ids_and_probabilities_are_those_of_transformers(kind: dict[str, Any], t
         theirs = reference(inputs_embeds=rows[None]).logits[0, -1].log_softmax(-1)
     ids, ours = zip(*first.top, strict=True)
     torch.testing.assert_close(torch.tensor(ours), theirs[list(ids)], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["mistral, window", "phi3"])
+def test_guessing_changes_no_answer(kind: str, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Costs, "rows", lambda self, answers, chances: len(chances))
+    half, reference = language(KINDS[kind], tokenizer)
+    with closing(load(half, CPU)) as engine:
+        for prompt in PROMPTS:
+            assert said(engine, prompt, Sampling(max_tokens=96, ignore_end=True)) == generated(reference, prompt, 96)
+        assert engine.state().drafted > engine.state().accepted > 0
 
 
 def test_every_family_of_the_table_is_held() -> None:

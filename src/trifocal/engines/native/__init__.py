@@ -24,6 +24,7 @@ from trifocal.engines.native.model import Plain
 from trifocal.engines.native.runner import NativeRunner
 from trifocal.engines.native.shape import Shape, rotary_table, shape_of, unfit
 from trifocal.engines.recipe import Recipe
+from trifocal.engines.speculation import LONGEST
 from trifocal.errors import CheckpointError, OutOfMemory
 from trifocal.placement import Part, Placement
 from trifocal.prompt import Prompt
@@ -48,6 +49,7 @@ class _Options:
     int4: bool | None
     kernels: bool
     graphs: bool
+    speculate: bool
 
 
 class Native(Batching):
@@ -84,6 +86,7 @@ def load(
     int4: bool | None = None,
     kernels: bool = True,
     graphs: bool = True,
+    speculate: bool = True,
 ) -> Native:
     """Loads a language model of the LLaMA family onto its device.
 
@@ -91,7 +94,8 @@ def load(
     all requests together (left out: eight contexts, or what there is room for). ``threads`` sets torch's CPU
     threads (of the whole process). ``int4`` says whether the layers of four-bit checkpoints stay packed or are made
     dense; left out, they stay packed on cards, and where the dense model would be large. ``kernels`` and ``graphs``
-    switch off our own kernels and CUDA graphs, each to find out what it does.
+    switch off our own kernels and CUDA graphs, each to find out what it does, and ``speculate`` the guessing of what an
+    answer says next from what stands before it, which changes no answer and is done only while it is measured to pay.
 
     Raises:
         CheckpointError: no model of the family, or tensors missing, unknown, damaged or of another shape.
@@ -105,7 +109,7 @@ def load(
         )
     if threads:
         torch.set_num_threads(threads)
-    options = _Options(context, positions, int4, kernels, graphs)
+    options = _Options(context, positions, int4, kernels, graphs, speculate)
 
     def start() -> Model:
         try:
@@ -161,6 +165,7 @@ def _started(recipe: Recipe, placement: Placement, options: _Options) -> Model:
         block=BLOCK,
         piece=PIECE if device.type == "cuda" else CPU_PIECE,
         prepare=runner.prepare,
+        ahead=LONGEST if options.speculate else 0,
         constraint=constraint,
         attention=attention,
     )

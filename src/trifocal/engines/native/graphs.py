@@ -38,7 +38,7 @@ class Graphs:
         self._step = Step(none, none, none, (), none)
 
     def logits(self, runs: Sequence[Run[Any]], rows: torch.Tensor | None) -> torch.Tensor:
-        """The logits ``[runs that want them, vocabulary]``; ``rows`` are the inputs, None where all are ids."""
+        """The logits ``[positions that are wanted, vocabulary]``; ``rows`` are the inputs, None where all are ids."""
         count = sum(run.count for run in runs)
         size = next(size for size in SIZES if size >= count)
         self._fill(runs, size)
@@ -49,11 +49,11 @@ class Graphs:
             self._x[:count].copy_(rows)
         graph, logits = self._graphs.get(size) or self._capture(size)
         graph.replay()
-        last, at = [], -1
+        last: list[int] = []
+        at = -1
         for run in runs:
             at += run.count
-            if run.logits:
-                last.append(at)
+            last += range(at + 1 - run.wanted, at + 1)
         if last == list(range(len(last))):
             return logits[: len(last)]
         return logits[torch.tensor(last, device=logits.device)]

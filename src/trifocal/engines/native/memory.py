@@ -70,7 +70,7 @@ def step_of(runs: Sequence[Run[Any]], window: int, device: torch.device, *, kern
     single = [first for first, run in zip(firsts, runs, strict=True) if run.count == 1] if kernels else []
     told = zip(firsts, runs, strict=True)
     pieces = tuple(_piece(run, first, window, device) for first, run in told if not (kernels and run.count == 1))
-    wanted = [end - 1 for end, run in zip(ends, runs, strict=True) if run.logits]
+    wanted = [at for end, run in zip(ends, runs, strict=True) for at in range(end - run.wanted, end)]
     return Step(
         positions=torch.cat([torch.arange(run.start, run.start + run.count) for run in runs]).to(device),
         slots=torch.cat([_slots(run.blocks, run.start, run.start + run.count) for run in runs]).to(device),

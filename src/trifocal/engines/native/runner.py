@@ -57,7 +57,7 @@ class NativeRunner:
         return self.model.logits(hidden, operations)
 
     def forward(self, runs: Sequence[Run[Any]]) -> torch.Tensor:
-        """The logits of the runs that want them; see `trifocal.engines.batching.Runner.forward`."""
+        """The logits of the positions that are wanted; see `trifocal.engines.batching.Runner.forward`."""
         count = sum(run.count for run in runs)
         if self._graphs is not None and count <= SIZES[-1]:
             return self._graphs.logits(runs, self._spliced(runs))

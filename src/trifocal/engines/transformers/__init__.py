@@ -10,6 +10,7 @@ from trifocal.engines.base import Engine
 from trifocal.engines.batching import Batching, Model
 from trifocal.engines.language import open_language
 from trifocal.engines.recipe import Recipe
+from trifocal.engines.speculation import LONGEST
 from trifocal.engines.transformers.alone import ABLE, OneAtATime
 from trifocal.engines.transformers.loading import Loaded, read
 from trifocal.engines.transformers.pooled import Pooled, pooled
@@ -59,6 +60,7 @@ def load(
     threads: int | None = None,
     int4: bool | None = None,
     piece: int | None = None,
+    speculate: bool = True,
 ) -> Engine:
     """Loads a language model tensor by tensor onto its device.
 
@@ -67,6 +69,8 @@ def load(
     threads (of the whole process). ``int4`` says whether the layers of four-bit checkpoints stay packed (a quarter of
     the memory, faster answers, a product in bfloat16) or are dequantised; left out, they stay packed where the dense
     model would be large. ``piece`` is how many positions of prompts are computed in a step in which others stream.
+    ``speculate`` is the guessing of what an answer says next from what stands before it, which changes no answer and is
+    done only while it is measured to pay.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -90,6 +94,7 @@ def load(
             block=BLOCK,
             piece=piece or (PIECE if loaded.model.device.type == "cpu" else 4 * PIECE),
             share=prefix_cache > 0,
+            ahead=LONGEST if speculate else 0,
             constraint=loaded.constraint,
             attention=runner.attention,
         )

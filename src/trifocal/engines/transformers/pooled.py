@@ -65,14 +65,14 @@ class Pooled:
         self.positions = blocks * block
 
     def forward(self, runs: Sequence[Run[Any]]) -> torch.Tensor:
-        """Logits ``[runs that want them, vocabulary]``; see `trifocal.engines.batching.Runner.forward`."""
+        """Logits ``[positions that are wanted, vocabulary]``; see `trifocal.engines.batching.Runner.forward`."""
         self._place(runs)
-        rows, places, wanted, at = self._rows(runs), [], [], 0
+        rows, places, at = self._rows(runs), [], 0
+        wanted: list[int] = []
         for run in runs:
             places.append(torch.arange(run.start, run.start + run.count))
             at += run.count
-            if run.logits:
-                wanted.append(at - 1)
+            wanted += range(at - run.wanted, at)
         return self._computed(rows, torch.cat(places), torch.tensor(wanted, dtype=torch.long))
 
     def attend(
