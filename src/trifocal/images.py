@@ -373,6 +373,9 @@ def _digest(pixels: Picture) -> str:
 def _strips(picture: Picture) -> Iterator[Picture]:
     """The picture in strips of full width from the top: what is made of it whole would be held whole."""
     height = max(1, _STRIP // picture.width)
+    if height >= picture.height:
+        yield picture  # a crop would copy it
+        return
     for top in range(0, picture.height, height):
         yield picture.crop((0, top, picture.width, min(top + height, picture.height)))
 
