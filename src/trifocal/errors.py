@@ -14,6 +14,7 @@ TrifocalError
 ├── MissingExtra          an optional dependency that is not installed
 ├── OutOfMemory           a device had no room: says which part and where
 ├── EngineError           a language engine failed in the middle of its work
+│   ├── EngineLost          the process that did the work is gone: a new one may answer
 │   └── PeerError           another server that works for us can't be asked, or is not to be believed
 │       ├── PeerBusy          it has no room now: says when to come back
 │       └── PeerTimeout       it did not answer in time
@@ -31,6 +32,7 @@ __all__ = [
     "BadSampling",
     "CheckpointError",
     "EngineError",
+    "EngineLost",
     "MissingExtra",
     "NotSupported",
     "OutOfMemory",
@@ -147,6 +149,10 @@ class OutOfMemory(TrifocalError):
 
 class EngineError(TrifocalError):
     """A language engine failed while it worked; the request is lost, the process is not."""
+
+
+class EngineLost(EngineError):
+    """The process in which a language engine worked is gone; another one is started, or is not any more."""
 
 
 class PeerError(EngineError):

@@ -88,7 +88,7 @@ class State:
     ``waiting`` are requests. ``positions`` is how many its memory holds, ``free`` how many of them a new request can
     have; both are None where it does not count. ``several`` says that it works on many requests together though it does
     not count: who neither counts nor says so is asked for one answer at a time. ``drafted`` ids were guessed so far,
-    ``accepted`` of them came.
+    ``accepted`` of them came. ``steps`` grows while it works, where it counts them.
     """
 
     phase: Literal["starting", "ready", "failed"] = "ready"
@@ -100,6 +100,7 @@ class State:
     several: bool = False
     drafted: int = 0
     accepted: int = 0
+    steps: int = 0
 
 
 @runtime_checkable

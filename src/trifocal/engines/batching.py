@@ -100,6 +100,23 @@ class Batching:
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[Token, None, None]:
         """The answer's tokens; see `trifocal.engines.base.Engine.stream`."""
+        said: queue.SimpleQueue[Said] = queue.SimpleQueue()
+        return self._answer(self._request(prompt, sampling, said.put), said)
+
+    def ask(self, prompt: Prompt, sampling: Sampling, give: Callable[[Said], None]) -> Callable[[], None]:
+        """`stream` without anybody who waits: ``give`` gets each token in the engine's thread, then None or an error.
+
+        What is returned may be called by any thread, once nobody wants the rest; ``give`` gets its None then too.
+        """
+        request = self._request(prompt, sampling, give)
+        self._loop.submit(request)
+
+        def leave() -> None:
+            request.left = True
+
+        return leave
+
+    def _request(self, prompt: Prompt, sampling: Sampling, give: Callable[[Said], None]) -> Request[Drawing]:
         model = self.facts
         if not len(prompt):
             raise EngineError("the prompt is empty: there is nothing to continue")
@@ -113,10 +130,8 @@ class Batching:
                 raise BadSampling("schema", f"the engine {self._name} can't hold an answer to a JSON schema")
             constraint = model.constraint(sampling.schema)
         room = self.context - len(prompt)
-        said: queue.SimpleQueue[Said] = queue.SimpleQueue()
         drawing = Drawing(sampling, prompt.token_ids, model.end_ids, constraint)
-        limit = min(sampling.max_tokens or room, room)
-        return self._answer(Request(prompt, limit, model.end_ids, said.put, drawing), said)
+        return Request(prompt, min(sampling.max_tokens or room, room), model.end_ids, give, drawing)
 
     def attention(self, prompt: Prompt, ids: Sequence[int]) -> torch.Tensor:
         """Where it looked; see `trifocal.engines.base.Engine.attention`."""
@@ -165,7 +180,7 @@ class _Loop:
         self._lock = threading.Lock()  # between who puts into the inbox and the thread that ends
         self._model: Model | None = None
         self._prepare: Callable[[], bool] | None = None
-        self._failed = ""
+        self._failed, self._steps = "", 0
         self.blocks = Blocks(0, 1)
         self.scheduler: Scheduler[Drawing] = Scheduler(self.blocks)
 
@@ -227,6 +242,7 @@ class _Loop:
             self._failed,
             drafted=scheduler.drafted,
             accepted=scheduler.accepted,
+            steps=self._steps,
         )
 
     def stop(self) -> None:
@@ -293,6 +309,7 @@ class _Loop:
             runs = self.scheduler.next()
             if not runs:
                 return
+            self._steps += 1
             began, telling = time.perf_counter(), [run for run in runs if run.logits]
             logits = self.model.runner.forward(runs)  # [positions that are wanted, vocabulary]
             tokens = pick_along(logits, [run.request.row for run in telling], [run.draft for run in telling])
@@ -302,10 +319,19 @@ class _Loop:
             self._broken(error)
 
     def _broken(self, error: Exception) -> None:
-        """Ends all requests of a step that failed, and tries whether the runner can still compute anything."""
-        self.scheduler.fail(lambda: _ours(error))
-        if isinstance(error, torch.OutOfMemoryError | OutOfMemory):
-            return  # there was too much; it may be less next time
+        """Ends all requests of a step that failed, and tries whether the runner can still compute anything.
+
+        They are told afterwards: who hears of it can ask at once how the engine is.
+        """
+        ended = self.scheduler.drop()
+        try:
+            if not isinstance(error, torch.OutOfMemoryError | OutOfMemory):  # of which there may be less next time
+                self._probe()
+        finally:
+            for request in ended:
+                request.give(_ours(error))
+
+    def _probe(self) -> None:
         probe = Request(Prompt([TokenSpan((0,))]), 1, frozenset(), lambda _: None, Drawing(Sampling()))
         try:
             self.scheduler.add(probe)

@@ -177,14 +177,20 @@ class Scheduler(Generic[Row]):
 
     def fail(self, error: Callable[[], TrifocalError]) -> None:
         """Ends every request with an error of its own and forgets what the blocks hold."""
-        for request in (*self.running, *self.waiting):
+        for request in self.drop():
+            request.give(error())
+
+    def drop(self) -> list[Request[Row]]:
+        """Every request, which is not ours any more and was told nothing; forgets what the blocks hold."""
+        dropped = [*self.running, *self.waiting]
+        for request in dropped:
             self.blocks.release(request.blocks)
             request.blocks = []
-            request.give(error())
         self.running.clear()
         self.waiting.clear()
         self._runs = {}
         self.blocks.clear()
+        return dropped
 
     def _guess(self) -> None:
         """Makes the runs of answers longer by ids that may come, where that pays and they have the room."""

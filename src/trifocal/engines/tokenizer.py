@@ -23,7 +23,7 @@ class FileTokenizer:
         self._words = words
         self._start = list(words.start) if begins else []
         self._hidden = {token.id for token in words.added.values() if token.special}
-        self._rows = rows
+        self.rows = rows
         self._parts = parts
 
     @property
@@ -54,4 +54,4 @@ class FileTokenizer:
     def token(self, name: str) -> int | None:
         """The id of a control token."""
         token = self._words.added.get(name)
-        return token.id if token is not None and (self._rows is None or token.id < self._rows) else None
+        return token.id if token is not None and (self.rows is None or token.id < self.rows) else None
