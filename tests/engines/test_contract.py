@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,12 +11,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from installing import installed as packaged
 
 from trifocal.checkpoints import from_folder, language_recipe
 from trifocal.engines import ENGINES, engine_names, load_engine
 from trifocal.engines.base import Engine
 from trifocal.engines.language import open_language
 from trifocal.engines.recipe import Recipe
+from trifocal.engines.remote import load_remote
 from trifocal.engines.transformers import OneAtATime
 from trifocal.engines.transformers.loading import read
 from trifocal.errors import EngineError, PromptTooLong, UnknownName
@@ -37,10 +38,12 @@ def recipe(hf15: Path) -> Recipe:
     return language_recipe(from_folder(hf15), CPU)
 
 
-@pytest.fixture(scope="module", params=[*HERE, "one at a time", "stranger"])
+@pytest.fixture(scope="module", params=[*HERE, "one at a time", "stranger", "apart"])
 def loader(request: pytest.FixtureRequest, recipe: Recipe) -> Loader:
     if request.param == "one at a time":  # what the engine transformers does where a model's attention allows no more
         return lambda **options: OneAtATime(read(open_language(recipe), CPU, **options), 1 << 30)
+    if request.param == "apart":  # the engine native in a process of its own
+        return lambda **options: load_remote(replace(recipe, engine="native", options=options))
     if request.param == "stranger":
         request.getfixturevalue("installed")
     return lambda **options: load_engine(replace(recipe, engine=request.param, options=options))
@@ -49,16 +52,8 @@ def loader(request: pytest.FixtureRequest, recipe: Recipe) -> Loader:
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The stranger's package, where Python finds installed ones."""
-    site = tmp_path_factory.mktemp("site")
-    (site / "strange_engine.py").write_text(STRANGER.read_text("utf-8"))
-    facts = site / "strange_engine-1.0.dist-info"
-    facts.mkdir()
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: strange_engine\nVersion: 1.0\n")
-    (facts / "entry_points.txt").write_text("[trifocal.engines]\nstranger = strange_engine:load\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(site))
+    with packaged(tmp_path_factory.mktemp("site"), "stranger", STRANGER):
         yield
-    sys.modules.pop("strange_engine", None)
 
 
 def test_a_stranger_needs_sixty_lines_at_most() -> None:

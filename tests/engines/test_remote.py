@@ -1,0 +1,298 @@
+"""An engine in a process of its own: whatever ends or stops the process ends its streams, and it comes again."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from installing import installed
+
+from trifocal.checkpoints import find_checkpoint, language_recipe
+from trifocal.engines import load_engine
+from trifocal.engines.base import Engine, Token
+from trifocal.engines.echo import Bytes
+from trifocal.engines.recipe import Recipe
+from trifocal.engines.remote import Remote, load_remote, worker
+from trifocal.errors import BadSampling, EngineError, EngineLost, PromptTooLong, UnknownName, UsageError
+from trifocal.messages import Sampling
+from trifocal.prompt import ImageSpan, Prompt, TokenSpan
+from waiting import PATIENCE, until
+
+FULL = os.environ.get("TRIFOCAL_FULL") == "1"
+LIMIT = 2.0  # seconds without a step
+FAULTS = ["kill", "panic", "sicken", "stop", "hang", *(["segv", "exit", "deaf"] if FULL else [])]
+ECHO = Recipe(source="", config={"hidden_size": 8}, engine="echo", options={"delay": 0.02})
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipe]:
+    """The recipe of an engine that fails as its prompts say."""
+    with installed(tmp_path_factory.mktemp("site"), "faulty", Path(__file__).with_name("faulty.py")):
+        yield Recipe(source="", config={"hidden_size": 8}, engine="faulty")
+
+
+@pytest.fixture(scope="module")
+def engine(faulty: Recipe) -> Iterator[Remote]:
+    with loaded(faulty, step_limit=LIMIT) as made:
+        yield made
+
+
+@contextmanager
+def loaded(recipe: Recipe, **options: Any) -> Iterator[Remote]:
+    """An engine, of which nothing is left behind the block."""
+    before = threading.active_count()
+    engine = load_remote(recipe, **options)
+    pids = engine.pids
+    yield engine
+    pids += engine.pids
+    engine.close()
+    assert not [pid for pid in pids if alive(pid)]
+    assert threading.active_count() <= before
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process, be it a zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def prompt(words: str) -> Prompt:
+    return Prompt([TokenSpan(tuple(Bytes().encode(words, start=False)))])
+
+
+def told(stream: Generator[Token, None, None]) -> str:
+    return Bytes().decode([token.id for token in stream])
+
+
+def ask(engine: Engine, words: str, **options: object) -> str:
+    return told(engine.stream(prompt(words), Sampling(**options)))  # type: ignore[arg-type]
+
+
+def endless(engine: Engine) -> Generator[Token, None, None]:
+    """A slow answer that ends with the context."""
+    return engine.stream(prompt("fault:none:-1:slow"), Sampling(ignore_end=True))
+
+
+def ready(engine: Remote) -> None:
+    until(lambda: engine.state().phase == "ready", "the next process")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_ends_or_stops_the_process_ends_what_was_begun_and_loses_nothing_else(
+    engine: Remote, fault: str, tmp_path: Path
+) -> None:
+    ready(engine)
+    (first,) = engine.pids
+    with ThreadPoolExecutor() as pool:
+        neighbour = endless(engine)
+        next(neighbour)
+        once = tmp_path / "once"
+        unbegun = pool.submit(ask, engine, f"fault:{fault}:0:once={once}")
+        with pytest.raises(EngineLost, match="the language engine's process"):
+            told(neighbour)
+        assert engine.state().phase == "starting"
+        assert "it starts again" in engine.state().reason
+        late = pool.submit(ask, engine, "who comes meanwhile")
+        assert unbegun.result(PATIENCE) == f"fault:{fault}:0:once={once}"
+        assert late.result(PATIENCE) == "who comes meanwhile"
+    assert engine.state().phase == "ready"
+    assert engine.state().reason == ""
+    assert not alive(first)
+
+
+def test_a_step_that_fails_alone_ends_its_requests_and_not_the_process(engine: Remote) -> None:
+    ready(engine)
+    pids = engine.pids
+    for fault in ("oops", "memory"):
+        stream = engine.stream(prompt(f"fault:{fault}:2"), Sampling())
+        assert [next(stream).id, next(stream).id] == Bytes().encode("fa", start=False)
+        with pytest.raises(EngineError):
+            next(stream)
+    assert ask(engine, "still here") == "still here"
+    assert engine.pids == pids
+
+
+def test_a_request_that_kills_every_process_is_given_up_and_takes_nobody_with_it(engine: Remote) -> None:
+    ready(engine)
+    with ThreadPoolExecutor() as pool:
+        streams = [pool.submit(ask, engine, words) for words in ("fault:kill:0", "before", "fault:none:-1:slow")]
+        with pytest.raises(EngineError, match="3 processes of the language engine ended before"):
+            streams[0].result(PATIENCE)
+        assert [stream.result(PATIENCE) for stream in streams[1:]] == ["before", "fault:none:-1:slow"]
+
+
+def test_what_a_library_prints_is_nobodys_answer(engine: Remote) -> None:
+    assert ask(engine, "fault:print:1") == "fault:print:1"
+
+
+def test_its_own_tokenizer_is_asked(engine: Remote) -> None:
+    assert engine.tokenizer.encode("é", start=True) == Bytes().encode("é", start=True)
+    assert engine.tokenizer.decode(Bytes().encode("é", start=True)) == "é"
+    assert engine.tokenizer.token("</s>") == Bytes().token("</s>")
+    assert engine.tokenizer.token("nonsense") is None
+
+
+def test_who_leaves_is_let_go_within_a_step(engine: Remote) -> None:
+    ready(engine)
+    streams = [endless(engine) for _ in range(3)]
+    for stream in streams:
+        next(stream)
+    assert (engine.state().running, engine.state().waiting) == (3, 0)
+    for stream in streams:
+        stream.close()
+    until(lambda: (state := engine.state()).running == 0 and state.free == state.positions, "rest")
+
+
+def test_nobody_reads_and_nobody_waits_for_it(engine: Remote) -> None:
+    """A stream that is not read piles up here; the process and everybody else go on."""
+    unread = engine.stream(prompt("." * 2000), Sampling())
+    next(unread)
+    assert ask(engine, "who reads") == "who reads"
+    assert len(told(unread)) == 1999
+
+
+def test_twenty_deaths_leave_nothing_behind(engine: Remote) -> None:
+    ready(engine)
+    ask(engine, "warm")
+    gc.collect()
+    before = (threading.active_count(), len(os.listdir("/proc/self/fd")))
+    for _ in range(20 if FULL else 2):
+        stream = endless(engine)
+        next(stream)
+        (pid,) = engine.pids
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(EngineLost):
+            told(stream)
+        ready(engine)
+        assert not alive(pid)
+        assert ask(engine, "again") == "again"
+    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == before
+    task = Path(f"/proc/{os.getpid()}/task")
+    children = [pid for thread in task.iterdir() for pid in (thread / "children").read_text().split()]
+    assert [int(pid) for pid in children if int(pid) in engine.pids] == engine.pids
+    assert not [pid for pid in children if "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]]
+
+
+def test_it_is_given_up_with_a_sentence(faulty: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "GIVE_UP", 2)
+    monkeypatch.setattr(worker, "PAUSE", 0.01)
+    dying = replace(faulty, options={"once": str(tmp_path / "once"), "dies": True})
+    with loaded(dying) as engine:
+        stream, other = (endless(engine) for _ in range(2))
+        next(stream)
+        os.kill(engine.pids[0], signal.SIGKILL)
+        with pytest.raises(EngineLost):
+            told(stream)
+        with pytest.raises(EngineLost, match=r"was ended by SIGKILL, 2 times in a row: restart the server"):
+            told(other)
+        assert engine.state().phase == "failed"
+        with pytest.raises(EngineLost, match="restart the server"):
+            ask(engine, "too late")
+
+
+def test_what_can_not_be_loaded_is_told_as_it_would_be_here(faulty: Recipe, tmp_path: Path) -> None:
+    before = threading.active_count()
+    with pytest.raises(UnknownName, match="did you mean dies"):
+        load_remote(replace(faulty, options={"dyes": True}))
+    (tmp_path / "once").touch()
+    with pytest.raises(EngineError, match="it was ended by SIGKILL"):
+        load_remote(replace(faulty, options={"once": str(tmp_path / "once"), "dies": True}))
+    with pytest.raises(UsageError, match="no plain value"):
+        load_remote(replace(faulty, options={"dies": object()}))
+    assert threading.active_count() == before
+
+
+def test_it_ends_with_its_parent(tmp_path: Path) -> None:
+    """However it dies, and though the process hears nothing of its pipe meanwhile."""
+    program = (
+        "import os, sys, time\n"
+        "from trifocal.engines.recipe import Recipe\n"
+        "from trifocal.engines.remote import load_remote\n"
+        "engine = load_remote(Recipe(source='', config={'hidden_size': 8}, engine='echo'))\n"
+        "print(*engine.pids, flush=True)\n"
+        "time.sleep(1000)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert os.getpgid(pid) == pid
+        os.kill(pid, signal.SIGTERM)  # as a service's manager says it to everybody: the parent decides
+        os.kill(pid, signal.SIGINT)
+        assert alive(pid)
+        parent.kill()
+    until(lambda: not alive(pid), "its end")
+
+
+def test_answers_are_those_of_the_engine_here() -> None:
+    recipe = language_recipe(find_checkpoint("thimble"))
+    here = load_engine(recipe)
+    features = torch.randn(16, here.hidden, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
+    asked = Prompt([TokenSpan((1, 50, 60)), ImageSpan(features, "a"), TokenSpan((70, 80))])
+    schema = '{"type":"object","properties":{"a":{"type":"integer"}},"required":["a"]}'
+    samplings = [
+        Sampling(max_tokens=12, ignore_end=True, top_logprobs=3),
+        Sampling(max_tokens=12, temperature=1, seed=5, repetition_penalty=1.2),
+        Sampling(max_tokens=12, schema=schema),
+    ]
+    with loaded(recipe) as apart:
+        for sampling in samplings:
+            assert list(apart.stream(asked, sampling)) == list(here.stream(asked, sampling))
+        assert torch.equal(apart.attention(asked, [5, 6]), here.attention(asked, [5, 6]))
+        assert apart.tokenizer.encode("What is it?", start=True) == here.tokenizer.encode("What is it?", start=True)
+        assert (apart.able, apart.context, apart.hidden) == (here.able, here.context, here.hidden)
+        assert [part.nbytes for part in apart.parts] == [28835840]
+        with pytest.raises(PromptTooLong):
+            apart.stream(Prompt([TokenSpan((5,) * apart.context)]), Sampling())
+        with pytest.raises(BadSampling):
+            list(apart.stream(asked, Sampling(schema="{")))
+    here.close()
+
+
+def test_a_conversation_goes_where_its_beginning_is_and_others_where_there_is_room() -> None:
+    with loaded(ECHO, replicas=2) as engine:
+        places = engine._crew.workers
+
+        def busy() -> list[int]:
+            return [len(place.open) for place in places]
+
+        first, second = (engine.stream(prompt(letter * 320), Sampling()) for letter in "ab")
+        next(first)
+        homes = {"a": busy().index(1)}
+        next(second)
+        assert busy() == [1, 1]  # the other one was free
+        homes["b"] = 1 - homes["a"]
+        first.close()
+        second.close()
+        for letter in "abba":
+            until(lambda: busy() == [0, 0], "rest")
+            stream = engine.stream(prompt(letter * 320 + "?"), Sampling())
+            next(stream)
+            assert busy().index(1) == homes[letter]
+            stream.close()
+        many = [engine.stream(prompt("a" * 320), Sampling()) for _ in range(12)]
+        for stream in many:
+            next(stream)
+        assert min(busy()) >= 2  # the beginning is not worth to wait for
+        os.kill(engine.pids[0], signal.SIGKILL)
+        until(lambda: engine.state().reason, "its death")
+        assert engine.state().phase == "ready"
+        assert "it starts again" in engine.state().reason
+        assert ask(engine, "the other one answers") == "the other one answers"
+        until(lambda: engine.state().reason == "", "the second process")
+        for stream in many:
+            stream.close()
