@@ -57,6 +57,7 @@ class App {
   private readonly unread = new Set<string>();
   private unsaved = false;
   private typed = 0; // counts changes of what is being written
+  private recounts = 0;
   private opening: Promise<void> = Promise.resolve();
   private greeting: { info: Info | null; element: HTMLElement } | null = null;
 
@@ -420,7 +421,16 @@ class App {
 
   // ------------------------------------------------------------------ drawing
 
-  private readonly recount = later(250, () => void this.count());
+  private recount(): void {
+    this.recounts += 1;
+    this.meter.busy(true);
+    this.countLater();
+  }
+
+  private readonly countLater = later(250, () => {
+    const { recounts } = this;
+    void this.count().finally(() => this.meter.busy(recounts !== this.recounts));
+  });
 
   private async count(): Promise<void> {
     const { conversation } = this.chat;

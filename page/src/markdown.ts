@@ -45,6 +45,7 @@ export class Written {
     // a link may be explained below the place where it stands: such a text is looked at once more when it is whole
     if (whole && this.ended && this.text.includes("]:")) this.unsettle();
     this.show(this.text.slice(this.settled, this.shown), whole && this.ended);
+    this.element.setAttribute("aria-busy", String(!whole));
     if (!whole) this.frame = next(this.draw);
   };
 
@@ -173,7 +174,7 @@ function code(content: string, language: string, open: boolean): Leaf {
 function coloured(text: string, language: string): HTMLElement {
   const element = h("code", {}, text);
   if (language && text.length <= COLOURED) {
-    void import("./colours").then(({ colour }) => colour(element, text, language.toLowerCase()), () => undefined); // plain is good enough
+    busy(element, import("./colours").then(({ colour }) => colour(element, text, language.toLowerCase()))); // plain is good enough
   }
   return element;
 }
@@ -184,14 +185,17 @@ function formula(tex: string, display: boolean): Leaf {
     make: () => {
       const element = h(display ? "div" : "span", { class: display ? "formula display" : "formula" }, tex);
       if (display) element.tabIndex = 0; // wide ones scroll: keys must reach them
-      void import("./math").then(({ drawFormula }) => {
-        try {
-          drawFormula(element, tex, display);
-        } catch {
-          element.textContent = tex; // shown as it was written
-        }
-      }, () => undefined);
+      busy(element, import("./math").then(({ drawFormula }) => drawFormula(element, tex, display)).catch(() => {
+        element.textContent = tex; // shown as it was written
+      }));
       return element;
     },
   };
+}
+
+/** Says of an element that it is still being drawn, until that has ended in whatever way. */
+function busy(element: HTMLElement, drawing: Promise<void>): void {
+  element.setAttribute("aria-busy", "true");
+  const ended = (): void => element.removeAttribute("aria-busy");
+  drawing.then(ended, ended);
 }

@@ -17,6 +17,11 @@ export class Meter {
       h("div", { class: "meter-more" }, this.legend, this.next, this.about));
   }
 
+  /** Says that what is shown is being counted anew, or that it is right. */
+  busy(busy: boolean): void {
+    this.element.setAttribute("aria-busy", String(busy));
+  }
+
   /** `names` are those of the pictures that are sent, in order. */
   show(count: Count | null, names: string[], reason = ""): void {
     this.element.hidden = !count && !reason;

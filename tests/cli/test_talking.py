@@ -26,6 +26,7 @@ from trifocal.errors import BadImage, UsageError
 from trifocal.images import from_pil
 from trifocal.messages import Message
 from trifocal.tools.conversations import Log, read_conversation, turns_from, turns_of, write_conversation
+from waiting import PATIENCE
 
 ODD = ["Tom's cat.png", 'a "b".png', "zwei Katzen.png", "back\\slash.png", "-dash.png", "#1.png"]
 
@@ -236,7 +237,7 @@ def test_in_a_terminal(album: Path, echo: dict[str, str]) -> None:
                 break
             seen += piece
         os.close(main)
-        assert process.wait(60) == 0, seen
+        assert process.wait(PATIENCE) == 0, seen
         return seen
 
     seen = session(

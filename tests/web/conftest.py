@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from live import Live, running
-from visiting import ARGUMENTS, CHROMIUM, Visit
+from visiting import ARGUMENTS, CHROMIUM, PATIENT, Visit
 
 import trifocal
 from trifocal.web import routes
@@ -20,8 +20,9 @@ def browser() -> Iterator[Any]:
     if CHROMIUM is None and not os.environ.get("CI"):
         pytest.skip("there is no chromium here (apt-get install chromium)")
     assert CHROMIUM, "the page's tests need Debian's chromium"
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=PATIENCE * 1000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
@@ -44,6 +45,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Visit]]:
         contexts.append(context)
         made = Visit(context.new_page())
         made.page.set_default_timeout(PATIENCE * 1000)
+        made.page.add_init_script(PATIENT)
         made.page.on("request", lambda request: made.asked.append(request.url))
         made.page.on("pageerror", lambda error: made.faults.append(str(error)))
         made.page.on(

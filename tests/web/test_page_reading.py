@@ -29,13 +29,12 @@ def echo() -> Any:
         yield live
 
 
-def end_is_seen(seen: Visit) -> bool:
-    """Whether the end of the transcript is above the field."""
-    return bool(
-        seen.page.evaluate(
-            "document.querySelector('.turns').getBoundingClientRect().bottom <="
-            " document.querySelector('.composer').getBoundingClientRect().top"
-        )
+def expect_the_end(seen: Visit) -> None:
+    """The end of the transcript is above the field."""
+    seen.settle()
+    seen.until(
+        "document.querySelector('.turns').getBoundingClientRect().bottom <="
+        " document.querySelector('.composer').getBoundingClientRect().top"
     )
 
 
@@ -46,19 +45,22 @@ def test_the_answer_is_followed_until_the_reader_goes_up(visit: Open, browser: A
         seen.add(EXAMPLE)
         seen.ask(" What?")
         seen.until("document.querySelectorAll('.turn:last-child .text p').length === 60")
-        seen.page.wait_for_timeout(100)
-        assert end_is_seen(seen)
-    assert not seen.page.locator(".to-end").is_visible()
+        expect_the_end(seen)
+    seen.expect(".to-end").to_be_hidden()
     seen.page.mouse.move(640, 300)
+    seen.page.evaluate("document.querySelector('.scroll').addEventListener('scrollend', () => window.scrolled = true)")
     seen.page.mouse.wheel(0, -900)
     seen.page.wait_for_selector(".to-end")
-    before = seen.page.evaluate("document.querySelector('.scroll').scrollTop")
+    seen.until("window.scrolled")
+    place = "document.querySelector('.scroll').scrollTop"
+    before = seen.page.evaluate(place)
     seen.page.set_viewport_size({"width": 1280, "height": 700})  # what grows or shrinks moves no reader
-    seen.page.wait_for_timeout(150)
-    assert seen.page.evaluate("document.querySelector('.scroll').scrollTop") == before
+    seen.until("innerHeight === 700")
+    seen.frames()
+    seen.until(f"{place} === {before}")
     seen.page.locator(".to-end").click()
     seen.until("document.querySelector('.to-end').hidden")
-    assert end_is_seen(seen)
+    expect_the_end(seen)
 
 
 def test_an_error_is_in_view(visit: Open, browser: Any, echo: Live) -> None:
@@ -66,9 +68,8 @@ def test_an_error_is_in_view(visit: Open, browser: Any, echo: Live) -> None:
     seen.ask("one")
     seen.page.evaluate("window.fetch = () => Promise.resolve(new Response('{}', {status: 500}))")
     seen.ask("two")
-    seen.page.wait_for_timeout(100)
-    assert seen.page.locator(".turn .problem").is_visible()
-    assert end_is_seen(seen)
+    seen.expect(".turn .problem").to_be_visible()
+    expect_the_end(seen)
 
 
 PIECE = """### Part {n}
@@ -130,9 +131,10 @@ def test_one_long_block_is_drawn_by_what_changed(visit: Open, browser: Any, echo
     words = len(long.split())
     seen.until("document.querySelector('.turn.assistant .costs') !== null")
     seen.until(f"document.querySelector('.turn.assistant .text').innerText.split(/\\s+/).length > {words // 4}")
-    seen.page.wait_for_timeout(100)
+    seen.settle()
     stand = seen.page.evaluate("document.querySelector('.content').querySelectorAll('*').length")
-    assert seen.page.evaluate("window.made") < 6 * stand + 600
+    made = seen.page.evaluate("window.made")
+    assert made < 6 * stand + 600
 
 
 def test_what_grows_ends_as_what_is_read_whole(visit: Open, browser: Any, echo: Live) -> None:
@@ -147,21 +149,18 @@ def test_what_grows_ends_as_what_is_read_whole(visit: Open, browser: Any, echo: 
     seen.ask("go")
     seen.until("document.querySelectorAll('.text a').length === 2 && document.querySelector('.text math')")
     seen.until("document.querySelector('.text .hljs-keyword')")
-    grown = seen.page.locator(".text").inner_html()
+    seen.settle()
+    grown = seen.page.evaluate("document.querySelector('.text').innerHTML")
     seen.page.reload()
-    seen.until("document.querySelector('.text math') && document.querySelector('.text .hljs-keyword')")
-    assert seen.page.locator(".text").inner_html() == grown
+    seen.until(f"document.querySelector('.text')?.innerHTML === {json.dumps(grown)}")
 
 
 def test_formulas_keep_their_backslashes(visit: Open, browser: Any, echo: Live) -> None:
     seen = visit(echo.url, context=fresh(browser, answering(FORMULA)))
     seen.ask("go")
     seen.until("document.querySelectorAll('.text math').length === 3")
-    written = seen.page.evaluate(
-        "[...document.querySelectorAll('.text annotation')].map(each => each.textContent.trim())"
-    )
-    assert written == [r"a\,b = \frac{1}{2}", "x_1 * y_1 * z", r"\int_0^1 x\,dx"]
-    assert "$5 and $6" in seen.answer
+    seen.expect(".text annotation").to_have_text([r"a\,b = \frac{1}{2}", "x_1 * y_1 * z", r"\int_0^1 x\,dx"])
+    seen.expect_answer().to_contain_text("$5 and $6")
     seen.check()
 
 
@@ -182,14 +181,14 @@ def test_nothing_in_an_answer_runs_or_loads(visit: Open, echo: Live) -> None:
     for text in HOSTILE:
         seen.page.evaluate(answering(text, 7))
         seen.ask("go")
-    seen.page.wait_for_timeout(200)
+    seen.settle()
     inside = seen.page.locator(".turn.assistant .text")
-    assert inside.count() == len(HOSTILE)
+    seen.expect(inside).to_have_count(len(HOSTILE))
     loading = "img, script, style, iframe, object, svg:not(.icon), [onerror], [onload], [style*=url]"
-    assert inside.locator(loading).count() == 0
+    seen.expect(inside.locator(loading)).to_have_count(0)
     links = inside.locator("a").evaluate_all("all => all.map(each => each.protocol)")
     assert all(link in ("https:", "http:", "mailto:", ":") for link in links)
-    assert seen.page.locator(".send").is_visible()
+    seen.expect(".send").to_be_visible()
 
 
 def test_long_words_and_tables_break_nothing(visit: Open, browser: Any, echo: Live) -> None:
@@ -199,13 +198,10 @@ def test_long_words_and_tables_break_nothing(visit: Open, browser: Any, echo: Li
     seen.say(f"مرحبا {word}")
     seen.page.locator(".send").tap()
     seen.page.wait_for_selector(".costs")
-    assert seen.page.evaluate("document.documentElement.scrollWidth") <= 390
-    assert seen.page.evaluate(
-        "document.querySelector('.scroll').scrollWidth <= document.querySelector('.scroll').clientWidth"
-    )
-    cell = seen.page.locator(".text td").first
-    assert cell.bounding_box()["height"] < 60  # its word is whole, on one line
-    assert seen.page.locator(".wide").evaluate("each => each.scrollWidth > each.clientWidth")
+    seen.until("document.documentElement.scrollWidth <= 390")
+    seen.until("document.querySelector('.scroll').scrollWidth <= document.querySelector('.scroll').clientWidth")
+    seen.until("document.querySelector('.text td').offsetHeight < 60")  # its word is whole, on one line
+    seen.until("document.querySelector('.wide').scrollWidth > document.querySelector('.wide').clientWidth")
     seen.check()
 
 
@@ -219,7 +215,7 @@ def test_copying_says_so_and_works_over_plain_http(visit: Open, browser: Any, ec
     )
     seen.page.locator("[aria-label='Copy the answer']").click()
     seen.toast("Copied.")
-    assert seen.page.evaluate("window.copied") == "`x\\,y`"
+    seen.until(r"window.copied === '`x\\,y`'")
 
 
 def test_panels_stay_inside_the_window_and_close(visit: Open, browser: Any, echo: Live) -> None:
@@ -257,9 +253,9 @@ def test_redraws_keep_the_focus_and_what_is_open(visit: Open, browser: Any) -> N
         two = visit(live.url, context=context)
         two.ask("second")
         one.until("document.querySelectorAll('.turn').length === 4 && !document.querySelector('.growing')")
-        one.page.wait_for_timeout(200)
-        assert "Where did it look" in one.page.evaluate("document.activeElement.innerText")
-        assert one.page.locator(".look-told").count() == 1
+        one.settle()
+        one.until("document.activeElement.innerText.includes('Where did it look')")
+        one.expect(".look-told").to_have_count(1)
 
 
 def test_focus_typing_and_pasting_reach_the_field(visit: Open, echo: Live) -> None:
@@ -272,7 +268,7 @@ def test_focus_typing_and_pasting_reach_the_field(visit: Open, echo: Live) -> No
         const data = new DataTransfer(); data.setData('text/plain', ', pasted');
         document.body.dispatchEvent(new ClipboardEvent('paste', {clipboardData: data, bubbles: true})); }"""
     )
-    assert seen.page.locator(".field").inner_text() == "typed anywhere, pasted"
+    seen.expect(".field").to_have_text("typed anywhere, pasted")
 
 
 def test_a_sample_erases_nothing(visit: Open, thimble: Live) -> None:
@@ -280,8 +276,8 @@ def test_a_sample_erases_nothing(visit: Open, thimble: Live) -> None:
     seen.say("my own question")
     seen.page.locator(".sample").first.click()
     seen.page.wait_for_selector(".chip")
-    assert "my own question" in seen.page.locator(".field").inner_text()
-    assert not seen.page.locator(".send").is_disabled()
+    seen.expect(".field").to_contain_text("my own question")
+    seen.expect(".send").to_be_enabled()
 
 
 def test_enter_on_a_phone_is_a_new_line(visit: Open, echo: Live) -> None:
@@ -289,10 +285,10 @@ def test_enter_on_a_phone_is_a_new_line(visit: Open, echo: Live) -> None:
     seen.say("one")
     seen.page.keyboard.press("Enter")
     seen.say("two")
-    assert seen.page.locator(".turn").count() == 0
+    seen.expect(".turn").to_have_count(0)
     seen.page.locator(".send").tap()
     seen.page.wait_for_selector(".costs")
-    assert "one\ntwo" in seen.said()[0]
+    seen.expect(".turn.user .bubble").to_have_text(re.compile(r"^\s*one\s*\n\s*two\s*$"), use_inner_text=True)
 
 
 NUMBERS = [
@@ -313,7 +309,7 @@ def test_numbers_out_of_range_are_put_right(visit: Open, echo: Live) -> None:
     for field, given, right in NUMBERS:
         seen.page.fill(field, given)
         seen.page.keyboard.press("Tab")
-        assert (field, seen.page.input_value(field)) == (field, right)
+        seen.expect(field).to_have_value(right)
 
 
 def test_an_answer_that_was_deleted_is_asked_for_again(visit: Open, echo: Live) -> None:
@@ -324,7 +320,7 @@ def test_an_answer_that_was_deleted_is_asked_for_again(visit: Open, echo: Live) 
     seen.until("document.querySelectorAll('.turn').length === 1")
     seen.page.locator(".ask-again").click()
     seen.page.wait_for_selector(".costs")
-    assert "a question" in seen.answer
+    seen.expect_answer().to_contain_text("a question")
 
 
 def test_an_answer_is_edited_and_a_chat_branches(visit: Open, echo: Live) -> None:
@@ -335,7 +331,7 @@ def test_an_answer_is_edited_and_a_chat_branches(visit: Open, echo: Live) -> Non
     seen.page.fill(".answer-edit", "my own words")
     seen.page.locator(".answer-form button", has_text="Keep").click()
     seen.until("document.querySelector('.turn.assistant .text').innerText === 'my own words'")
-    assert "2 / 2" in seen.page.locator(".variants").inner_text()
+    seen.expect(".variants").to_contain_text("2 / 2")
     bodies = seen.bodies()
     seen.ask("two")
     assert bodies[0]["messages"][1]["content"] == "my own words"
@@ -343,10 +339,10 @@ def test_an_answer_is_edited_and_a_chat_branches(visit: Open, echo: Live) -> Non
     seen.page.locator(".menu-item", has_text="new chat").click()
     seen.until("document.querySelectorAll('.turn').length === 2")
     seen.ask("another way")
-    assert seen.said() == ["one", "another way"]
+    seen.expect_said("one", "another way")
     seen.page.locator(".talk-open", has_text="one").last.click()
     seen.until("[...document.querySelectorAll('.bubble')].at(-1).innerText.includes('two')")
-    assert seen.said() == ["one", "two"]
+    seen.expect_said("one", "two")
 
 
 def test_chats_are_searched_by_day_and_written_as_markdown(visit: Open, echo: Live, tmp_path: Path) -> None:
@@ -355,7 +351,7 @@ def test_chats_are_searched_by_day_and_written_as_markdown(visit: Open, echo: Li
     seen.ask(" A giraffe?")
     seen.page.locator(".new-talk").click()
     seen.ask("About elephants")
-    assert seen.page.locator(".talk-day").inner_text() == "Today"
+    seen.expect(".talk-day").to_have_text("Today")
     seen.page.fill(".talk-search", "GIRAFFE polite")  # one word of the question, one of the answer
     seen.until("document.querySelectorAll('.talk').length === 1")
     seen.page.locator(".talk-open").click()
@@ -370,7 +366,7 @@ def test_chats_are_searched_by_day_and_written_as_markdown(visit: Open, echo: Li
     text = file.read_text("utf-8")
     assert re.search(r"^!\[Example\.png\]\[picture-1\] A giraffe\?$", text, re.MULTILINE | re.IGNORECASE)
     assert "[picture-1]: data:image/png;base64," in text
-    assert re.search(r"^\d\d?:\d\d", seen.page.locator("time.moment").first.inner_text())
+    seen.expect(seen.page.locator("time.moment").first).to_have_text(re.compile(r"^\d\d?:\d\d"))
 
 
 def test_each_chat_has_settings_of_its_own(visit: Open, echo: Live) -> None:
@@ -400,10 +396,10 @@ def test_what_the_server_leaves_out_is_said_where_one_looks(visit: Open) -> None
             seen.add(EXAMPLE)
             seen.ask(f" Number {number} " + "x" * 100)
         seen.page.wait_for_selector(".memory-ends")
-        assert seen.page.locator(".turn.outside").count() >= 2
-        assert seen.page.locator(".sent.dropped figcaption").first.inner_text() == "not shown any more"
-        assert seen.page.locator(".turn.outside ~ .memory-ends ~ .turn:not(.outside)").count() >= 1
-        assert "Answered without" in seen.page.locator(".without").last.inner_text()
+        seen.until("document.querySelectorAll('.turn.outside').length >= 2")
+        seen.expect(seen.page.locator(".sent.dropped figcaption").first).to_have_text("not shown any more")
+        seen.until("document.querySelector('.turn.outside ~ .memory-ends ~ .turn:not(.outside)')")
+        seen.expect(seen.page.locator(".without").last).to_contain_text("Answered without")
         seen.check()
 
 
@@ -423,7 +419,7 @@ def test_a_picture_is_enlarged(visit: Open, echo: Live) -> None:
     seen.add(EXAMPLE)
     seen.ask(" What?")
     seen.page.locator(".sent-open").click()
-    assert seen.page.locator("dialog .enlarged").bounding_box()["width"] > 300
+    seen.until("document.querySelector('dialog .enlarged').getBoundingClientRect().width > 300")
     seen.page.locator("dialog button", has_text="What the model sees").click()
     seen.page.wait_for_selector(".preview-pair")
 
@@ -433,14 +429,10 @@ def test_field_and_column_have_one_width(visit: Open, browser: Any, echo: Live, 
     context = fresh(browser, answering("A line.\n\n" * 60), viewport={"width": width, "height": 800})
     seen = visit(echo.url, context=context)
     seen.ask("go")
-    sides = [
-        seen.page.evaluate(
-            f"(({{left, right}}) => [left, right])(document.querySelector('{part}').getBoundingClientRect())"
-        )
-        for part in (".turns", ".composer")
-    ]
-    assert sides[0] == sides[1], json.dumps(sides)
-    assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+    sides = [f"document.querySelector('{part}').getBoundingClientRect()" for part in (".turns", ".composer")]
+    for side in ("left", "right"):
+        seen.until(" === ".join(f"{each}.{side}" for each in sides))
+    seen.until(f"document.documentElement.scrollWidth <= {width}")
 
 
 RICH = r"""The picture shows a **red star**, a *green square* and a dog. Its area is
@@ -473,9 +465,7 @@ def test_every_size_in_light_and_dark(visit: Open, browser: Any, thimble: Live, 
     seen.page.locator(".send").click()
     seen.until("document.querySelector('.text math') && document.querySelector('.text .hljs-keyword')")
     seen.page.wait_for_selector(".costs")
-    seen.page.wait_for_timeout(300)
     seen.shot(f"{width}-{scheme}")
     seen.check()
     seen.page.locator("#settings-button").click()
-    seen.page.wait_for_timeout(250)
     seen.check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,13 @@ def test_three_tabs_have_one_truth(visit: Open, context: Any) -> None:
         two.ask("second, of the other tab")
         one.until("document.querySelectorAll('.turn').length === 4 && !document.querySelector('.growing')")
         one.ask("third")
-        everything = ["first", "second, of the other tab", "third"]
+        everything = ("first", "second, of the other tab", "third")
         for seen in (two, three):
             seen.until("document.querySelectorAll('.turn').length === 6 && !document.querySelector('.growing')")
-            assert seen.said() == everything
+            seen.expect_said(*everything)
         three.page.reload()
         three.until("document.querySelectorAll('.turn').length === 6")
-        assert three.said() == everything
+        three.expect_said(*everything)
 
 
 def test_another_tabs_start_takes_no_picture_away(visit: Open, context: Any) -> None:
@@ -68,12 +69,12 @@ def test_a_missing_picture_stops_the_question_and_says_so(visit: Open) -> None:
         bodies = seen.bodies()
         seen.ask("And now?")
         assert bodies == []
-        assert "missing in this browser" in seen.page.locator(".turn .problem").inner_text()
+        seen.expect(".turn .problem").to_contain_text("missing in this browser")
         seen.until("document.querySelector('.meter-words').innerText.includes('missing in this browser')")
         seen.page.locator(".keep").click()
         seen.page.locator(".problem button", has_text="Try again").click()
         seen.page.wait_for_selector(".turn.assistant:last-child .costs")
-        assert "And now?" in seen.answer
+        seen.expect_answer().to_contain_text("And now?")
 
 
 def test_a_tab_that_is_closed_in_the_middle_of_an_answer(visit: Open, context: Any) -> None:
@@ -93,10 +94,10 @@ def test_a_tab_that_is_closed_in_the_middle_of_an_answer(visit: Open, context: A
         two.until("document.querySelector('.stopped')?.innerText.includes('The page was closed here')")
         engine.gate.set()
         assert live.settled()
-        assert two.page.locator(".field").inner_text() == "not yet"
+        two.expect(".field").to_have_text("not yet")
         two.page.locator("[aria-label='Answer anew']").click()
         two.page.wait_for_selector(".costs")
-        assert "hello there" in two.answer
+        two.expect_answer().to_contain_text("hello there")
 
 
 def test_an_answer_goes_on_while_another_chat_is_open(visit: Open) -> None:
@@ -109,13 +110,13 @@ def test_an_answer_goes_on_while_another_chat_is_open(visit: Open) -> None:
         seen.page.wait_for_selector(".growing")
         seen.page.locator(".new-talk").click()
         seen.page.wait_for_selector(".talk-mark.answering")
-        assert seen.page.locator(".send").get_attribute("aria-label") == "Send"
+        seen.expect(".send").to_have_attribute("aria-label", "Send")
         engine.gate.set()
         seen.page.wait_for_selector(".talk-mark.answered")
         seen.page.locator(".talk-open", has_text="the slow one").click()
         seen.page.wait_for_selector(".costs")
-        assert "the slow one" in seen.answer
-        assert seen.page.locator(".talk-mark").count() == 0
+        seen.expect_answer().to_contain_text("the slow one")
+        seen.expect(".talk-mark").to_have_count(0)
 
 
 @pytest.mark.parametrize("then", ["stays", "opens another chat", "reloads the page"])
@@ -135,10 +136,10 @@ def test_what_was_asked_while_the_server_was_away_is_asked_again(visit: Open, th
             seen.page.reload()
         if then == "opens another chat":
             seen.page.wait_for_selector(".talk-mark.answered")
-            assert seen.page.locator(".field").inner_text() == "a draft that stays"
+            seen.expect(".field").to_have_text("a draft that stays")
             seen.page.locator(".talk-open", has_text="before").click()
         seen.until("[...document.querySelectorAll('.turn.assistant .text')].at(-1)?.innerText.includes('after')")
-        assert seen.page.locator(".banner:not([hidden])").count() == 0
+        seen.expect(".banner").to_be_hidden()
 
 
 CUT = """() => { const real = fetch; window.fetch = async (path, options) => {
@@ -157,12 +158,11 @@ def test_a_connection_that_ends_in_the_middle_keeps_what_came(visit: Open) -> No
         seen = visit(live.url)
         seen.page.evaluate(CUT)
         seen.ask("tell me")
-        assert seen.answer == "Half an"
-        assert "Go on" in seen.page.locator(".stopped").inner_text()
+        seen.expect_answer().to_have_text("Half an")
+        seen.expect(".stopped").to_contain_text("Go on")
         seen.page.locator("[aria-label='Go on with this answer']").click()
         seen.page.wait_for_selector(".costs")
-        assert seen.answer.startswith("Half an")
-        assert len(seen.answer) > len("Half an")
+        seen.expect_answer().to_have_text(re.compile("^Half an.+"))
 
 
 def test_an_edit_under_way_survives_a_reload(visit: Open) -> None:
@@ -172,17 +172,17 @@ def test_an_edit_under_way_survives_a_reload(visit: Open) -> None:
         seen.say("a draft")
         seen.page.locator(".turn.user").hover()
         seen.page.locator("[aria-label='Edit and ask again']").click()
-        assert not seen.page.locator(".send").is_disabled()
+        seen.expect(".send").to_be_enabled()
         seen.say(", changed")
-        seen.page.wait_for_timeout(400)
+        seen.keeps("the question, changed")
         seen.page.reload()
         seen.page.wait_for_selector(".editing")
-        assert seen.page.locator(".field").inner_text() == "the question, changed"
+        seen.expect(".field").to_have_text("the question, changed")
         seen.page.keyboard.press("Enter")
         seen.until("document.querySelector('.bubble')?.innerText.includes('changed')")
         seen.page.wait_for_selector(".costs")
-        assert seen.said() == ["the question, changed"]
-        assert seen.page.locator(".field").inner_text() == "a draft"
+        seen.expect_said("the question, changed")
+        seen.expect(".field").to_have_text("a draft")
 
 
 def test_a_chat_that_is_deleted_elsewhere_does_not_come_back(visit: Open, context: Any) -> None:
@@ -195,11 +195,11 @@ def test_a_chat_that_is_deleted_elsewhere_does_not_come_back(visit: Open, contex
         one.page.locator(".talk").hover()
         one.page.locator(".talk [aria-label^='Delete']").click()
         two.toast("deleted in another tab")
-        assert two.page.locator(".turn").count() == 0
-        assert two.page.locator(".field").inner_text() == "what I was writing"
+        two.expect(".turn").to_have_count(0)
+        two.expect(".field").to_have_text("what I was writing")
         one.page.locator(".toast button", has_text="Undo").click()
         one.until("document.querySelectorAll('.turn').length === 2")
-        assert one.said() == ["one chat"]
+        one.expect_said("one chat")
 
 
 FULL = """(() => { const put = IDBObjectStore.prototype.put; IDBObjectStore.prototype.put = function (...given) {
@@ -216,7 +216,7 @@ def test_a_browser_without_room_goes_on_and_says_so(visit: Open, context: Any) -
         seen.add(EXAMPLE)
         seen.ask("not kept")
         seen.toast("The browser has no room")
-        assert seen.said() == ["kept", "not kept"]
+        seen.expect_said("kept", "not kept")
         seen.page.locator(".new-talk").click()
         seen.page.locator(".talk-open", has_text="kept").click()
         seen.until("document.querySelectorAll('.turn').length === 4")
@@ -261,9 +261,9 @@ def test_what_an_earlier_page_kept_is_there(visit: Open, context: Any) -> None:
         seen = visit(live.url, context=context)
         seen.page.locator(".talk-open", has_text="An old chat").click()
         seen.until("document.querySelector('.sent img')?.naturalWidth > 0")
-        assert seen.answer == "A red disc."
-        assert seen.page.locator(".field").inner_text() == "a draft"
-        assert seen.page.locator(".talk").count() == 1
+        seen.expect_answer().to_have_text("A red disc.")
+        seen.expect(".field").to_have_text("a draft")
+        seen.expect(".talk").to_have_count(1)
 
 
 def export_of(seen: Visit, file: Path) -> Path:
@@ -309,7 +309,7 @@ def test_an_odd_import_changes_nothing(visit: Open, tmp_path: Path) -> None:
             seen.toast(file.name)
         seen.page.reload()
         seen.page.wait_for_selector(".costs")
-        assert seen.page.locator(".talk").count() == 1
+        seen.expect(".talk").to_have_count(1)
         assert "again" in seen.ask("again")
 
 
@@ -323,11 +323,11 @@ def test_the_same_file_twice_is_not_everything_twice(visit: Open, tmp_path: Path
         file = export_of(seen, tmp_path / "chats.json")
         seen.page.set_input_files("nav input[type=file]", str(file))
         seen.toast("2 chats of the file were here already")
-        assert seen.page.locator(".talk").count() == 2
+        seen.expect(".talk").to_have_count(2)
         other = visit(live.url)
         for told in ("2 chats imported", "were here already"):
             other.page.set_input_files("nav input[type=file]", str(file))
             other.toast(told)
-        assert other.page.locator(".talk").count() == 2
+        other.expect(".talk").to_have_count(2)
         other.page.locator(".talk-open", has_text="one").click()
         other.until("document.querySelector('.sent img')?.naturalWidth > 0")

@@ -31,6 +31,17 @@ ARGUMENTS = [
     "--disable-quic",
     "--no-first-run",
 ]
+MOVING = (
+    "document.getAnimations().some(each => each.playState === 'running'"
+    " && each.effect.getComputedTiming().endTime !== Infinity)"
+)
+DRAFTS = """async () => { const asked = indexedDB.open('trifocal'); await new Promise(done => asked.onsuccess = done);
+    const all = asked.result.transaction('drafts').objectStore('drafts').getAll();
+    await new Promise(done => all.onsuccess = done); asked.result.close(); return all.result; }"""
+# messages that go away after seconds stay for as long as anything is waited for
+PATIENT = """(() => { const real = window.setTimeout;
+    window.setTimeout = (act, wait = 0, ...given) =>
+        real(act, wait === 2000 || wait >= 8000 ? 1000 * wait : wait, ...given); })()"""
 LOADED = "[...document.images].every(image => image.complete && image.naturalWidth)"
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 
@@ -62,7 +73,7 @@ class Visit:
         answers = self.page.locator(".turn.assistant").count()
         self.page.keyboard.press("Enter")
         self.until(f"document.querySelectorAll('.turn.assistant').length > {answers}")
-        self.until("!document.querySelector('.growing')")
+        self.until("!document.querySelector('.growing, .text[aria-busy=true]')")
         return self.answer
 
     @property
@@ -72,17 +83,38 @@ class Visit:
     @property
     def total(self) -> int:
         """What the meter says, once it has counted."""
-        self.page.wait_for_timeout(350)
-        self.page.wait_for_load_state("networkidle")
+        self.settle()
         return int(self.page.locator(".meter-words").get_attribute("data-total"))
+
+    def expect(self, what: Any, **options: Any) -> Any:
+        """What is expected of a place in the page, of a selector or a locator, as soon as it holds."""
+        from playwright.sync_api import expect
+
+        return expect(self.page.locator(what, **options) if isinstance(what, str) else what)
+
+    def expect_answer(self) -> Any:
+        return self.expect(self.page.locator(".turn.assistant .text").last)
+
+    def expect_said(self, *words: str) -> None:
+        """These are the questions, in order."""
+        self.expect(".turn.user .bubble").to_have_text(list(words))
+
+    def settle(self) -> None:
+        """Waits until nothing is drawn, counted or moved any more; what keeps turning is not waited for."""
+        self.until(f"!document.querySelector('[aria-busy=true]') && !({MOVING})")
+        self.frames()
+
+    def frames(self) -> None:
+        """Waits until the browser has drawn anew, and told those who watch sizes."""
+        self.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    def keeps(self, words: str) -> None:
+        """Waits until a draft with these words is in the browser's database."""
+        self.until(f"({DRAFTS})().then(drafts => JSON.stringify(drafts).includes({json.dumps(words)}))")
 
     def toast(self, words: str) -> None:
         """Waits for a message with these words."""
         self.until(f"document.querySelector('.toasts')?.innerText.includes({json.dumps(words)})")
-
-    def said(self) -> list[str]:
-        """What the questions say, in order."""
-        return [text.strip() for text in self.page.locator(".turn.user .bubble").all_inner_texts()]
 
     def until(self, expression: str) -> None:
         """Waits for an expression to hold; Playwright's own waiting is an `eval`, which the page forbids."""
@@ -95,7 +127,7 @@ class Visit:
         if os.environ.get("TRIFOCAL_SCREENSHOTS"):
             SHOTS.mkdir(exist_ok=True)
             self.page.mouse.move(2, 400) if "look" not in name else None
-            self.page.wait_for_timeout(350)
+            self.settle()
             self.page.screenshot(path=SHOTS / f"{name}.png")
 
     def bodies(self) -> list[Any]:
@@ -108,7 +140,7 @@ class Visit:
 
     def check(self) -> None:
         """No serious fault for people who can't see or point, as axe finds them."""
-        self.page.wait_for_timeout(250)
+        self.settle()
         if not self.page.evaluate("'axe' in window"):
             self.page.evaluate(AXE.read_text("utf-8"))
         found = self.page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]

@@ -1,0 +1,55 @@
+"""The page's tests wait for a state: none reads one at once after an act that changes it later, none sleeps."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+FILES = sorted(file for file in Path(__file__).parent.glob("test_page_*.py") if file.name != Path(__file__).name)
+# what reads a state as it is in this moment; `Visit.expect` and `Visit.until` wait for one
+READS = {
+    "all_inner_texts",
+    "bounding_box",
+    "count",
+    "get_attribute",
+    "inner_html",
+    "inner_text",
+    "input_value",
+    "is_checked",
+    "is_disabled",
+    "is_enabled",
+    "is_hidden",
+    "is_visible",
+    "text_content",
+    "wait_for_timeout",
+}
+
+
+def rash(source: str) -> Iterator[str]:
+    """What reads a page in this moment, or sleeps."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in READS:
+            yield ast.unparse(node)
+        elif isinstance(node, ast.Assert) and ".answer" in (told := ast.unparse(node.test)):
+            yield told
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_state_is_waited_for(file: Path) -> None:
+    assert list(rash(file.read_text("utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'assert seen.page.locator("dialog").count() == 0',
+        'told = seen.page.locator(".notices").inner_text()',
+        "seen.page.wait_for_timeout(300)",
+        'assert "star" in seen.answer',
+    ],
+)
+def test_a_rash_line_is_found(line: str) -> None:
+    assert len(list(rash(line))) == 1
