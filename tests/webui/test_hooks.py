@@ -626,7 +626,7 @@ def test_a_swapped_model_gets_its_own_eyes(start: Start, parts: Parts) -> None:
     host.completions(f"See {tag(picture())}")
     host.shared.model_name = "another"
     host.extension.params.update(projector_repo=None, projector_filename=None)
-    with pytest.raises(Exception, match="nobody knows whose eyes fit another"):
+    with pytest.raises(Exception, match="no tower and projector are known to fit another"):
         host.completions(f"See {tag(picture())}")
 
 

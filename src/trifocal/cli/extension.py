@@ -18,7 +18,7 @@ from trifocal.conversation.exported import exported
 from trifocal.conversation.templates import TEMPLATES, Template
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.hub.locate import is_here
-from trifocal.webui.eyes import ModelFacts, known_eyes, split_beside, tells_its_eyes
+from trifocal.webui.matching import ModelFacts, known_parts, split_beside, tells_its_vision
 
 __all__ = ["Finding", "WebUI", "check", "extension", "install", "instruction_template"]
 
@@ -244,28 +244,32 @@ def _model(folder: Path) -> Finding:
         return Finding(False, f"{folder.name}: the Transformers loader refuses model_type {family!r}", todo)
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         return Finding(False, f"{folder.name}: no weights (*.safetensors or *.bin) in it", "fetch the model again")
-    return _eyes(folder)
+    return _vision(folder)
 
 
-def _eyes(folder: Path) -> Finding:
+def _vision(folder: Path) -> Finding:
     """Whether the tower and projector that fit a model are on this machine."""
     try:
         facts = ModelFacts.of_folder(folder)
     except CheckpointError as error:
         return Finding(False, str(error), "fetch the model again")
-    eyes = known_eyes(facts)
-    if tells_its_eyes(folder):
+    parts = known_parts(facts)
+    if tells_its_vision(folder):
         return Finding(True, f"{folder.name} tells in its config.json how it sees")
     if split_beside(folder) is not None:
         return Finding(True, f"{folder.name} sees with the tower and projector beside {folder.resolve()}")
-    if eyes is None:
+    if parts is None:
         todo = "if it is a LLaVA's language half, set llava-checkpoint to that LLaVA; else it is for text alone"
-        return Finding(False, f"{folder.name}: nobody knows whose eyes fit it", todo)
-    needed = ["thimble"] if eyes == "thimble" else [eyes] if isinstance(eyes, str) else [eyes.tower, eyes.projector]
+        return Finding(False, f"{folder.name}: no tower and projector are known to fit it", todo)
+    needed = (
+        ["thimble"] if parts == "thimble" else [parts] if isinstance(parts, str) else [parts.tower, parts.projector]
+    )
     absent = [name for name in needed if name != "thimble" and not is_here(name)]
     if absent:
         todo = "they are fetched when the first picture comes; offline, name folders in the settings"
-        return Finding(False, f"{folder.name}: its eyes are not on this machine yet: {', '.join(absent)}", todo)
+        return Finding(
+            False, f"{folder.name}: its tower and projector are not on this machine yet: {', '.join(absent)}", todo
+        )
     return Finding(True, f"{folder.name} sees with {' and '.join(needed)}")
 
 

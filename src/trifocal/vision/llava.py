@@ -1,4 +1,4 @@
-"""LLaVA's eyes: a tower and a projector, each where it was placed."""
+"""LLaVA's vision: a tower and a projector, each where it was placed."""
 
 from __future__ import annotations
 

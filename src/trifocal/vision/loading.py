@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -58,57 +59,66 @@ def load_vision(
         CheckpointError: tensors missing, of another shape, or a projector that does not fit the tower.
         OutOfMemory: a device has no room for its part.
     """
-    eyes = part_weights(checkpoint.tower.source, "tower", allow_pickle=allow_pickle)
-    hands = part_weights(checkpoint.projector.source, "projector", allow_pickle=allow_pickle)
-    if checkpoint.projector.kind not in PROJECTORS:
-        raise CheckpointError(
-            f"projector of type {checkpoint.projector.kind!r} is not known; known: {', '.join(PROJECTORS)}"
-        )
-    for what, found, source in (
-        ("vision tower", eyes, checkpoint.tower.source),
-        ("projector", hands, checkpoint.projector.source),
-    ):
-        if not found:
-            raise CheckpointError(f"{source}: there is no {what} in it")
-    empty = _empty(checkpoint.tower, eyes)
-    seeing = placed("vision tower", empty, eyes, tower)
     kind = checkpoint.projector.kind
-    reading = placed("projector", PROJECTORS[kind](hands, checkpoint.projector.act, kind), hands, projector)
-    over = sorted(set(hands) - set(reading.state_dict()) - {NEWLINE})
+    if kind not in PROJECTORS:
+        raise CheckpointError(f"projector of type {kind!r} is not known; known: {', '.join(PROJECTORS)}")
+    tower_weights = _part(checkpoint.tower.source, "tower", allow_pickle)
+    projector_weights = _part(checkpoint.projector.source, "projector", allow_pickle)
+    tower_module = placed("vision tower", _empty(checkpoint.tower, tower_weights), tower_weights, tower)
+    empty = PROJECTORS[kind](projector_weights, checkpoint.projector.act, kind)
+    projector_module = placed("projector", empty, projector_weights, projector)
+    made = _check_widths(checkpoint, projector_module, projector_weights, hidden)
+    newline = _newline(checkpoint, made, projector_weights, projector)
+    return LlavaVision(
+        tower_module,
+        projector_module,
+        checkpoint.preprocessing,
+        hidden=made,
+        identity=_identity(checkpoint, tower_module.state_dict(), projector_module.state_dict(), newline),
+        newline=newline.get(NEWLINE),
+    )
+
+
+def _part(source: Path, part: str, allow_pickle: bool) -> Weights:
+    """The tensors of the tower or the projector, of which there must be some."""
+    found = part_weights(source, part, allow_pickle=allow_pickle)
+    if not found:
+        raise CheckpointError(f"{source}: there is no {'vision ' * (part == 'tower')}{part} in it")
+    return found
+
+
+def _check_widths(checkpoint: Checkpoint, projector: nn.Module, weights: Weights, hidden: int | None) -> int:
+    """Holds the projector against the tower and the language model; the width of the rows that it makes.
+
+    Raises:
+        CheckpointError: tensors that this projector has no place for, or widths that don't fit.
+    """
+    over = sorted(set(weights) - set(projector.state_dict()) - {NEWLINE})
     if over:
         raise CheckpointError(
-            f"{hands.where(over[0])}: the projector is said to be {kind}, which has no {', '.join(over)}: "
-            "its configuration belongs to another file"
+            f"{weights.where(over[0])}: the projector is said to be {checkpoint.projector.kind}, which has no "
+            f"{', '.join(over)}: its configuration belongs to another file"
         )
-    linears = [module for module in reading.modules() if isinstance(module, nn.Linear)]
-    if linears[0].in_features != checkpoint.tower.width:
+    home, linears = _home(weights), [module for module in projector.modules() if isinstance(module, nn.Linear)]
+    taken, made = linears[0].in_features, linears[-1].out_features
+    if taken != checkpoint.tower.width:
         layers = checkpoint.tower.feature_layer
         several = "" if isinstance(layers, int) else f", of the layers {list(layers)} that config.json names"
         raise CheckpointError(
-            f"{_home(hands)}: the projector takes features of {linears[0].in_features}, the tower makes "
+            f"{home}: the projector takes features of {taken}, the tower makes "
             f"{checkpoint.tower.width}{several}: they belong to different models"
         )
     for first, second in itertools.pairwise(linears):
         if first.out_features != second.in_features:
             raise CheckpointError(
-                f"{_home(hands)}: a layer of the projector makes {first.out_features}, the next one takes "
-                f"{second.in_features}"
+                f"{home}: a layer of the projector makes {first.out_features}, the next one takes {second.in_features}"
             )
-    made = linears[-1].out_features
     if hidden is not None and made != hidden:
         raise CheckpointError(
-            f"{_home(hands)}: the projector makes rows of {made}, the language model takes rows of {hidden}: "
+            f"{home}: the projector makes rows of {made}, the language model takes rows of {hidden}: "
             "they belong to different models"
         )
-    newline = _newline(checkpoint, made, hands, projector)
-    return LlavaVision(
-        seeing,
-        reading,
-        checkpoint.preprocessing,
-        hidden=made,
-        identity=_identity(checkpoint, seeing.state_dict(), reading.state_dict(), newline),
-        newline=newline.get(NEWLINE),
-    )
+    return made
 
 
 def _load_own(checkpoint: Checkpoint, tower: Placement, projector: Placement, allow_pickle: bool) -> Vision:

@@ -31,9 +31,9 @@ from trifocal.placement import Placement
 from trifocal.prompt import Prompt
 from trifocal.vision import Gallery, load_vision
 from trifocal.webui.attached import attached, has_images
-from trifocal.webui.eyes import ModelFacts, find_eyes
 from trifocal.webui.held import MEDIA_MARK, Held, Turn, half_counted, ours, placed, read, stand_in, tagged, to_words
 from trifocal.webui.host import Host, HostTokenizer
+from trifocal.webui.matching import ModelFacts, find_llava
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -64,7 +64,7 @@ PARAMS: dict[str, Any] = {
 }
 _PROJECTOR = "mm_projector.bin"
 _PREFIXES = ("llava", "multimodal")
-# what of the settings decides which eyes are loaded, and where
+# what of the settings decides which tower and projector are loaded, and where
 _LOADING = [key for key in PARAMS if key not in ("add_all_images_to_prompt", "upload_edge", "cudnn_attention")]
 # as the seed's settings have them, and as torch and Trifocal's own options do
 _BITS = {"32": "float32", "16": "float16", "float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
@@ -80,8 +80,8 @@ Given = TypeVar("Given")
 
 
 @dataclass(frozen=True, slots=True)
-class _Sight:
-    """The eyes that were loaded, and what they were loaded for."""
+class _LoadedVision:
+    """The tower and projector that were loaded, and what they were loaded for."""
 
     asked: tuple[object, ...]
     checkpoint: Checkpoint
@@ -115,7 +115,7 @@ class Extension:
         self.params = dict(PARAMS)
         self.input_hijack: dict[str, Any] = {"state": False, "value": ["", ""]}
         self._building = threading.local()  # while the host builds a chat prompt: what it measured, and all messages
-        self._sight: _Sight | None = None
+        self._loaded: _LoadedVision | None = None
         self._lock = threading.Lock()
 
     # what the host calls at its start
@@ -364,28 +364,28 @@ class Extension:
         """A composer for the loaded model; tower and projector are loaded when they are first needed.
 
         Raises:
-            UsageError: no model, a loader that takes no embeddings, or nobody knows whose eyes fit.
+            UsageError: no model, a loader that takes no embeddings, or no tower and projector are known to fit.
             CheckpointError: the parts are missing, damaged or of another model.
         """
         self.host.check_loader()
         facts = self.host.facts()
         asked = (facts, *(self.params[key] for key in _LOADING))
         with self._lock:
-            if self._sight is None or self._sight.asked != asked:
-                self._sight = None  # frees the old eyes before the new ones come
-                self._sight = _Sight(asked, *self._load(facts))
-            sight = self._sight
+            if self._loaded is None or self._loaded.asked != asked:
+                self._loaded = None  # frees the old ones before the new ones come
+                self._loaded = _LoadedVision(asked, *self._load(facts))
+            loaded = self._loaded
         return Composer(
             HostTokenizer(self.host, add_bos=add_bos),
-            sight.gallery,
-            image_start=sight.checkpoint.image_start,
-            image_end=sight.checkpoint.image_end,
-            strip_around_images=sight.checkpoint.strip_around_images,
+            loaded.gallery,
+            image_start=loaded.checkpoint.image_start,
+            image_end=loaded.checkpoint.image_end,
+            strip_around_images=loaded.checkpoint.strip_around_images,
         )
 
     def _load(self, facts: ModelFacts) -> tuple[Checkpoint, Gallery]:
         params, given = self.params, self._given
-        checkpoint = find_eyes(
+        checkpoint = find_llava(
             facts,
             checkpoint=params["checkpoint"],
             tower=params["clip_repo"],

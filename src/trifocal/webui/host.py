@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trifocal.errors import TrifocalError, UsageError
-from trifocal.webui.eyes import ModelFacts
+from trifocal.webui.matching import ModelFacts
 
 if TYPE_CHECKING:
     import torch

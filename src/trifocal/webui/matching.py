@@ -1,4 +1,4 @@
-"""Whose eyes a bare language model has: which tower and projector were trained with it, and how they are used."""
+"""Which tower and projector were trained with a bare language model, and how they are used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from trifocal.checkpoints import CLIP_TOWER, Checkpoint, Projector, find_checkpoint, from_folder
 from trifocal.errors import CheckpointError, UsageError
 
-__all__ = ["Eyes", "ModelFacts", "find_eyes", "known_eyes", "split_beside", "tells_its_eyes"]
+__all__ = ["ModelFacts", "VisionParts", "find_llava", "known_parts", "split_beside", "tells_its_vision"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Eyes:
+class VisionParts:
     """A tower and a projector that lie apart from their language model.
 
     ``kind`` is the projector's, ``fit`` how a picture becomes square, ``framed`` whether pictures stand
@@ -55,7 +55,7 @@ class Eyes:
     framed: bool = False
 
     def on(self, bare: Checkpoint) -> Checkpoint:
-        """These eyes on a checkpoint that was read from a bare language model's folder."""
+        """These parts on a checkpoint that was read from a bare language model's folder."""
         seeing = bare.seeing(
             projector=Projector(bare.projector.source, self.kind),
             preprocessing=replace(bare.preprocessing, fit=self.fit),
@@ -67,13 +67,13 @@ _LARGE = "openai/clip-vit-large-patch14-336"
 _V0 = "liuhaotian/LLaVA-{}/mm_projector.bin"
 # rows of the language model, its tokens, a hint in its name: the first line that matches. Widths,
 # vocabularies and layouts are those of the released checkpoints; a name decides only where they are
-# alike. A plain name is a checkpoint that holds its own eyes.
-_BY_SHAPE: tuple[tuple[int, tuple[int, ...], str, Eyes | str], ...] = (
+# alike. A plain name is a checkpoint that holds its own parts.
+_BY_SHAPE: tuple[tuple[int, tuple[int, ...], str, VisionParts | str], ...] = (
     (256, (3072,), "", "thimble"),
-    (5120, (32003,), r"v1[.-]1", Eyes(CLIP_TOWER, _V0.format("13b-delta-v1-1"), framed=True)),
-    (5120, (32003,), "", Eyes(CLIP_TOWER, _V0.format("13b-delta-v0"), framed=True)),
-    (4096, (32003,), "", Eyes(CLIP_TOWER, _V0.format("Lightning-7B-delta-v1-1"), framed=True)),
-    (4096, (32004,), "", Eyes(CLIP_TOWER, _V0.format("7b-delta-v0"), framed=True)),
+    (5120, (32003,), r"v1[.-]1", VisionParts(CLIP_TOWER, _V0.format("13b-delta-v1-1"), framed=True)),
+    (5120, (32003,), "", VisionParts(CLIP_TOWER, _V0.format("13b-delta-v0"), framed=True)),
+    (4096, (32003,), "", VisionParts(CLIP_TOWER, _V0.format("Lightning-7B-delta-v1-1"), framed=True)),
+    (4096, (32004,), "", VisionParts(CLIP_TOWER, _V0.format("7b-delta-v0"), framed=True)),
     (5120, (32000, 32064), r"1\.6|next", "llava-hf/llava-v1.6-vicuna-13b-hf"),
     (4096, (32000, 32064), r"mistral.*(1\.6|next)|(1\.6|next).*mistral", "llava-hf/llava-v1.6-mistral-7b-hf"),
     (4096, (32000, 32064), r"1\.6|next", "llava-hf/llava-v1.6-vicuna-7b-hf"),
@@ -81,23 +81,23 @@ _BY_SHAPE: tuple[tuple[int, tuple[int, ...], str, Eyes | str], ...] = (
         5120,
         (32000,),
         r"llama-?2",
-        Eyes(CLIP_TOWER, "liuhaotian/llava-llama-2-13b-chat-lightning-preview/mm_projector.bin"),
+        VisionParts(CLIP_TOWER, "liuhaotian/llava-llama-2-13b-chat-lightning-preview/mm_projector.bin"),
     ),
-    (5120, (32000, 32064), "", Eyes(_LARGE, "liuhaotian/llava-v1.5-13b/mm_projector.bin", "mlp2x", "pad")),
-    (4096, (32000, 32064), "", Eyes(_LARGE, "liuhaotian/llava-v1.5-7b/mm_projector.bin", "mlp2x", "pad")),
+    (5120, (32000, 32064), "", VisionParts(_LARGE, "liuhaotian/llava-v1.5-13b/mm_projector.bin", "mlp2x", "pad")),
+    (4096, (32000, 32064), "", VisionParts(_LARGE, "liuhaotian/llava-v1.5-7b/mm_projector.bin", "mlp2x", "pad")),
     (7168, (64000, 64064), "", "llava-hf/llava-v1.6-34b-hf"),
 )
 
 
-def known_eyes(model: ModelFacts) -> Eyes | str | None:
-    """What fits a model of this shape; the name of a checkpoint where the eyes lie in it."""
-    for hidden, tokens, hint, eyes in _BY_SHAPE:
+def known_parts(model: ModelFacts) -> VisionParts | str | None:
+    """What fits a model of this shape; the name of a checkpoint where the parts lie in it."""
+    for hidden, tokens, hint, parts in _BY_SHAPE:
         if model.hidden == hidden and model.vocabulary in tokens and re.search(hint, model.name.lower()):
-            return eyes
+            return parts
     return None
 
 
-def find_eyes(
+def find_llava(
     model: ModelFacts, *, checkpoint: str | None = None, tower: str | None = None, projector: str | None = None
 ) -> Checkpoint:
     """The checkpoint that this model is the language half of.
@@ -118,27 +118,27 @@ def find_eyes(
     described = _described(projector)
     if described is not None:
         return from_folder(described, tower=tower, projector=projector, language=language)
-    if model.folder is not None and tells_its_eyes(model.folder):
+    if model.folder is not None and tells_its_vision(model.folder):
         return from_folder(model.folder, tower=tower, projector=projector)
     beside = split_beside(model.folder)
     if beside is not None:
         tower, projector = tower or str(beside / "tower"), projector or str(beside / "projector")
         return from_folder(beside / "projector", tower=tower, projector=projector, language=language)
-    eyes = known_eyes(model)
-    if isinstance(eyes, str):
-        return find_checkpoint(eyes, tower=tower, projector=projector)
-    if model.folder is not None and eyes is not None:
-        return eyes.on(from_folder(model.folder, tower=tower or eyes.tower, projector=projector or eyes.projector))
+    parts = known_parts(model)
+    if isinstance(parts, str):
+        return find_checkpoint(parts, tower=tower, projector=projector)
+    if model.folder is not None and parts is not None:
+        return parts.on(from_folder(model.folder, tower=tower or parts.tower, projector=projector or parts.projector))
     if model.folder is not None and projector is not None:
         return from_folder(model.folder, tower=tower, projector=projector)
     raise UsageError(
-        f"nobody knows whose eyes fit {model.name} (rows of {model.hidden}, {model.vocabulary} tokens): "
+        f"no tower and projector are known to fit {model.name} (rows of {model.hidden}, {model.vocabulary} tokens): "
         "set llava-checkpoint to the folder or hub id of the LLaVA that this language model is a part of"
     )
 
 
-def tells_its_eyes(folder: Path) -> bool:
-    """Whether a model's folder says which eyes it was trained with."""
+def tells_its_vision(folder: Path) -> bool:
+    """Whether a model's folder says which parts it was trained with."""
     return any(key in _config(folder) for key in ("mm_vision_tower", "vision_config"))
 
 

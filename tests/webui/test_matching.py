@@ -1,4 +1,4 @@
-"""Whose eyes fit a language model: a checkpoint that is named, its own folder, its shape, its name last."""
+"""Whose parts fit a language model: a checkpoint that is named, its own folder, its shape, its name last."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tiny_parts import Parts
 from trifocal.checkpoints import find_checkpoint
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.tools.convert import split
-from trifocal.webui.eyes import Eyes, ModelFacts, find_eyes, known_eyes, tells_its_eyes
+from trifocal.webui.matching import ModelFacts, VisionParts, find_llava, known_parts, tells_its_vision
 
 
 @pytest.mark.parametrize(
-    ("name", "hidden", "vocabulary", "eyes"),
+    ("name", "hidden", "vocabulary", "parts"),
     [
         ("llava-13b-v0-4bit-128g", 5120, 32003, "liuhaotian/LLaVA-13b-delta-v0/mm_projector.bin"),
         ("whatever", 5120, 32003, "liuhaotian/LLaVA-13b-delta-v0/mm_projector.bin"),
@@ -33,27 +33,27 @@ from trifocal.webui.eyes import Eyes, ModelFacts, find_eyes, known_eyes, tells_i
     ],
 )
 def test_a_shape_tells_whose_eyes_fit_and_a_name_only_where_shapes_are_alike(
-    name: str, hidden: int, vocabulary: int, eyes: str | None
+    name: str, hidden: int, vocabulary: int, parts: str | None
 ) -> None:
-    found = known_eyes(ModelFacts(name, hidden, vocabulary))
-    assert (found.projector if isinstance(found, Eyes) else found) == eyes
+    found = known_parts(ModelFacts(name, hidden, vocabulary))
+    assert (found.projector if isinstance(found, VisionParts) else found) == parts
 
 
 def test_the_families_differ_in_tower_projector_squaring_and_frame() -> None:
-    v0, new = known_eyes(ModelFacts("a", 4096, 32004)), known_eyes(ModelFacts("b", 4096, 32000))
-    assert isinstance(v0, Eyes)
-    assert isinstance(new, Eyes)
+    v0, new = known_parts(ModelFacts("a", 4096, 32004)), known_parts(ModelFacts("b", 4096, 32000))
+    assert isinstance(v0, VisionParts)
+    assert isinstance(new, VisionParts)
     assert (v0.tower, v0.kind, v0.fit, v0.framed) == ("openai/clip-vit-large-patch14", "linear", "crop", True)
     assert (new.tower, new.kind, new.fit, new.framed) == ("openai/clip-vit-large-patch14-336", "mlp2x", "pad", False)
 
 
 def test_eyes_tell_what_a_bare_configuration_leaves_unsaid(parts: Parts) -> None:
     facts = ModelFacts.of_folder(parts.models / "tiny-llava-13b-v0")
-    bare = find_eyes(facts, tower=str(parts.clip), projector=str(parts.llava / "mm_projector.bin"))
-    worn = Eyes("", "", "mlp2x", "pad").on(bare)
+    bare = find_llava(facts, tower=str(parts.clip), projector=str(parts.llava / "mm_projector.bin"))
+    worn = VisionParts("", "", "mlp2x", "pad").on(bare)
     assert (worn.projector.kind, worn.preprocessing.fit, worn.image_start) == ("mlp2x", "pad", "")
     assert not worn.strip_around_images
-    framed = Eyes("", "", framed=True).on(worn)
+    framed = VisionParts("", "", framed=True).on(worn)
     assert (framed.projector.kind, framed.preprocessing.fit, framed.image_end) == ("linear", "crop", "<im_end>")
     assert framed.tower == bare.tower
 
@@ -61,14 +61,14 @@ def test_eyes_tell_what_a_bare_configuration_leaves_unsaid(parts: Parts) -> None
 @pytest.mark.parametrize("key", ["mm_vision_tower", "vision_config"])
 def test_a_folder_may_tell_how_it_sees(tmp_path: Path, key: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", key: "something"}))
-    assert tells_its_eyes(tmp_path)
+    assert tells_its_vision(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "nonsense"])
 def test_a_plain_or_broken_configuration_tells_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    assert not tells_its_eyes(tmp_path)
-    assert not tells_its_eyes(tmp_path / "nowhere")
+    assert not tells_its_vision(tmp_path)
+    assert not tells_its_vision(tmp_path / "nowhere")
 
 
 def test_a_llava_that_was_made_a_language_model_by_its_model_type_still_sees(parts: Parts, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_llava_that_was_made_a_language_model_by_its_model_type_still_sees(par
     config |= {"mm_vision_tower": str(parts.clip), "mm_projector_type": "mlp2x_gelu", "image_aspect_ratio": "pad"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "mm_projector.bin").write_bytes((parts.llava / "mm_projector.bin").read_bytes())
-    found = find_eyes(ModelFacts.of_folder(tmp_path))
+    found = find_llava(ModelFacts.of_folder(tmp_path))
     assert (found.projector.kind, found.preprocessing.fit) == ("mlp2x", "pad")
     assert found.tower.source == parts.clip
 
@@ -86,7 +86,7 @@ def test_parts_that_were_split_are_found_beside_their_language_model_even_throug
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "mine").symlink_to(tmp_path / "apart" / "language")
     facts, whole = ModelFacts.of_folder(tmp_path / "models" / "mine"), find_checkpoint("thimble")
-    found = find_eyes(replace(facts, hidden=1))  # its shape tells nothing
+    found = find_llava(replace(facts, hidden=1))  # its shape tells nothing
     assert found.projector.source == tmp_path / "apart" / "projector"
     assert (found.tower.feature_layer, found.preprocessing) == (whole.tower.feature_layer, whole.preprocessing)
     assert (found.projector.kind, found.projector.act) == (whole.projector.kind, whole.projector.act)
@@ -94,13 +94,13 @@ def test_parts_that_were_split_are_found_beside_their_language_model_even_throug
 
 
 def test_a_checkpoint_that_is_named_comes_first(parts: Parts) -> None:
-    assert find_eyes(ModelFacts("tiny", 1, 1), checkpoint="thimble").name == "thimble"
-    assert find_eyes(ModelFacts("tiny", 256, 3072)).name == "thimble"
+    assert find_llava(ModelFacts("tiny", 1, 1), checkpoint="thimble").name == "thimble"
+    assert find_llava(ModelFacts("tiny", 256, 3072)).name == "thimble"
 
 
 def test_a_model_of_no_known_shape_is_refused_with_the_setting_that_helps() -> None:
     with pytest.raises(UsageError, match=r"mine \(rows of 123, 456 tokens\): set llava-checkpoint"):
-        find_eyes(ModelFacts("mine", 123, 456))
+        find_llava(ModelFacts("mine", 123, 456))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"hidden_size": "wide", "vocab_size": 3}', "\xff"])
