@@ -15,7 +15,7 @@ FLOORS = [
     ["errors", "timing", "quiet", "cancelling"],
     ["encoded", "peer"],
     ["files", "images", "prompt", "placement"],
-    ["messages", "tokens", "hub"],
+    ["messages", "tokens", "hub", "embedded"],
     ["gguf"],
     ["source"],
     ["conversation", "weights"],

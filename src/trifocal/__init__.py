@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from trifocal.embedded import Embedded, embedded
     from trifocal.errors import (
         BadImage,
         BadMarkup,
@@ -60,6 +61,7 @@ _HOME = {
         "UsageError",
         "VisionError",
     ),
+    "embedded": ("Embedded", "embedded"),
     "model.budget": ("Budget", "TurnCost"),
     "model.explaining": ("Explanation", "Look", "PictureLook", "WordLook"),
     "images": ("Image", "open_image"),
@@ -80,6 +82,7 @@ __all__ = [
     "Budget",
     "CheckpointError",
     "Chunk",
+    "Embedded",
     "End",
     "EngineError",
     "Explanation",
@@ -108,6 +111,7 @@ __all__ = [
     "VisionError",
     "WordLook",
     "__version__",
+    "embedded",
     "load",
     "open_image",
     "open_model",

@@ -99,7 +99,7 @@ class Watching(Echo):
 
 def make_llava(engine: Echo | None = None) -> Llava:
     engine = engine or Echo(hidden=HIDDEN)
-    composer = Composer(engine.tokenizer, Gallery(MeanColour()))
+    composer = Composer(engine.tokenizer, Gallery(MeanColour(), takes_rows=True))
     checkpoint = replace(find_checkpoint("thimble"), name="echo")
     return Llava(checkpoint, composer, engine, get_template("llava_v1"))
 

@@ -48,6 +48,7 @@ _IMAGE_CODES = {
     "too_many_pixels": "image_too_large",
     "side_too_long": "image_too_large",
     "too_thin": "image_aspect_ratio",
+    "bad_embeds": "invalid_image_embeds",
     "too_many_images": "too_many_images",
     "url_not_allowed": "image_url_not_allowed",
     "bad_url": "invalid_image_url",

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from trifocal.api.errors import refuse
 from trifocal.api.tools import call_of
-from trifocal.api.wire import Draft, Echoed, Picture, Tagged, check_text, picture, user_text
+from trifocal.api.wire import Draft, Echoed, Picture, Rows, Tagged, check_text, picture, user_text
 from trifocal.messages import Call, Role
 
 __all__ = ["ChatMessage", "ContentPart", "drafts_of", "parts_of"]
@@ -61,6 +61,14 @@ class InputImagePart(Echoed):
     file_id: str | None = None
 
 
+class EmbedsPart(Echoed):
+    """A picture as the rows that a vision made of it, as vLLM takes them: base64 of safetensors or of torch's file."""
+
+    type: Literal["image_embeds"]
+    image_embeds: str | dict[str, str]
+    uuid: Any = None
+
+
 class OtherPart(Echoed):
     """What no served model can take in."""
 
@@ -77,7 +85,8 @@ class OtherPart(Echoed):
 
 
 ContentPart = Annotated[
-    TextPart | RefusalPart | ThoughtPart | ImagePart | InputImagePart | OtherPart, Field(discriminator="type")
+    TextPart | RefusalPart | ThoughtPart | ImagePart | InputImagePart | EmbedsPart | OtherPart,
+    Field(discriminator="type"),
 ]
 
 
@@ -174,12 +183,23 @@ def _part(part: Any, role: Role, where: str) -> Parts:
         case ImagePart():
             url = part.image_url
             return (picture(url if isinstance(url, str) else url.url, where),)
+        case EmbedsPart():
+            return (_rows(part.image_embeds, where),)
         case InputImagePart():
             given = part.image_url
             if given is None:
                 raise refuse("unsupported_parameter", "there are no uploaded files here: send a data URI", where)
             return (picture(given if isinstance(given, str) else given.url, where),)
     raise refuse("unsupported_parameter", f"{part.type}: only text and pictures can be taken in", where)
+
+
+def _rows(given: str | dict[str, str], where: str) -> Rows:
+    """Embeddings, alone or as an object of nothing else: grids of pictures are other models'."""
+    if isinstance(given, dict):
+        if set(given) != {"image_embeds"}:
+            raise refuse("unsupported_parameter", "image_embeds alone is taken, as base64", f"{where}.image_embeds")
+        given = given["image_embeds"]
+    return Rows(given, where)
 
 
 def _text(role: Role, text: str, where: str) -> Parts:

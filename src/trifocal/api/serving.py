@@ -29,7 +29,7 @@ from trifocal.api.room import Lease, Room
 from trifocal.api.settings import ServerSettings
 from trifocal.api.stored import StoredResponses
 from trifocal.api.tools import Offer, Reader, numbered
-from trifocal.api.wire import Draft, Picture, Tagged, check_signs, decode, too_long
+from trifocal.api.wire import Draft, Picture, Rows, Tagged, check_signs, decode, too_long
 from trifocal.conversation.history import Keep
 from trifocal.conversation.templates import ChatTemplate
 from trifocal.errors import BadSampling
@@ -398,6 +398,10 @@ class Server(Host):
         if count > limits.images:
             raise refuse("too_many_images", f"{count} pictures; allowed are {limits.images}")
         parts = [part for draft in drafts for part in draft.parts]
+        rows = [part for part in parts if isinstance(part, Rows)]
+        if rows and not limits.image_embeds:
+            words = "embeddings are not taken here: the server was started without --image-embeds"
+            raise refuse("unsupported_parameter", words, rows[0].name)
         if sum(len(part) for part in parts if isinstance(part, str)) > limits.text_bytes:
             raise too_long(limits.text_bytes, "messages")
         for part in parts:

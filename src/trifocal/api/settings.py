@@ -31,7 +31,8 @@ class ServerSettings:
     once (None: as many as the engine's positions allow, up to 32, and one where it does not count), ``queue`` requests
     wait, each key has at most ``per_key`` of both, and ``responses`` that are kept. A request may take ``deadline``
     seconds in all and wait ``queue_wait`` of them. What was seen and computed for one key is found again for
-    that one alone, unless they ``share_caches``.
+    that one alone, unless they ``share_caches``. Pictures are taken as embeddings, too, where
+    ``image_embeds`` says so.
     """
 
     host: str = "127.0.0.1"
@@ -47,6 +48,7 @@ class ServerSettings:
     queue: int = 64
     per_key: int = 8
     share_caches: bool = False
+    image_embeds: bool = False
     deadline: float = 300.0
     queue_wait: float = 60.0
     drain: float = 10.0

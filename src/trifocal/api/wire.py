@@ -18,6 +18,8 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from trifocal.api.errors import Refusal, refuse
 from trifocal.api.parameters import ECHOED, HINTS, NEUTRAL, UNTOLD, is_neutral, is_off
 from trifocal.conversation.markup import letters, parse, stray, tags
+from trifocal.embedded import Embedded
+from trifocal.embedded import from_base64 as embeddings_from
 from trifocal.errors import BadImage
 from trifocal.images import Image, Limits, from_bytes, from_data_uri
 from trifocal.messages import Call, Message, Role
@@ -27,6 +29,7 @@ __all__ = [
     "Echoed",
     "Json",
     "Picture",
+    "Rows",
     "Tagged",
     "Wire",
     "check_signs",
@@ -107,6 +110,16 @@ class Picture:
     def is_url(self) -> bool:
         """Whether it must be fetched."""
         return isinstance(self.source, str) and self.source.lstrip()[:5].lower() != "data:"
+
+
+@dataclass(frozen=True, slots=True)
+class Rows(Picture):
+    """A picture as embeddings in base64; ``name`` says where it stood."""
+
+    @property
+    def is_url(self) -> bool:
+        """It came whole."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +249,7 @@ def decode(drafts: Sequence[Draft], limits: Limits, most: int, total: int, chara
             for read in parse(part.text) if isinstance(part, Tagged) else [part]:
                 parts.append(_decode(read, limits) if isinstance(read, Picture) else read)
                 if isinstance(parts[-1], Image):
-                    left, pixels = left - 1, pixels - parts[-1].width * parts[-1].height
+                    left, pixels = left - 1, pixels - _pixels(parts[-1])
                     _check_room(left, pixels, most, total // 3, parts[-1].name)
         messages.append(Message(draft.role, parts, calls=draft.calls, answers=draft.answers, name=draft.name))
     return messages
@@ -249,7 +262,15 @@ def _check_room(left: int, pixels: int, most: int, most_pixels: int, name: str) 
         raise BadImage("too_many_pixels", f"all pictures together may have {most_pixels} pixels", name)
 
 
+def _pixels(image: Image) -> int:
+    """How many pixels it holds, at three bytes; of embeddings, how many their bytes would be."""
+    return image.rows.nbytes // 3 if isinstance(image, Embedded) else image.width * image.height
+
+
 def _decode(picture: Picture, limits: Limits) -> Image:
+    if isinstance(picture, Rows):
+        assert isinstance(picture.source, str)
+        return embeddings_from(picture.source, name=picture.name, limits=limits)
     if isinstance(picture.source, bytes):
         return from_bytes(picture.source, name=picture.name, limits=limits)
     return from_data_uri(picture.source, name=picture.name, limits=limits)

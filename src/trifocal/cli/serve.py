@@ -72,6 +72,7 @@ _MODEL = [
     ),
     click.option("--origin", "origins", multiple=True, metavar="URL", help="Web page that may call it (CORS)."),
     click.option("--url-host", "url_hosts", multiple=True, metavar="NAME", help="Fetch https pictures from this host."),
+    click.option("--image-embeds", is_flag=True, help="Take pictures as embeddings, too: rows that a vision made."),
     click.option("--alias", "aliases", multiple=True, metavar="NAME", help="Another name of the model for clients."),
 ]
 

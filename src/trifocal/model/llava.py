@@ -9,11 +9,12 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from trifocal.checkpoints import Checkpoint, find_checkpoint, language_recipe
+from trifocal.checkpoints import Checkpoint, OwnVision, find_checkpoint, language_recipe
 from trifocal.conversation.history import Keep, Kept, keep_images, kept
 from trifocal.conversation.jinja import find_template
 from trifocal.conversation.templates import ChatTemplate, Piece
 from trifocal.conversation.writable import Writable, writable
+from trifocal.embedded import Embedded
 from trifocal.engines import load_engine
 from trifocal.engines.base import Engine, State, Token, Tokenizer
 from trifocal.errors import BadMessages, BadSampling, CheckpointError, PromptTooLong, UsageError
@@ -144,7 +145,7 @@ class Llava(Talking[Written, Asked]):
             BadImage: a picture that this vision can't see at all.
         """
         vision = self.gallery.vision
-        if not isinstance(vision, Showing):
+        if not isinstance(vision, Showing) or isinstance(image, Embedded):
             return None
         (look,) = self.gallery.looks([image])
         return Preview(look.rows, tuple(vision.views(look)))
@@ -276,6 +277,8 @@ class Llava(Talking[Written, Asked]):
         if len(ids) > LONGEST_EXPLAINED:
             raise UsageError(f"the answer has {len(ids)} tokens; up to {LONGEST_EXPLAINED} can be explained")
         outline = self.write(messages[:-1], max_tokens, images=images, template=template).outline
+        if any(isinstance(look.image, Embedded) for look in outline.looks):
+            raise UsageError("where it looked can't be told of a picture that came as embeddings")
         _check_room(outline, len(ids), self.engine.context)
         engine, vision = self.engine, self.gallery.vision
         assert isinstance(vision, Showing)
@@ -457,7 +460,7 @@ def load(settings: Settings | None = None, **values: Any) -> Llava:
             )
     composer = Composer(
         engine.tokenizer,
-        Gallery(vision, settings.cache_bytes),
+        Gallery(vision, settings.cache_bytes, takes_rows=isinstance(checkpoint.vision, OwnVision)),
         image_start=checkpoint.image_start,
         image_end=checkpoint.image_end,
         strip_around_images=checkpoint.strip_around_images,

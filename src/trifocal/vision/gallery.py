@@ -8,7 +8,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from trifocal.errors import UsageError
+from trifocal.embedded import Embedded
+from trifocal.errors import BadImage, UsageError
 from trifocal.images import Image
 from trifocal.timing import Timings
 from trifocal.vision.base import Look, Vision, check_rows
@@ -43,11 +44,12 @@ class Gallery:
     At most ``limit`` bytes of rows are kept, those that were asked for last. Rows are known by the picture's digest,
     by how it was seen and by the vision's identity. One pass of the vision runs at a time; what is asked for
     meanwhile, by however many requests, goes through the next one together, in turn `AT_ONCE` pictures at most.
-    Who asks for known pictures never waits.
+    Who asks for known pictures never waits. Pictures that came as embeddings are seen already; ``takes_rows`` says that
+    this vision's rows stand in a prompt by themselves, so that rows from elsewhere can stand in their place.
     """
 
-    def __init__(self, vision: Vision, limit: int = 256 << 20) -> None:
-        self.vision = vision
+    def __init__(self, vision: Vision, limit: int = 256 << 20, *, takes_rows: bool = False) -> None:
+        self.vision, self.takes_rows = vision, takes_rows
         self._limit, self._held = limit, 0
         self._known: OrderedDict[Key, torch.Tensor] = OrderedDict()
         self._wanted: dict[Key, _Wanted] = {}
@@ -56,8 +58,14 @@ class Gallery:
         self._busy = False
 
     def looks(self, images: Sequence[Image]) -> list[Look]:
-        """How each of a prompt's pictures will be seen; see `Vision.looks`."""
-        return self.vision.looks(images) if images else []
+        """How each of a prompt's pictures will be seen; see `Vision.looks`.
+
+        Raises:
+            BadImage: one that can't be seen at all, or embeddings that are not of this vision.
+        """
+        seen = [image for image in images if not isinstance(image, Embedded)]
+        looks = iter(self.vision.looks(seen) if seen else [])
+        return [self._look(image) if isinstance(image, Embedded) else next(looks) for image in images]
 
     def rows(self, looks: Sequence[Look], timings: Timings | None = None, *, scope: str = "") -> list[torch.Tensor]:
         """The rows of each look in order, ``[look.rows, hidden]``; those not known are seen, each once.
@@ -69,7 +77,7 @@ class Gallery:
             UsageError: the vision made other rows than its looks promised.
             TrifocalError: what the vision raises of one of these looks; other requests don't meet it.
         """
-        found = self._ask(looks, scope)
+        found = self._ask([look for look in looks if not isinstance(look.image, Embedded)], scope)
         waited = list(dict.fromkeys(each for each in found if isinstance(each, _Wanted)))
         while batch := self._turn(waited):
             self._pass(batch)
@@ -77,7 +85,8 @@ class Gallery:
             for passed in {id(each.timings): each.timings for each in waited}.values():
                 for name, seconds in passed.items():
                     timings.add(name, seconds)
-        return [_rows(each) if isinstance(each, _Wanted) else each for each in found]
+        rows = iter([_rows(each) if isinstance(each, _Wanted) else each for each in found])
+        return [look.image.rows if isinstance(look.image, Embedded) else next(rows) for look in looks]
 
     def knows(self, look: Look, *, scope: str = "") -> bool:
         """Whether a look's rows are there already."""
@@ -91,6 +100,18 @@ class Gallery:
     def nbytes(self) -> int:
         """Bytes held now."""
         return self._held
+
+    def _look(self, image: Embedded) -> Look:
+        """How a picture that came as embeddings stands in a prompt: as its rows."""
+        hidden, width = self.vision.hidden, image.rows.shape[1]
+        if not self.takes_rows:
+            detail = "this model puts tokens of its own around and between a picture's rows: send the picture"
+            raise BadImage("bad_embeds", detail, image.name)
+        if width != hidden:
+            raise BadImage("bad_embeds", f"embeddings of this model have a width of {hidden}, not {width}", image.name)
+        if image.identity not in (None, self.vision.identity):
+            raise BadImage("bad_embeds", "these embeddings are another vision's, not this model's", image.name)
+        return Look(image, (image.rows.shape[0],), "embedded")
 
     def _key(self, look: Look, scope: str) -> Key:
         return scope, self.vision.identity, look.image.digest, look.layout, look.way

@@ -11,6 +11,7 @@ from typing import Any
 
 from trifocal.conversation.history import Keep, keep_images
 from trifocal.conversation.templates import ChatTemplate, Piece
+from trifocal.embedded import Embedded
 from trifocal.engines import KEY_VARIABLE, PASSED_ON
 from trifocal.engines.base import State, Tokenizer
 from trifocal.errors import (
@@ -320,5 +321,7 @@ def _check_nothing_is_loaded(settings: Settings) -> None:
 
 def _check_pictures(messages: Sequence[Message]) -> None:
     for image in (image for message in messages for image in message.images):
+        if isinstance(image, Embedded):
+            raise BadImage("bad_embeds", "embeddings can't be passed on to another server", image.name)
         if image.frames:
             raise BadImage("unsupported_format", "a video can't be passed on to another server", image.name)
