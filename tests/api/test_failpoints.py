@@ -28,7 +28,7 @@ from waiting import until
 
 # what fails: module, and where in it the function is
 POINTS = {
-    "read of a body": "trifocal.api.guard:Bodies._piece",
+    "read of a body": "trifocal.api.guard:BodyLimit._piece",
     "read of its JSON": "trifocal.api.app:loads",
     "admission": "trifocal.api.admission:Admission.enter",
     "place": "trifocal.api.admission:Place.run",

@@ -22,7 +22,7 @@ import pytest
 from live import Gated, Live, data_uri, error_of, full, make_llava, running, user
 from websockets.sync.client import connect
 
-from trifocal.api.accepting import Door
+from trifocal.api.accepting import LimitedListener
 from trifocal.api.admission import Place
 from waiting import PATIENCE, until
 
@@ -311,14 +311,14 @@ def test_a_deadline_ends_a_stream_with_an_event() -> None:
 
 
 def test_a_reader_that_stops_reading_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    accept = Door.accept
+    accept = LimitedListener.accept
 
-    def narrow(door: Door) -> tuple[socket.socket, Any]:
-        taken, address = accept(door)
+    def narrow(listener: LimitedListener) -> tuple[socket.socket, Any]:
+        taken, address = accept(listener)
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # or the kernel itself takes megabytes
         return taken, address
 
-    monkeypatch.setattr(Door, "accept", narrow)
+    monkeypatch.setattr(LimitedListener, "accept", narrow)
     engine = Gated(hidden=8, context=400_000)
     with running(make_llava(engine), write_seconds=1.0) as live:
         with socket.create_connection(("127.0.0.1", live.port)) as sock:

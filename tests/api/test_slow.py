@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from live import full, make_llava, running
 
-from trifocal.api.guard import Bodies
+from trifocal.api.guard import BodyLimit
 from trifocal.api.needs import NOTHING
 from trifocal.api.serving import Server
 from trifocal.api.settings import ServerSettings
@@ -106,7 +106,7 @@ def bodied(seconds: float, pieces: list[bytes], **settings: Any) -> tuple[int, b
     scope: Any = {"type": "http", "method": "POST", "path": "/", "headers": []}
     scope |= {"trifocal.needs": NOTHING, "trifocal.caller": "x"}
     with asyncio.Runner(loop_factory=Jumping) as runner:
-        runner.run(Bodies(app, server)(scope, receive, send))
+        runner.run(BodyLimit(app, server)(scope, receive, send))
     server.close()
     return said[0], given
 

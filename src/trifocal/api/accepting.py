@@ -12,7 +12,7 @@ from typing import Any
 
 from trifocal.api.settings import ServerSettings
 
-__all__ = ["SPARE", "Door", "room_for_connections"]
+__all__ = ["SPARE", "LimitedListener", "room_for_connections"]
 
 SPARE = 16  # connections that are being told that there are too many
 _KEPT = 48  # descriptors for files, threads and processes
@@ -38,11 +38,11 @@ def _open_files() -> int:
         return _KEPT
 
 
-class Door(socket.socket):
+class LimitedListener(socket.socket):
     """A listening socket that takes a connection only where fewer than ``most`` of its own are open."""
 
     most = 0
-    inside = 0
+    open_now = 0
 
     def accept(self) -> tuple[socket.socket, Any]:
         """The next connection.
@@ -50,23 +50,23 @@ class Door(socket.socket):
         Raises:
             BlockingIOError: there is none, or no room; asyncio asks again in its next turn.
         """
-        if self.inside >= self.most:
+        if self.open_now >= self.most:
             raise BlockingIOError
         taken, address = super().accept()
-        visitor = _Visitor(self.family, self.type, self.proto, fileno=taken.detach())
-        visitor.door = self
-        self.inside += 1
-        return visitor, address
+        connection = _Connection(self.family, self.type, self.proto, fileno=taken.detach())
+        connection.listener = self
+        self.open_now += 1
+        return connection, address
 
 
-class _Visitor(socket.socket):
-    """A connection that tells its door when it is closed."""
+class _Connection(socket.socket):
+    """A connection that tells its listener when it is closed."""
 
-    door: Door | None = None
+    listener: LimitedListener | None = None
 
     def close(self) -> None:
         """Closes it and makes room."""
         super().close()
-        if self.door is not None:
-            self.door.inside -= 1
-            self.door = None
+        if self.listener is not None:
+            self.listener.open_now -= 1
+            self.listener = None

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from trifocal import __version__
 from trifocal.api import anthropic, health, ollama, openai, places, responses, textgen
 from trifocal.api.errors import ErrorBody, Refusal, error_model, explain
-from trifocal.api.guard import Bodies, Doorkeeper, Reporter, Sockets
+from trifocal.api.guard import AccessCheck, BodyLimit, Reporter, Sockets
 from trifocal.api.model import Model
 from trifocal.api.needs import check_needs
 from trifocal.api.serving import Server
@@ -68,8 +68,8 @@ class App(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """The guards around the routes, the outermost last."""
         server: Server = self.state.server
-        inner = Bodies(super().build_middleware_stack(), server)
-        guarded = Doorkeeper(Sockets(inner, server.settings), server.settings)
+        inner = BodyLimit(super().build_middleware_stack(), server)
+        guarded = AccessCheck(Sockets(inner, server.settings), server.settings)
         return places.Places(Reporter(guarded, server, self.router.routes))
 
     def openapi(self) -> dict[str, Any]:

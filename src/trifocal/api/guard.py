@@ -24,7 +24,7 @@ from trifocal.api.settings import ServerSettings, hash_key
 from trifocal.api.wire import dump
 from trifocal.errors import TrifocalError
 
-__all__ = ["Bodies", "Doorkeeper", "Reporter", "Sockets"]
+__all__ = ["AccessCheck", "BodyLimit", "Reporter", "Sockets"]
 
 log = logging.getLogger("trifocal.api")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -128,7 +128,7 @@ class Reporter:
         log.debug("bug", exc_info=error)
 
 
-class Doorkeeper:
+class AccessCheck:
     """Headers, host, origin and key, all decided before a byte of the body is read."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
@@ -229,7 +229,7 @@ class Sockets:
             self._open -= Counter({caller: 1})
 
 
-class Bodies:
+class BodyLimit:
     """Reads a body whole before anything else happens: bounded, and not slower than a person on a train.
 
     All bodies that are held at a time are bounded together, too. Where a route's requests wait for

@@ -13,11 +13,11 @@ from trifocal.api.metrics import Metrics
 from trifocal.api.needs import Pool
 from trifocal.api.settings import ServerSettings
 
-__all__ = ["Desk", "Host"]
+__all__ = ["Host", "WorkerPool"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Desk:
+class WorkerPool:
     """Worker threads, and who may come to them."""
 
     admission: Admission
@@ -27,7 +27,7 @@ class Desk:
 class Host:
     """A server's pools, its counters, and how it ends. ``admission`` is that of its answers."""
 
-    def __init__(self, settings: ServerSettings, pools: Mapping[Pool, Desk]) -> None:
+    def __init__(self, settings: ServerSettings, pools: Mapping[Pool, WorkerPool]) -> None:
         self.settings, self.pools = settings, pools
         self.admission = pools["answers"].admission
         self.metrics = Metrics(self.admission)
@@ -39,7 +39,7 @@ class Host:
     @property
     def busy(self) -> bool:
         """Whether a request is under way."""
-        return any(desk.admission.running or desk.admission.waiting for desk in self.pools.values())
+        return any(pool.admission.running or pool.admission.waiting for pool in self.pools.values())
 
     def scope(self, caller: str) -> str:
         """Where what is kept of a caller's pictures and prompts is found again: for its key alone, or for everybody."""
@@ -64,14 +64,14 @@ class Host:
 
     def close(self) -> None:
         """Frees the worker threads."""
-        for desk in self.pools.values():
-            desk.threads.shutdown(wait=False, cancel_futures=True)
+        for pool in self.pools.values():
+            pool.threads.shutdown(wait=False, cancel_futures=True)
 
     def _cut_off(self) -> None:
         """Ends whatever waits for anything, so that everybody can be told."""
         self.cut = True
-        for desk in self.pools.values():
-            desk.admission.end()
+        for pool in self.pools.values():
+            pool.admission.end()
         now = asyncio.get_running_loop().time()
         for wait in self.waits():
             with suppress(RuntimeError):  # it ended by itself in this very moment

@@ -22,8 +22,8 @@ from starlette.types import ASGIApp
 
 from trifocal.api.admission import Admission
 from trifocal.api.errors import Refusal, explain, refuse, server_busy, shutting_down
-from trifocal.api.guard import Bodies, Doorkeeper, Reporter
-from trifocal.api.host import Desk, Host
+from trifocal.api.guard import AccessCheck, BodyLimit, Reporter
+from trifocal.api.host import Host, WorkerPool
 from trifocal.api.needs import check_needs, needs
 from trifocal.api.places import nearest
 from trifocal.api.room import Room
@@ -102,8 +102,8 @@ class Seeing(Host):
         super().__init__(
             settings,
             {
-                "answers": _desk(slots, settings.queue, per_key, "answer"),
-                "light": _desk(1, settings.queue, per_key, "answer-light"),
+                "answers": _worker_pool(slots, settings.queue, per_key, "answer"),
+                "light": _worker_pool(1, settings.queue, per_key, "answer-light"),
             },
         )
         self.name, self.vision, self.gallery = name, vision, Gallery(vision, cache_bytes)
@@ -132,15 +132,15 @@ class Seeing(Host):
         """
         if self.draining:
             raise shutting_down()
-        desk = self.pools[request.scope["trifocal.needs"].pool]
-        place = desk.admission.enter(caller_of(request))
+        pool = self.pools[request.scope["trifocal.needs"].pool]
+        place = pool.admission.enter(caller_of(request))
         work: asyncio.Future[Result] | None = None
 
         async def working() -> Result:
             nonlocal work
             async with asyncio.timeout(self.settings.deadline):
                 await place.run(0, self.settings.queue_wait)
-                work = asyncio.get_running_loop().run_in_executor(desk.threads, do)
+                work = asyncio.get_running_loop().run_in_executor(pool.threads, do)
                 return await asyncio.shield(work)
 
         try:
@@ -216,7 +216,7 @@ class SeeingApp(Starlette):
         """The guards around the routes, the outermost last."""
         host: Seeing = self.state.server
         return Reporter(
-            Doorkeeper(Bodies(super().build_middleware_stack(), host), host.settings), host, self.router.routes
+            AccessCheck(BodyLimit(super().build_middleware_stack(), host), host.settings), host, self.router.routes
         )
 
 
@@ -290,8 +290,8 @@ def _host(request: Request) -> Seeing:
     return host
 
 
-def _desk(slots: int, queue: int, per_key: int | None, name: str) -> Desk:
-    return Desk(Admission(slots, queue, per_key), ThreadPoolExecutor(slots, thread_name_prefix=name))
+def _worker_pool(slots: int, queue: int, per_key: int | None, name: str) -> WorkerPool:
+    return WorkerPool(Admission(slots, queue, per_key), ThreadPoolExecutor(slots, thread_name_prefix=name))
 
 
 Asked = TypeVar("Asked", bound=_Wire)

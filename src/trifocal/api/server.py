@@ -16,7 +16,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 
-from trifocal.api.accepting import SPARE, Door, room_for_connections
+from trifocal.api.accepting import SPARE, LimitedListener, room_for_connections
 from trifocal.api.app import create_app
 from trifocal.api.guard import LogFormat
 from trifocal.api.loading import Loading
@@ -101,7 +101,7 @@ def listen(settings: ServerSettings) -> list[socket.socket]:
     for port in ports:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         # named TCP, or asyncio would leave Nagle on: it costs 40 ms an answer
-        sock = Door(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        sock = LimitedListener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock.most = room_for_connections(settings) + SPARE
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -20,7 +20,7 @@ from trifocal.api import tracing
 from trifocal.api.admission import Admission, Place
 from trifocal.api.errors import Refusal, refuse, server_busy, shutting_down
 from trifocal.api.fetch import Fetcher
-from trifocal.api.host import Desk, Host
+from trifocal.api.host import Host, WorkerPool
 from trifocal.api.model import Model
 from trifocal.api.needs import Pool
 from trifocal.api.parameters import drawn
@@ -134,8 +134,8 @@ class Server(Host):
         super().__init__(
             settings,
             {
-                "answers": Desk(answers, ThreadPoolExecutor(slots, thread_name_prefix="answer")),
-                "light": Desk(
+                "answers": WorkerPool(answers, ThreadPoolExecutor(slots, thread_name_prefix="answer")),
+                "light": WorkerPool(
                     Admission(1, settings.queue, per_key), ThreadPoolExecutor(1, thread_name_prefix="answer-light")
                 ),
             },
@@ -336,7 +336,7 @@ class Server(Host):
         self,
         run: _Run,
         begin: Callable[[Place], Coroutine[Any, Any, Callable[[], Generator[Item, None, None]]]],
-        desk: Desk,
+        pool: WorkerPool,
     ) -> AsyncGenerator[Item, None]:
         """Runs what ``begin`` gives, once it has its place, in a thread and gives its items; the place goes with it."""
         if self.draining:
@@ -344,10 +344,10 @@ class Server(Host):
         deadline = asyncio.get_running_loop().time() + self.settings.deadline
         self._runs.add(run)
         try:
-            place = desk.admission.enter(run.caller)
+            place = pool.admission.enter(run.caller)
             try:
                 start = await self._until(deadline, run, begin(place))
-                run.pump = pump = Pump(start, desk.threads, place.release, self.settings.write_seconds)
+                run.pump = pump = Pump(start, pool.threads, place.release, self.settings.write_seconds)
             except BaseException:
                 place.release()
                 raise
