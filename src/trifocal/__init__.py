@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from trifocal.images import load as open_image
     from trifocal.messages import Chunk, End, Message, Reply, Sampling
     from trifocal.model.budget import Budget, TurnCost
-    from trifocal.model.explaining import Explanation, Look, PictureLook, WordLook
+    from trifocal.model.explaining import ExplainedPicture, ExplainedWord, Explanation, Heatmap
     from trifocal.model.llava import Llava, load
     from trifocal.model.opening import open_model
     from trifocal.model.relay import Relay
@@ -63,7 +63,7 @@ _HOME = {
     ),
     "embedded": ("Embedded", "embedded"),
     "model.budget": ("Budget", "TurnCost"),
-    "model.explaining": ("Explanation", "Look", "PictureLook", "WordLook"),
+    "model.explaining": ("Explanation", "Heatmap", "ExplainedPicture", "ExplainedWord"),
     "images": ("Image", "open_image"),
     "model.llava": ("Llava", "load"),
     "model.opening": ("open_model",),
@@ -85,10 +85,12 @@ __all__ = [
     "Embedded",
     "End",
     "EngineError",
+    "ExplainedPicture",
+    "ExplainedWord",
     "Explanation",
+    "Heatmap",
     "Image",
     "Llava",
-    "Look",
     "Message",
     "MissingExtra",
     "NotSupported",
@@ -97,7 +99,6 @@ __all__ = [
     "PeerError",
     "PeerRefused",
     "PeerTimeout",
-    "PictureLook",
     "Placement",
     "PromptTooLong",
     "Relay",
@@ -109,7 +110,6 @@ __all__ = [
     "UnknownName",
     "UsageError",
     "VisionError",
-    "WordLook",
     "__version__",
     "embedded",
     "load",

@@ -12,7 +12,7 @@ from trifocal.cli.ask import ask
 from trifocal.cli.overlay import draw_overlay, main_words
 from trifocal.errors import UsageError
 from trifocal.images import from_pil
-from trifocal.model.explaining import Explanation, Look, PictureLook, WordLook
+from trifocal.model.explaining import ExplainedPicture, ExplainedWord, Explanation, Heatmap
 
 EXAMPLE = str(Path(__file__).parents[2] / "docs" / "example.png")
 DARK, LIT = ((0.0, 0.0), (0.0, 0.0)), ((0.0, 0.0), (0.0, 1.0))
@@ -24,11 +24,12 @@ def told(*weights: float, pictures: int = 1, box: tuple[float, float, float, flo
     words = []
     for at in range(len(weights)):
         looks = [
-            Look(each, float(each == pictures - 1), LIT if each == pictures - 1 else DARK) for each in range(pictures)
+            Heatmap(each, float(each == pictures - 1), LIT if each == pictures - 1 else DARK)
+            for each in range(pictures)
         ]
-        words.append(WordLook(f"word{at}", 0, 5, tuple(looks)))
+        words.append(ExplainedWord(f"word{at}", 0, 5, tuple(looks)))
     drawn = tuple(sorted(enumerate(weights), key=lambda pair: -pair[1]))[:8]
-    grids = [PictureLook(each, 2, 2, box, drawn if each == pictures - 1 else ()) for each in range(pictures)]
+    grids = [ExplainedPicture(each, 2, 2, box, drawn if each == pictures - 1 else ()) for each in range(pictures)]
     return Explanation("", tuple(words), tuple(grids))
 
 

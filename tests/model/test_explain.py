@@ -110,10 +110,10 @@ def test_words_are_those_of_the_answer(llava: Llava, talk: list[Message]) -> Non
     (picture,) = told.pictures
     assert (picture.rows, picture.columns) == (16, 16)
     assert picture.box == pytest.approx((0, -0.1, 1, 1.2))  # 480 x 400, padded above and below
-    values = [value for word in told.words for row in word.looks[0].grid for value in row]
+    values = [value for word in told.words for row in word.heatmaps[0].grid for value in row]
     assert max(values) == 1
     assert min(values) == 0
-    assert all(word.looks[0].share == pytest.approx(1) for word in told.words)
+    assert all(word.heatmaps[0].share == pytest.approx(1) for word in told.words)
     named = [told.words[word].text for word, _ in picture.words]
     assert len(named) == 8
     assert {"red", "banana", "dog", "square"} <= set(named)
@@ -126,7 +126,7 @@ def hottest(told: Explanation, span: tuple[int, int], picture: int = 0) -> tuple
     """The middle of the hottest patch for some words, in shares of the picture's sides."""
     look = told.pictures[picture]
     words = [word for word in told.words if word.start < span[1] and word.end > span[0]]
-    grid = torch.tensor([word.looks[picture].grid for word in words]).sum(0)
+    grid = torch.tensor([word.heatmaps[picture].grid for word in words]).sum(0)
     row, column = divmod(int(grid.argmax()), look.columns)
     left, top, width, height = look.box
     return left + (column + 0.5) / look.columns * width, top + (row + 0.5) / look.rows * height
@@ -159,9 +159,9 @@ def test_of_two_pictures_the_one_that_was_named_drew_its_words(llava: Llava) -> 
     answer = llava.complete([turn]).text
     told = llava.explain([turn, Message("assistant", answer)])
     (heart,) = [word for word in told.words if word.text == "heart"]
-    assert [look.image for look in heart.looks] == [0, 1]
-    assert heart.looks[1].share > 0.8
-    assert sum(look.share for look in heart.looks) == pytest.approx(1)
+    assert [look.image for look in heart.heatmaps] == [0, 1]
+    assert heart.heatmaps[1].share > 0.8
+    assert sum(look.share for look in heart.heatmaps) == pytest.approx(1)
 
 
 def test_only_pictures_that_stay_are_told_of(llava: Llava, talk: list[Message]) -> None:
@@ -169,7 +169,7 @@ def test_only_pictures_that_stay_are_told_of(llava: Llava, talk: list[Message]) 
     assert len(llava.explain(second).pictures) == 1
     told = llava.explain(second, images=0)
     assert told.pictures == ()
-    assert [(word.text, word.looks) for word in told.words] == [("Yes", ())]
+    assert [(word.text, word.heatmaps) for word in told.words] == [("Yes", ())]
 
 
 GRID = PatchGrid(0, 2, 2, 2, WHOLE)
@@ -189,14 +189,14 @@ def test_a_word_is_the_mean_of_its_ids_less_that_of_the_others() -> None:
     told = explained("ab c", [[0.4, 0.1, 0, 0], [0.2, 0.1, 0, 0], [0.3, 0.1, 0, 0], [0.3, 0.1, 0.1, 0]])
     first, second = told.words
     assert (first.start, first.end, second.start, second.end) == (0, 2, 3, 4)
-    assert first.looks[0].grid == ((0, 0), (0, 0))  # 0.3 as everywhere
-    assert second.looks[0].grid == ((0, 0), (1, 0))  # what all look at alike is taken off
+    assert first.heatmaps[0].grid == ((0, 0), (0, 0))  # 0.3 as everywhere
+    assert second.heatmaps[0].grid == ((0, 0), (1, 0))  # what all look at alike is taken off
     assert told.pictures[0].words == ((1, 1.0), (0, 0.0))
 
 
 def test_an_answer_of_one_word_has_nothing_to_be_held_against() -> None:
     told = explained("ab", [[0.4, 0.1, 0, 0], [0.4, 0.3, 0, 0]])
-    assert told.words[0].looks[0].grid == ((1, 0.5), (0, 0))
+    assert told.words[0].heatmaps[0].grid == ((1, 0.5), (0, 0))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_words_of_all_scripts(answer: str, words: list[str]) -> None:
 
 def test_all_ids_of_a_character_are_its_own() -> None:
     told = explained("a 一", [[0, 0, 0, 0], [0, 0, 0, 0], [0.3, 0, 0, 0], [0, 0.6, 0, 0], [0, 0, 0.9, 0]])
-    assert told.words[1].looks[0].grid == ((0.3333, 0.6667), (1, 0))
+    assert told.words[1].heatmaps[0].grid == ((0.3333, 0.6667), (1, 0))
 
 
 def test_a_coarse_grid_is_spread_over_a_fine_one() -> None:
@@ -227,10 +227,10 @@ def test_a_coarse_grid_is_spread_over_a_fine_one() -> None:
     told = explained("a", [[0.4, 0.1, 0, 0.9, 0.7, 0.3]], grids, positions=6)
     assert told.pictures[0].box == WHOLE
     assert (told.pictures[0].rows, told.pictures[0].columns) == (2, 2)
-    assert told.words[0].looks[0].grid == ((0.25, 0.125), (1, 0.5))
+    assert told.words[0].heatmaps[0].grid == ((0.25, 0.125), (1, 0.5))
 
 
 def test_a_grid_of_a_part_lies_where_it_belongs() -> None:
     halves = [PatchGrid(0, 1, 1, 1, (0.0, 0.0, 0.5, 1.0)), PatchGrid(1, 2, 1, 1, (0.5, 0.0, 0.5, 1.0))]
     told = explained("a", [[0.4, 0.8, 0]], halves, positions=3)
-    assert told.words[0].looks[0].grid == ((0.25, 1), (0.25, 0))
+    assert told.words[0].heatmaps[0].grid == ((0.25, 1), (0.25, 0))

@@ -52,7 +52,7 @@ def test_each_word_is_told_of_each_picture(pair: Pair, drawn: Drawn, sizes: list
     told = llava.explain([*talk, Message("assistant", ANSWER)])
     assert [word.text for word in told.words] == ANSWER.replace(",", "").replace(".", "").split()
     assert len(told.pictures) == len(sizes)
-    shares = [sum(look.share for look in word.looks) for word in told.words]
+    shares = [sum(look.share for look in word.heatmaps) for word in told.words]
     assert all(
         share == pytest.approx(1, abs=1e-5) or share == 0 for share in shares
     )  # 0: less than the rest everywhere
@@ -62,7 +62,7 @@ def test_each_word_is_told_of_each_picture(pair: Pair, drawn: Drawn, sizes: list
         assert left < 0.5 < left + width
         assert top < 0.5 < top + height
     for word in told.words:
-        for look, picture in zip(word.looks, told.pictures, strict=True):
+        for look, picture in zip(word.heatmaps, told.pictures, strict=True):
             assert (len(look.grid), len(look.grid[0])) == (picture.rows, picture.columns)
 
 

@@ -62,7 +62,7 @@ def test_it_is_what_the_library_says(thimble: Live) -> None:
     for word, own in zip(told["words"], expected.words, strict=True):
         (look,) = word["images"]
         assert look["index"] == 0
-        assert look["grid"] == [list(row) for row in own.looks[0].grid]
+        assert look["grid"] == [list(row) for row in own.heatmaps[0].grid]
     (picture,) = told["images"]
     assert (picture["index"], picture["rows"], picture["columns"], picture["box"]) == (0, 16, 16, [0, 0, 1, 1])
     assert picture["words"][0]["weight"] == 1

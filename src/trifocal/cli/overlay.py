@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from trifocal.errors import UsageError
 from trifocal.images import Image
-from trifocal.model.explaining import Explanation, WordLook
+from trifocal.model.explaining import ExplainedWord, Explanation
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -59,7 +59,7 @@ def draw_overlay(explanation: Explanation, pictures: Sequence[Image]) -> Picture
     return sheet
 
 
-def main_words(explanation: Explanation) -> list[WordLook]:
+def main_words(explanation: Explanation) -> list[ExplainedWord]:
     """The words of three letters and more that looked at pictures most, in the order of the answer."""
     weights: dict[int, float] = {}
     for picture in explanation.pictures:
@@ -70,12 +70,12 @@ def main_words(explanation: Explanation) -> list[WordLook]:
     return [explanation.words[word] for word in sorted(best)]
 
 
-def _panel(word: WordLook, explanation: Explanation, pictures: Sequence[Image]) -> Picture:
+def _panel(word: ExplainedWord, explanation: Explanation, pictures: Sequence[Image]) -> Picture:
     """One word under the picture that it looked at most: dark, and lit where the word looked."""
     from PIL import Image as Pictures
     from PIL import ImageDraw, ImageFont
 
-    look = max(word.looks, key=lambda each: each.share)
+    look = max(word.heatmaps, key=lambda each: each.share)
     image = pictures[look.image].on(PAPER)
     size = WIDTH, max(1, round(image.height * WIDTH / image.width))
     picture = image.resize(size, Pictures.Resampling.LANCZOS)

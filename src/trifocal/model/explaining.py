@@ -16,7 +16,7 @@ from trifocal.vision import Box, PatchGrid
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Explanation", "Look", "PictureLook", "WordLook", "explanation_of"]
+__all__ = ["ExplainedPicture", "ExplainedWord", "Explanation", "Heatmap", "explanation_of"]
 
 # a word is a run of letters and digits, held together by hyphens and apostrophes; where scripts have no spaces, a sign
 _SIGN = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
@@ -25,7 +25,7 @@ DRAWN = 8  # words that are told of a picture
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Heatmap:
     """How one word looked at one picture.
 
     ``image`` counts the pictures of the prompt from 0. ``grid`` has rows of patches: how much more attention each got
@@ -39,17 +39,17 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class WordLook:
+class ExplainedWord:
     """A word of the answer, ``answer[start:end]``, and how it looked at each picture."""
 
     text: str
     start: int
     end: int
-    looks: tuple[Look, ...]
+    heatmaps: tuple[Heatmap, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class PictureLook:
+class ExplainedPicture:
     """A picture of the prompt, counted from 0, with its grid and the words that it drew most.
 
     The grid's patches cover ``box`` (left, top, width, height in shares of the picture's sides), which goes beyond
@@ -69,8 +69,8 @@ class Explanation:
     """Where the language model looked while it said each word of ``answer``."""
 
     answer: str
-    words: tuple[WordLook, ...]
-    pictures: tuple[PictureLook, ...]
+    words: tuple[ExplainedWord, ...]
+    pictures: tuple[ExplainedPicture, ...]
 
 
 def explanation_of(
@@ -97,19 +97,19 @@ def explanation_of(
     most = max((float(each.max()) for each in maps if each.numel()), default=0.0) or 1.0
     heaviest = max((float(each.max()) for each in totals if each.numel()), default=0.0) or 1.0
     words = tuple(
-        WordLook(
+        ExplainedWord(
             answer[start:end],
             start,
             end,
             tuple(
-                Look(at, float(totals[at][number] / together[number]), _plain(each[number] / most))
+                Heatmap(at, float(totals[at][number] / together[number]), _plain(each[number] / most))
                 for at, each in enumerate(maps)
             ),
         )
         for number, (start, end) in enumerate(spans)
     )
     pictures = tuple(
-        PictureLook(at, board.rows, board.columns, board.box, _drawn(totals[at] / heaviest))
+        ExplainedPicture(at, board.rows, board.columns, board.box, _drawn(totals[at] / heaviest))
         for at, board in enumerate(boards)
     )
     return Explanation(answer, words, pictures)

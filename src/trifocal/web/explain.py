@@ -15,7 +15,7 @@ from trifocal.api.openai import keep_of, template_of
 from trifocal.api.openai_messages import ChatMessage, drafts_of
 from trifocal.api.serving import Serving, caller_of
 from trifocal.api.wire import Json, Wire
-from trifocal.model.explaining import Explanation, PictureLook, WordLook
+from trifocal.model.explaining import ExplainedPicture, ExplainedWord, Explanation
 
 __all__ = ["ExplainRequest", "router"]
 
@@ -59,12 +59,12 @@ def _told(explanation: Explanation) -> dict[str, Any]:
     }
 
 
-def _word(word: WordLook) -> dict[str, Any]:
-    looks = [{"index": look.image, "share": round(look.share, 4), "grid": look.grid} for look in word.looks]
+def _word(word: ExplainedWord) -> dict[str, Any]:
+    looks = [{"index": look.image, "share": round(look.share, 4), "grid": look.grid} for look in word.heatmaps]
     return {"text": word.text, "start": word.start, "end": word.end, "images": looks}
 
 
-def _picture(picture: PictureLook) -> dict[str, Any]:
+def _picture(picture: ExplainedPicture) -> dict[str, Any]:
     return {
         "index": picture.image,
         "rows": picture.rows,
