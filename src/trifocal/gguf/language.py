@@ -11,10 +11,10 @@ import torch
 from trifocal.errors import CheckpointError
 from trifocal.gguf.container import GgufFile, TensorInfo
 
-__all__ = ["GgufLanguage", "language_config", "unpermute"]
+__all__ = ["BLOCK", "TOP", "GgufLanguage", "interleaved", "language_config", "unpermute"]
 
-_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_BLOCK = {
+TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+BLOCK = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -86,6 +86,11 @@ def unpermute(stored: torch.Tensor, heads: int) -> torch.Tensor:
     """
     rows = stored.shape[0]
     return stored.reshape(heads, rows // heads // 2, 2, *stored.shape[1:]).transpose(1, 2).reshape(stored.shape)
+
+
+def interleaved(rows: int, heads: int) -> torch.Tensor:
+    """Which row of the original each stored row is, ``[rows]``: `unpermute` the other way round."""
+    return torch.arange(rows).reshape(heads, 2, -1).transpose(1, 2).reshape(-1)
 
 
 def language_config(file: GgufFile) -> dict[str, Any]:
@@ -204,10 +209,10 @@ def _sources(file: GgufFile, config: Mapping[str, Any]) -> dict[str, _Source]:
         parts = stem.split(".")
         if name == _FREQUENCIES:
             continue  # the configuration has them
-        if stem in _TOP:
-            sources[f"{_TOP[stem]}.{ending}"] = _Source(name)
-        elif len(parts) == 3 and parts[0] == "blk" and parts[1].isdigit() and parts[2] in _BLOCK:
-            canonical = f"model.layers.{int(parts[1])}.{_BLOCK[parts[2]]}.{ending}"
+        if stem in TOP:
+            sources[f"{TOP[stem]}.{ending}"] = _Source(name)
+        elif len(parts) == 3 and parts[0] == "blk" and parts[1].isdigit() and parts[2] in BLOCK:
+            canonical = f"model.layers.{int(parts[1])}.{BLOCK[parts[2]]}.{ending}"
             sources[canonical] = _Source(name, heads.get(parts[2], 0))
         else:
             raise CheckpointError(f"{file.path}: the tensor {name!r} has no place in a {config['model_type']} model")
