@@ -25,6 +25,7 @@ from trifocal.weights.tensors import whole_language
 
 __all__ = [
     "HEAD",
+    "TABLE",
     "Language",
     "check_blocks",
     "check_finite",
@@ -32,10 +33,11 @@ __all__ = [
     "end_ids",
     "file_of",
     "open_language",
+    "stored_twice",
     "tokenizer_of",
 ]
 
-HEAD = "lm_head.weight"
+TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _BLOCK = re.compile(r"(?:model\.layers|transformer\.blocks)\.(\d+)\.")
 
 
@@ -123,6 +125,19 @@ def check_blocks(told: int | None, language: Language) -> None:
             f"{language.config_file}: num_hidden_layers is {told}, of {len(found)} blocks there are tensors, up to "
             f"{max(found, key=int)}"
         )
+
+
+def stored_twice(language: Language, *, tied: bool) -> str:
+    """Which of head and table is the other one again, or nothing; as transformers has it.
+
+    ``tied`` is what the configuration says. Where one alone is stored, it is the other one that has its name here.
+    """
+    stored = [name for name in (TABLE, HEAD) if name in language.weights]
+    if not tied or not stored:
+        return ""
+    if len(stored) == 2:
+        return HEAD if torch.equal(language.weights[TABLE], language.weights[HEAD]) else ""
+    return HEAD if stored == [TABLE] else TABLE
 
 
 def check_finite(values: torch.Tensor, stored: torch.Tensor, what: str) -> None:

@@ -139,6 +139,11 @@ class LoraWeights(Weights):
             return self._whole.spec(name) if name in self._whole else self._base.spec(name)
         return self._base.spec(TABLE) if self._copied else self.spec(TABLE)
 
+    @property
+    def files(self) -> set[Path]:
+        """The files of the base and those of the adapter."""
+        return self._base.files | self._adapter.files | self._whole.files
+
     def release(self) -> None:
         """Lets go of the pages of all ``.bin`` files."""
         for weights in (self._base, self._adapter, self._whole):

@@ -42,7 +42,12 @@ class PackedWeights(Protocol):
 
 @runtime_checkable
 class Located(Protocol):
-    """Weights that can also tell the file of a tensor, for messages."""
+    """Weights that can also tell their files: of one tensor for messages, and all of them."""
+
+    @property
+    def files(self) -> set[Path]:
+        """All files of which any of the tensors is made."""
+        ...
 
     def where(self, name: str) -> Path:
         """The file that holds a tensor."""

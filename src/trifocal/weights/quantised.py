@@ -126,6 +126,11 @@ class Dense(Mapping[str, "torch.Tensor"]):
         inside = layer in self._layers and name not in self._plain and name not in self._biases
         return Path(self._where(self._layers[layer][self._scheme.marker] if inside else self._biases.get(name, name)))
 
+    @property
+    def files(self) -> set[Path]:
+        """The files that hold any part of these tensors."""
+        return {Path(self._where(name)) for name in self._tensors} | getattr(self._tensors, "files", set())
+
     def _ordered(self) -> Iterator[str]:
         """Dense names in the order of the packed ones."""
         layers = {name: layer for layer, parts in self._layers.items() for name in parts.values()}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from trifocal.engines.int4 import Int4Linear
-from trifocal.engines.language import HEAD, Language, check_blocks, check_finite, file_of
+from trifocal.engines.language import HEAD, TABLE, Language, check_blocks, check_finite, file_of, stored_twice
 from trifocal.engines.native import cuda
 from trifocal.engines.native.linear import Dense, Linear, Packed, Stored
 from trifocal.engines.native.model import Layer, Model
@@ -18,8 +18,6 @@ from trifocal.weights.packed import PackedLinear, PackedWeights
 
 __all__ = ["read"]
 
-_TABLE = "model.embed_tokens.weight"
-
 
 def read(language: Language, shape: Shape, dtype: torch.dtype, device: torch.device, *, four_bit: bool) -> Model:
     """The model, tensor by tensor onto its device; with ``four_bit`` packed layers stay so where they can.
@@ -29,25 +27,15 @@ def read(language: Language, shape: Shape, dtype: torch.dtype, device: torch.dev
     """
     check_blocks(shape.layers, language)
     source = _Source(language, dtype, device, four_bit)
-    tied = _tied(shape, language)
-    table = source.tensor(HEAD if tied == _TABLE else _TABLE, (None, shape.hidden))
+    tied = stored_twice(language, tied=shape.tied)
+    table = source.tensor(HEAD if tied == TABLE else TABLE, (None, shape.hidden))
     if not len(table):
-        raise CheckpointError(f"{file_of(language, _TABLE)}: {_TABLE} has no rows, one a token was expected")
+        raise CheckpointError(f"{file_of(language, TABLE)}: {TABLE} has no rows, one a token was expected")
     layers = [_layer(source, shape, index) for index in range(shape.layers)]
     norm = source.tensor("model.norm.weight", (shape.hidden,))
     head: Linear = Dense(table) if tied else source.linear([HEAD], [len(table)], shape.hidden)
     source.done(tied)
     return Model(layers, table, norm, head)
-
-
-def _tied(shape: Shape, language: Language) -> str:
-    """Which of head and table is the other one again, or nothing; as transformers has it."""
-    stored = [name for name in (_TABLE, HEAD) if name in language.weights]
-    if not shape.tied or not stored:
-        return ""
-    if len(stored) == 2:
-        return HEAD if torch.equal(language.weights[_TABLE], language.weights[HEAD]) else ""
-    return HEAD if stored == [_TABLE] else _TABLE
 
 
 def _layer(source: _Source, shape: Shape, index: int) -> Layer:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["FAMILIES", "Family", "Shape", "rotary_table", "shape_of", "unfit"]
+__all__ = ["FAMILIES", "Family", "Shape", "rotary_factors", "rotary_table", "shape_of", "unfit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +176,16 @@ def rotary_table(shape: Shape, positions: int) -> torch.Tensor:
         inverse = _stretched(inverse, rope)
     angles = torch.arange(positions).float()[:, None] * inverse  # [positions, rotated / 2]
     return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+def rotary_factors(shape: Shape) -> torch.Tensor | None:
+    """What each frequency is divided by, float32 ``[rotated / 2]``; None where it is none, or one for all."""
+    rope = shape.rope
+    if rope["rope_type"] != "llama3":
+        return None
+    inverse = 1.0 / (rope["rope_theta"] ** (torch.arange(0, int(rope["rotated"]), 2).float() / int(rope["rotated"])))
+    factors: torch.Tensor = inverse / _stretched(inverse, rope)
+    return factors
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
