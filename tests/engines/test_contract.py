@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from installing import installed as packaged
 
+import needs
 from trifocal.checkpoints import from_folder, language_recipe
 from trifocal.engines import ENGINES, engine_names, load_engine
 from trifocal.engines.base import Engine
@@ -26,7 +27,7 @@ from trifocal.messages import Sampling
 from trifocal.placement import Placement
 from trifocal.prompt import ImageSpan, Prompt, Span, TokenSpan
 
-HERE = [name for name in ENGINES if name in ("native", "transformers", "echo")]
+HERE = ["native", "transformers", "echo", pytest.param("llamacpp", marks=needs.engine("llamacpp", "llama_cpp"))]
 CPU = Placement("cpu", "float32")
 STRANGER = Path(__file__).with_name("stranger.py")
 TEN = Sampling(max_tokens=10, ignore_end=True)
@@ -81,7 +82,7 @@ def answer(engine: Engine, *spans: Span, sampling: Sampling = TEN) -> list[int]:
 
 
 def test_every_built_in_engine_is_tried_here() -> None:
-    assert sorted(HERE) == sorted(ENGINES)
+    assert sorted(name if isinstance(name, str) else str(name.values[0]) for name in HERE) == sorted(ENGINES)
 
 
 def test_it_has_what_the_protocol_names(engine: Engine) -> None:

@@ -16,6 +16,7 @@ __all__ = ["ENGINES", "KEY_VARIABLE", "PASSED_ON", "Engine", "Recipe", "Tokenize
 
 # name -> "module:function"; the function is load(recipe, placement, **options) -> Engine
 ENGINES = {
+    "llamacpp": "trifocal.engines.llamacpp:load",
     "native": "trifocal.engines.native:load",
     "transformers": "trifocal.engines.transformers:load",
     "echo": "trifocal.engines.echo:load",

@@ -1,0 +1,206 @@
+"""The engine over llama.cpp: its kernels and quantised weights, our scheduler, sampler, tokenizer and pictures."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trifocal.engines.base import Abilities
+from trifocal.engines.batching import Batching, Model
+from trifocal.engines.grammar import Constraint, Grammars
+from trifocal.engines.language import Language, config_file, end_ids, open_language, tokenizer_of
+from trifocal.engines.llamacpp.conversion import ROUNDINGS, unfit
+from trifocal.engines.llamacpp.kept import made_of
+from trifocal.engines.llamacpp.library import Context, Wishes, offloads
+from trifocal.engines.llamacpp.runner import LlamaRunner
+from trifocal.engines.native.shape import shape_of
+from trifocal.engines.recipe import Recipe
+from trifocal.engines.speculation import LONGEST
+from trifocal.errors import CheckpointError, UnknownName, UsageError
+from trifocal.placement import Part, Placement
+
+__all__ = ["LlamaCpp", "load"]
+
+AT_ONCE = 4  # full contexts that the memory holds where nothing else is said
+BLOCK = 16  # positions, at least
+MOST_POSITIONS = 16384  # of the memory where nothing else is said: a step looks through all that are in use
+ROWS = 32  # requests in one step
+SEQUENCES = 160  # running ones and those in which blocks are kept
+PIECE = 128  # positions of prompts in a step beside streams
+ABLE = Abilities(logprobs=True, grammar=True)
+
+log = logging.getLogger("trifocal")
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    context: int | None
+    positions: int | None
+    threads: int | None
+    gpu_layers: int | None
+    speculate: bool
+
+
+class LlamaCpp(Batching):
+    """A language model computed by llama.cpp, all of whose requests go on together."""
+
+    parts: tuple[Part, ...] = ()
+
+
+def load(
+    recipe: Recipe,
+    placement: Placement,
+    *,
+    context: int | None = None,
+    positions: int | None = None,
+    threads: int | None = None,
+    gpu_layers: int | None = None,
+    quantise: str | None = None,
+    speculate: bool = True,
+) -> LlamaCpp:
+    """Loads a GGUF file's language half, or that of a folder, which becomes a GGUF file once.
+
+    ``context`` caps the positions of prompt and answer, ``positions`` is how many the memory of keys and values holds
+    for all requests together (left out: four contexts, `MOST_POSITIONS` at most). ``threads`` are the CPU threads of
+    its own (left out: one for each core that this process may use). ``gpu_layers`` says how many layers lie on a GPU
+    (left out: all, where this build of llama.cpp has one and the placement is not the CPU). The placement's precision
+    is that of keys and values: float16, but float32 where that is asked for. ``quantise`` makes another type of the
+    matrices that are floats (``F32``, ``F16``, ``Q8_0`` or ``Q4_0``); left out, they stay as they are. ``speculate``
+    lets it guess what an answer says next from what stands before it, while that is measured to pay.
+
+    Raises:
+        CheckpointError: the file can't be loaded, or the folder can't become one.
+        UnknownName: there is no such rounding.
+        OutOfMemory: there is no room.
+        UsageError: a device that this build of llama.cpp has not.
+    """
+    gpu = _gpu(placement, gpu_layers)
+    rounding = _rounding(recipe, quantise)
+    options = _Options(context, positions, threads, gpu_layers, speculate)
+    engine = LlamaCpp(lambda: _started(recipe, rounding, placement, gpu, options))
+    runner = engine.facts.runner
+    assert isinstance(runner, LlamaRunner)
+    own = runner.context
+    engine.parts = (Part("language", own.described, "gpu" if gpu is not None else "cpu", "as stored", own.nbytes),)
+    return engine
+
+
+def _is_ready(recipe: Recipe, quantise: str | None) -> bool:
+    """Whether the checkpoint's own file is what llama.cpp computes from."""
+    return recipe.path.suffix == ".gguf" and recipe.adapter is None and quantise is None
+
+
+def _rounding(recipe: Recipe, quantise: str | None) -> str | None:
+    """How a folder's matrices are rounded; refuses what can't be loaded here."""
+    reason = "its pictures see each other" if recipe.attention != "causal" else None
+    if reason := reason or (None if _is_ready(recipe, quantise) else unfit(recipe.config)):
+        raise CheckpointError(
+            f"{config_file(recipe.path)}: the engine llamacpp can't run this language model: {reason}; "
+            "the engine transformers may"
+        )
+    rounding = None if quantise is None else quantise.upper()
+    if rounding is not None and rounding not in ROUNDINGS:
+        raise UnknownName("value of quantise", str(quantise), list(ROUNDINGS))
+    return rounding
+
+
+def _gpu(placement: Placement, layers: int | None) -> int | None:
+    """Which GPU is meant: its number, -1 for all there are, None for the CPU."""
+    kind, _, number = placement.device.partition(":")
+    if not layers and (kind == "cpu" or layers == 0 or (kind == "auto" and not offloads())):
+        return None
+    if not offloads():
+        raise UsageError(
+            "this build of llama-cpp-python computes on the CPU alone: install one for your GPU "
+            "(CMAKE_ARGS=-DGGML_CUDA=on, -DGGML_METAL=on or -DGGML_VULKAN=on), or say --language cpu"
+        )
+    return int(number) if number.isdigit() else -1
+
+
+@torch.inference_mode()
+def _started(recipe: Recipe, rounding: str | None, placement: Placement, gpu: int | None, options: _Options) -> Model:
+    language = open_language(recipe)
+    file = recipe.path if _is_ready(recipe, rounding) else made_of(language, rounding)
+    began = time.perf_counter()
+    most = min(filter(None, (options.context, _trained(language))))
+    block, positions = _blocks(options.positions or (most if options.context else _roomy(most)))
+    own = Context(
+        file,
+        Wishes(
+            positions=positions,
+            sequences=SEQUENCES,
+            batch=ROWS + 4 * PIECE,
+            threads=options.threads or _cores(),
+            keys=getattr(torch, placement.dtype) if placement.dtype != "auto" else torch.float16,
+            gpu_layers=0 if gpu is None else -1 if options.gpu_layers is None else options.gpu_layers,
+            gpu=gpu if gpu is not None and gpu >= 0 else None,
+        ),
+    )
+    seconds = time.perf_counter() - began
+    log.info("language model: %.1f MB in llama.cpp (%s), %.2f s", own.nbytes / 1e6, own.described, seconds)
+    ends, tokenizer = end_ids(language, own.vocabulary), tokenizer_of(language, own.vocabulary)
+    grammars: list[Grammars] = []
+
+    def constraint(schema: str) -> Constraint:
+        if not grammars:
+            grammars.append(Grammars(tokenizer.definition, own.vocabulary, ends))
+        return grammars[0].constraint(schema)
+
+    return Model(
+        runner=LlamaRunner(own, positions, block, SEQUENCES),
+        tokenizer=tokenizer,
+        hidden=own.hidden,
+        context=most,
+        end_ids=ends,
+        able=ABLE,
+        block=block,
+        rows=ROWS,
+        piece=PIECE,
+        ahead=LONGEST if options.speculate else 0,
+        constraint=constraint,
+    )
+
+
+def _trained(language: Language) -> int:
+    """The positions that the model was made for; no more than each of them sees."""
+    context = int(language.config.get("max_position_embeddings") or 2048)
+    window = 0 if language.folder.suffix == ".gguf" else shape_of(language.config).window
+    if 0 < window < context:
+        log.warning("language model: each position sees %d before it, which is all of the context here", window)
+    return min(context, window or context)
+
+
+def _roomy(context: int) -> int:
+    """The memory's positions where nothing is said."""
+    return max(context, min(AT_ONCE * context, MOST_POSITIONS))
+
+
+def _blocks(positions: int) -> tuple[int, int]:
+    """The size of a block, and the memory's positions: never more blocks than sequences to keep them in."""
+    block = BLOCK * -(-positions // (BLOCK * (SEQUENCES - ROWS)))
+    return block, -(-positions // block) * block
+
+
+def _cores() -> int:
+    """How many cores this process may use: its threads share nothing then. ``OMP_NUM_THREADS`` counts where it is set.
+
+    More threads than that only wait for each other.
+    """
+    if (told := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
+        return max(1, int(told))
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    pairs = [Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list") for number in usable]
+    cores = len({file.read_text() for file in pairs if file.is_file()}) or len(usable)
+    return max(1, min(cores, _granted()))
+
+
+def _granted() -> int:
+    """How many CPUs the control group grants; many where it does not say."""
+    file = Path("/sys/fs/cgroup/cpu.max")
+    quota, _, period = file.read_text().partition(" ") if file.is_file() else ("max", "", "")
+    return max(1, int(quota) // int(period)) if quota.isdigit() else 1 << 16
