@@ -3,6 +3,7 @@
 #   make run             install, answer a question about a picture with the bundled model, and open the page
 #   make test            install, and run every check and test
 #   make test-clients    install two dozen clients of the field and run them against a live server (needs node and npm)
+#   make test-engines    install the engines over heavy libraries, each in an environment of its own, and run their tests
 #   make page            build the chat page from page/ (needs node and npm)
 #   make run TORCH=cu130 the same with a CUDA build of torch (any folder of download.pytorch.org/whl)
 
@@ -17,7 +18,7 @@ QUESTION ?= What is in this picture?
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-clients page screenshots matrix chromium test-hostile check unit wheel lock format clean install install-test
+.PHONY: run test test-clients test-engines page screenshots matrix chromium test-hostile check unit wheel lock format clean install install-test
 .DEFAULT_GOAL := run
 
 run: install
@@ -70,6 +71,10 @@ test-clients: install
 	cd tests/clients && npm ci --no-audit --no-fund --loglevel error
 	$(BIN)/python tests/clients/run.py $(abspath $(CLIENTS))/bin/python $(WRITE)
 
+# engines over heavy libraries in environments of their own; ENGINE=llamacpp runs that one alone
+test-engines: install-test
+	$(BIN)/python tests/engines_real/run.py $(ENGINE)
+
 # the page's tests drive a real browser; as root it is fetched, else they say that it is missing
 chromium:
 	@command -v chromium >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -102,4 +107,4 @@ format:
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-engines build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

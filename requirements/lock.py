@@ -38,7 +38,21 @@ def compile_clients() -> None:
     subprocess.run([*command, "--output-file", "requirements.txt"], check=True, cwd=folder, stdout=subprocess.DEVNULL)
 
 
+def compile_engine(name: str, *, leave_out: tuple[str, ...] = (), against: str | None = None) -> None:
+    """Resolves what an engine of tests/engines_real needs; ``leave_out`` is there already, as ``against`` has it."""
+    folder = HERE.parent / "tests" / "engines_real"
+    command = [sys.executable, "-m", "uv", "pip", "compile", f"{name}.in", "--generate-hashes", "--upgrade"]
+    command += ["--python-version", "3.11", "--no-header", "--no-annotate", "--quiet"]
+    for package in leave_out:
+        command += ["--no-emit-package", package]
+    if against:
+        command += ["--constraint", str(HERE / f"{against}.lock")]
+    subprocess.run([*command, "--output-file", f"{name}.txt"], check=True, cwd=folder, stdout=subprocess.DEVNULL)
+
+
 if __name__ == "__main__":
     compile_lock("run", "serve")
     compile_lock("test", "serve", "test", "test-api", "test-page", against="run")
     compile_clients()
+    shared = ("jinja2", "markupsafe", "numpy", "typing-extensions")
+    compile_engine("llamacpp", leave_out=shared, against="run")
