@@ -11,7 +11,7 @@ from trifocal.errors import PromptTooLong
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ImageSpan", "Prompt", "Span", "TokenSpan"]
+__all__ = ["ImageSpan", "Prompt", "Scope", "Span", "TokenSpan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ class ImageSpan:
 
 
 Span = TokenSpan | ImageSpan
+Scope = str | None  # in which something is found again; None where it is not asked a second time
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +64,13 @@ class Prompt:
     """What every engine takes: ``(TokenSpan | ImageSpan)*``. Its length is its positions.
 
     What an engine keeps of a prompt it finds again for prompts of the same ``scope`` alone: nobody learns by the
-    time of an answer what others asked.
+    time of an answer what others asked. Without one nothing is kept or found.
     """
 
     spans: tuple[Span, ...]
-    scope: str = ""
+    scope: Scope = ""
 
-    def __init__(self, spans: Iterable[Span], scope: str = "") -> None:
+    def __init__(self, spans: Iterable[Span], scope: Scope = "") -> None:
         object.__setattr__(self, "spans", tuple(_joined(span for span in spans if len(span))))
         object.__setattr__(self, "scope", scope)
 

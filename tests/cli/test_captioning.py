@@ -131,6 +131,7 @@ def test_answers_come_as_they_are_ready_and_one_bad_picture_stops_nobody(
         together = {each.path: each for each in captions(llava, "what?", paths, Sampling(), workers=4)}
         assert together == alone
         assert sum(each.refusal is not None for each in alone.values()) == 3
+        assert llava.gallery.nbytes == len(llava.gallery) == 0  # nothing is kept of what is asked about once
         many = captions(llava, "what?", paths * 50, Sampling(), workers=2)
         next(many)
         many.close()

@@ -17,6 +17,7 @@ import needs
 from trifocal.checkpoints import from_folder, language_recipe
 from trifocal.engines import ENGINES, engine_names, load_engine
 from trifocal.engines.base import Engine
+from trifocal.engines.batching import Batching
 from trifocal.engines.language import open_language
 from trifocal.engines.recipe import Recipe
 from trifocal.engines.remote import load_remote
@@ -26,6 +27,7 @@ from trifocal.errors import EngineError, PromptTooLong, UnknownName
 from trifocal.messages import Sampling
 from trifocal.placement import Placement
 from trifocal.prompt import ImageSpan, Prompt, Span, TokenSpan
+from waiting import until
 
 HERE = ["native", "transformers", "echo", pytest.param("llamacpp", marks=needs.engine("llamacpp", "llama_cpp"))]
 CPU = Placement("cpu", "float32")
@@ -214,6 +216,29 @@ def test_what_does_not_fit_is_refused_before_anything_is_said(loader: Loader) ->
         engine.stream(Prompt([picture(engine, 1, rows=16)]), TEN)
     full = list(engine.stream(Prompt([picture(engine, 1, rows=12)]), Sampling(max_tokens=100, ignore_end=True)))
     assert len(full) == 4
+
+
+def test_nothing_is_kept_of_a_prompt_without_a_scope(loader: Loader) -> None:
+    engine = loader()
+    spans = [text(engine, "What is shown?", start=True), picture(engine, 1, rows=40)]
+    kept = [token.id for token in engine.stream(Prompt(spans), TEN)]
+    before = held(engine)
+    for _ in range(3):
+        assert [token.id for token in engine.stream(Prompt(spans, None), TEN)] == kept
+        other = Prompt([*spans, picture(engine, 2)], None)
+        list(engine.stream(other, TEN))
+    assert held(engine) == before
+    engine.close()
+
+
+def held(engine: Engine) -> int:
+    """How much an engine remembers of earlier prompts."""
+    if isinstance(engine, Batching):
+        blocks = engine._loop.blocks
+        until(lambda: blocks.free == blocks.count, "rest")
+        return blocks.count - blocks.empty
+    assert isinstance(engine, OneAtATime)
+    return len(engine._prefixes._states)
 
 
 def test_a_closed_engine_says_so(loader: Loader) -> None:

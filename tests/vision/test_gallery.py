@@ -91,6 +91,15 @@ def test_it_is_known_by_picture_look_and_identity(slow: Slow, drawn: Drawn) -> N
     assert not gallery.knows(alone, scope="of somebody else")
 
 
+def test_what_is_seen_in_no_scope_is_not_kept(slow: Slow, drawn: Drawn) -> None:
+    gallery = Gallery(slow)
+    (one,) = gallery.looks([drawn(1)])
+    first, second = gallery.rows([one, one], scope=None)
+    assert torch.equal(first, second)
+    assert not gallery.knows(one, scope=None)
+    assert len(gallery) == gallery.nbytes == 0
+
+
 def test_the_rows_seen_longest_ago_go_first(slow: Slow, drawn: Drawn) -> None:
     gallery = Gallery(slow, 2 * BYTES)
     (one,), (two,), (three,) = looks(gallery, [drawn(1)], [drawn(2)], [drawn(3)])

@@ -143,7 +143,8 @@ class Batching:
         if len(prompt) + len(ids) > self.context:
             raise PromptTooLong(len(prompt), prompt.image_positions, len(ids), self.context)
         blocks = self._loop.blocks
-        names = names_of(position_keys(prompt)[:-1], blocks.size, scope=prompt.scope)
+        keys = [] if prompt.scope is None else position_keys(prompt)[:-1]
+        names = names_of(keys, blocks.size, scope=prompt.scope or "")
         return self._loop.call(lambda: ask(prompt, ids, blocks.find(names)))
 
     def state(self) -> State:

@@ -329,7 +329,7 @@ class Scheduler(Generic[Row]):
 
     def _names(self, request: Request[Row], positions: int) -> list[bytes]:
         """The names of the full blocks among the first positions of a request."""
-        if not self.share:
+        if not self.share or request.prompt.scope is None:
             return []
         names_of(request.keys, self.blocks.size, request.names, scope=request.prompt.scope)
         return request.names[: positions // self.blocks.size]

@@ -12,7 +12,7 @@ from trifocal.errors import UsageError
 from trifocal.images import Image
 from trifocal.messages import Message, Tool
 from trifocal.model.outline import Outline, Rows
-from trifocal.prompt import ImageSpan, Prompt, TokenSpan
+from trifocal.prompt import ImageSpan, Prompt, Scope, TokenSpan
 from trifocal.timing import Timings
 from trifocal.vision import Gallery, Look, check_rows
 
@@ -62,7 +62,7 @@ class Composer:
         looks = self.gallery.looks([part for part in parts if isinstance(part, Image)])
         return Outline(self._spans(parts, looks), looks)
 
-    def prompt(self, outline: Outline, rows: Sequence[torch.Tensor], *, scope: str = "") -> Prompt:
+    def prompt(self, outline: Outline, rows: Sequence[torch.Tensor], *, scope: Scope = "") -> Prompt:
         """The prompt of an outline and the rows of each of its looks, ``[look.rows, hidden]``.
 
         Raises:
@@ -82,7 +82,7 @@ class Composer:
         )
         return Prompt(spans, scope)
 
-    def seen(self, outline: Outline, timings: Timings | None = None, *, scope: str = "") -> Prompt:
+    def seen(self, outline: Outline, timings: Timings | None = None, *, scope: Scope = "") -> Prompt:
         """The prompt of an outline; pictures that are not known are looked at, see `Gallery.rows`.
 
         Neither pictures nor what an engine keeps of the prompt are known in another ``scope``.

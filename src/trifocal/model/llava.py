@@ -28,7 +28,7 @@ from trifocal.model.outline import Outline
 from trifocal.model.settings import Settings
 from trifocal.model.talking import Talking
 from trifocal.placement import Part, Placed
-from trifocal.prompt import Prompt
+from trifocal.prompt import Prompt, Scope
 from trifocal.timing import Timings
 from trifocal.vision import Gallery, Showing, View, Vision, open_vision
 from trifocal.vision.elsewhere import open_elsewhere
@@ -187,10 +187,11 @@ class Llava(Talking[Written, Asked]):
         stay = self._kept(plain, max_tokens, images, outlines, room)
         return Written(outlines.of(stay.messages), template.stop, stay.notes, plain.notes, room)
 
-    def prepare(self, written: Written, sampling: Sampling = Sampling(), *, scope: str = "") -> Asked:
+    def prepare(self, written: Written, sampling: Sampling = Sampling(), *, scope: Scope = "") -> Asked:
         """What was written with its pictures seen, ready for the engine; raises as `Talking.answer`.
 
-        Nothing that was seen or computed for it is found again for what is prepared in another ``scope``.
+        Nothing that was seen or computed for it is found again for what is prepared in another ``scope``; None keeps
+        nothing at all, for what is not asked a second time.
         """
         timings, outline = Timings(), written.outline
         if sampling.top_logprobs is not None and not self.engine.able.logprobs:
@@ -257,7 +258,7 @@ class Llava(Talking[Written, Asked]):
         images: Keep | None = None,
         template: ChatTemplate | None = None,
         max_tokens: int | None = None,
-        scope: str = "",
+        scope: Scope = "",
     ) -> Explanation:
         """Where the language model looked for each word of an answer, the last message of the conversation.
 

@@ -11,6 +11,7 @@ from trifocal.conversation.templates import ChatTemplate
 from trifocal.images import Image
 from trifocal.messages import Chunk, Message, Reply, Sampling, Tool
 from trifocal.model.decoding import collect
+from trifocal.prompt import Scope
 
 __all__ = ["Ready", "Talking"]
 
@@ -51,7 +52,7 @@ class Talking(ABC, Generic[Wrote, Prepared]):
         """A conversation as it will be asked; no picture is looked at."""
 
     @abstractmethod
-    def prepare(self, written: Wrote, sampling: Sampling = Sampling(), *, scope: str = "") -> Prepared:
+    def prepare(self, written: Wrote, sampling: Sampling = Sampling(), *, scope: Scope = "") -> Prepared:
         """What was written, ready to be answered."""
 
     @abstractmethod
@@ -75,6 +76,7 @@ class Talking(ABC, Generic[Wrote, Prepared]):
         template: ChatTemplate | None = None,
         tools: Sequence[Tool] = (),
         room: int | None = None,
+        scope: Scope = "",
     ) -> Generator[Chunk, None, None]:
         """The answer to a conversation, piece by piece; the last chunk carries `End`.
 
@@ -83,14 +85,14 @@ class Talking(ABC, Generic[Wrote, Prepared]):
         place for them; turns that it does not have are put otherwise (`trifocal.conversation.writable`), and
         `End.notes` tells. Whole oldest exchanges are left out when the context, or ``room``, is full, never the
         system text, never the last question; `End.left_out` tells. Everything that can be refused is refused here,
-        before the generator is returned; closing the generator cancels the work.
+        before the generator is returned; closing the generator cancels the work. For ``scope`` see `answer`.
 
         Raises:
             BadMessages: the conversation can't be rendered.
             PromptTooLong: even the last question alone does not fit.
         """
         written = self.write(messages, sampling.max_tokens, images=images, template=template, tools=tools, room=room)
-        return self.answer(written, sampling)
+        return self.answer(written, sampling, scope=scope)
 
     def complete(
         self,
@@ -104,14 +106,18 @@ class Talking(ABC, Generic[Wrote, Prepared]):
         """`stream`, collected."""
         return collect(self.stream(messages, sampling, images=images, template=template, tools=tools))
 
-    def answer(self, written: Wrote, sampling: Sampling = Sampling()) -> Generator[Chunk, None, None]:
+    def answer(
+        self, written: Wrote, sampling: Sampling = Sampling(), *, scope: Scope = ""
+    ) -> Generator[Chunk, None, None]:
         """The answer to what was written, which may be asked again for another one; see `stream`.
+
+        What is seen and computed for it is found again in the same ``scope``; None keeps nothing of it.
 
         Raises:
             PromptTooLong: the prompt and one token don't fit.
             BadSampling: log-probabilities of an engine that can't tell them.
         """
-        return self.tell(self.prepare(written, sampling))
+        return self.tell(self.prepare(written, sampling, scope=scope))
 
     def __enter__(self) -> Self:
         return self

@@ -79,7 +79,8 @@ def captions(
     def answered(path: Path, image: Image) -> Captioned:
         try:
             messages = [llava.question(question, [image])]
-            with closing(llava.stream(messages, sampling)) as stream:
+            # nothing is kept: each picture is asked about once
+            with closing(llava.stream(messages, sampling, scope=None)) as stream:
                 reply = collect(chunk for chunk in stream if not left.is_set() or _leave())
         except UsageError as error:
             return Captioned(path, "", f"{path}: {error}")

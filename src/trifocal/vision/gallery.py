@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from trifocal.embedded import Embedded
 from trifocal.errors import BadImage, UsageError
 from trifocal.images import Image
+from trifocal.prompt import Scope
 from trifocal.timing import Timings
 from trifocal.vision.base import Look, Vision, check_rows
 
@@ -67,11 +68,11 @@ class Gallery:
         looks = iter(self.vision.looks(seen) if seen else [])
         return [self._look(image) if isinstance(image, Embedded) else next(looks) for image in images]
 
-    def rows(self, looks: Sequence[Look], timings: Timings | None = None, *, scope: str = "") -> list[torch.Tensor]:
+    def rows(self, looks: Sequence[Look], timings: Timings | None = None, *, scope: Scope = "") -> list[torch.Tensor]:
         """The rows of each look in order, ``[look.rows, hidden]``; those not known are seen, each once.
 
         ``timings`` takes the seconds of the passes that were waited for. What is known in one ``scope`` is not known
-        in another.
+        in another; None is no scope: what is seen in it is not kept.
 
         Raises:
             UsageError: the vision made other rows than its looks promised.
@@ -88,7 +89,7 @@ class Gallery:
         rows = iter([_rows(each) if isinstance(each, _Wanted) else each for each in found])
         return [look.image.rows if isinstance(look.image, Embedded) else next(rows) for look in looks]
 
-    def knows(self, look: Look, *, scope: str = "") -> bool:
+    def knows(self, look: Look, *, scope: Scope = "") -> bool:
         """Whether a look's rows are there already."""
         with self._changed:
             return self._key(look, scope) in self._known
@@ -113,10 +114,10 @@ class Gallery:
             raise BadImage("bad_embeds", "these embeddings are another vision's, not this model's", image.name)
         return Look(image, (image.rows.shape[0],), "embedded")
 
-    def _key(self, look: Look, scope: str) -> Key:
+    def _key(self, look: Look, scope: Scope) -> Key:
         return scope, self.vision.identity, look.image.digest, look.layout, look.way
 
-    def _ask(self, looks: Sequence[Look], scope: str) -> list[torch.Tensor | _Wanted]:
+    def _ask(self, looks: Sequence[Look], scope: Scope) -> list[torch.Tensor | _Wanted]:
         """What is known of each look, or what to wait for; what nobody waits for yet is put at the end of the queue."""
         found: list[torch.Tensor | _Wanted] = []
         new: list[_Wanted] = []
@@ -206,7 +207,7 @@ class Gallery:
             for each, found in zip(wanted, rows, strict=True):
                 each.rows, each.error, each.timings = found, error, timings
                 del self._wanted[each.key]
-                if found is not None:
+                if found is not None and each.key[0] is not None:
                     self._keep(each.key, found)
             self._changed.notify_all()
 

@@ -18,7 +18,7 @@ from trifocal.engines.transformers.looking import attention_of
 from trifocal.errors import EngineError, OutOfMemory, PromptTooLong
 from trifocal.messages import Sampling
 from trifocal.placement import Part
-from trifocal.prompt import ImageSpan, Prompt
+from trifocal.prompt import ImageSpan, Prompt, Scope
 
 __all__ = ["ABLE", "OneAtATime", "masks_of"]
 
@@ -132,13 +132,16 @@ class OneAtATime:
                     logits = self._forward(cache, input_ids=torch.tensor([[token.id]], device=self.model.device))
                 keys.append(token.id)
         finally:
-            if sound and self._loaded is not None and self.loaded.attention != "prompt":
-                self._prefixes.put(keys, cache, _bytes(cache), scope=prompt.scope)
+            scope = prompt.scope if sound else None
+            if scope is not None and self._loaded is not None and self.loaded.attention != "prompt":
+                self._prefixes.put(keys, cache, _bytes(cache), scope=scope)
 
-    def _start(self, keys: list[Hashable], scope: str, *, branch: bool = False) -> tuple[Any, int]:
+    def _start(self, keys: list[Hashable], scope: Scope, *, branch: bool = False) -> tuple[Any, int]:
         """A cache, and how many positions of the prompt it holds already; one is always left to run."""
         from transformers import DynamicCache
 
+        if scope is None:
+            return DynamicCache(), 0
         cache, done = self._prefixes.take(keys[:-1], branch=branch, scope=scope)
         return (DynamicCache(), 0) if cache is None else (cache, done)
 

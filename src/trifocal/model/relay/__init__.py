@@ -35,6 +35,7 @@ from trifocal.model.settings import Settings
 from trifocal.model.talking import Talking
 from trifocal.peer import FIRST_SECONDS, NEXT_SECONDS, Peer, address, key_headers
 from trifocal.placement import Part
+from trifocal.prompt import Scope
 
 __all__ = ["Asking", "Passing", "Relay", "open_relay"]
 
@@ -154,7 +155,7 @@ class Relay(Talking[Passing, Asking]):
         notes = [self._not(f"it could not be held within {room} positions")] if room else []
         return Passing((message,), raw=True, notes=tuple(notes))
 
-    def prepare(self, written: Passing, sampling: Sampling = Sampling(), *, scope: str = "") -> Asking:
+    def prepare(self, written: Passing, sampling: Sampling = Sampling(), *, scope: Scope = "") -> Asking:
         """What was written and how it is drawn; nothing is asked yet, and nothing is kept of any ``scope``."""
         return Asking(written, sampling)
 
@@ -216,7 +217,7 @@ class Relay(Talking[Passing, Asking]):
         images: Keep | None = None,
         template: ChatTemplate | None = None,
         max_tokens: int | None = None,
-        scope: str = "",
+        scope: Scope = "",
     ) -> Explanation:
         """Its server does not tell."""
         raise NotSupported(self._not("where it looks can't be told"))
