@@ -59,7 +59,7 @@ POINTS = {
     "blocks, named": "trifocal.engines.blocks:Blocks.name",
     "prefill and step": "trifocal.engines.native.runner:NativeRunner.forward",
     "splice": "trifocal.prompt:Prompt.splice",
-    "pick": "trifocal.engines.batching:pick",
+    "pick": "trifocal.engines.batching:pick_along",
     "scheduler's notes": "trifocal.engines.scheduler:Scheduler.took",
     "detokenise": "trifocal.model.decoding:Decoder.push",
     "rest of the text": "trifocal.model.decoding:Decoder.flush",
