@@ -12,14 +12,14 @@ from trifocal.errors import UsageError
 from trifocal.images import Image
 from trifocal.messages import Message, Part
 
-__all__ = ["Keep", "Kept", "keep_images", "kept", "parse_keep", "shortened"]
+__all__ = ["Keep", "Trimmed", "keep_images", "parse_keep", "shortened", "trim"]
 
 Keep = Literal["all", "last"] | int
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What stays of a conversation.
+class Trimmed:
+    """A conversation without what was chosen away or has no room.
 
     ``pictures`` is how many of its first pictures were left out by choice, ``turns`` how many messages after the
     system text were left out for want of room. ``notes`` tells both in words.
@@ -46,7 +46,7 @@ def parse_keep(text: str | int) -> Keep:
     return int(text)
 
 
-def kept(messages: Sequence[Message], keep: Keep, fits: Callable[[Sequence[Message]], bool]) -> Kept:
+def trim(messages: Sequence[Message], keep: Keep, fits: Callable[[Sequence[Message]], bool]) -> Trimmed:
     """What stays of a conversation: first pictures are chosen, then whole oldest exchanges go until the rest fits."""
     chosen, dropped = keep_images(messages, keep)
     notes = [f"{dropped} earlier picture{'s' * (dropped > 1)} (images={keep})"] if dropped else []
@@ -55,7 +55,7 @@ def kept(messages: Sequence[Message], keep: Keep, fits: Callable[[Sequence[Messa
     if turns:
         pictures = sum(len(m.images) for m in chosen) - sum(len(m.images) for m in shorter)
         notes.append(f"{turns} oldest messages with {pictures} pictures (context is full)")
-    return Kept(tuple(shorter), dropped, turns, tuple(notes))
+    return Trimmed(tuple(shorter), dropped, turns, tuple(notes))
 
 
 def keep_images(messages: Sequence[Message], keep: Keep) -> tuple[list[Message], int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from trifocal.conversation.history import Kept
+from trifocal.conversation.history import Trimmed
 from trifocal.conversation.templates import IMAGE_MARK
 from trifocal.images import Image
 from trifocal.messages import Message
@@ -33,7 +33,7 @@ class Budget:
     """Where the positions of a context go.
 
     ``answer`` is what is kept free for the answer, ``text`` what all text takes that stays (the template's own
-    included), ``pictures`` what the pictures take that stay. ``left_out`` tells in words what does not stay, ``next``
+    included), ``pictures`` what the pictures take that trimmed. ``left_out`` tells in words what does not stay, ``next``
     what would go next, or None where nothing more can.
     """
 
@@ -56,8 +56,8 @@ class Budget:
         return self.total < self.context
 
 
-def budget_of(messages: Sequence[Message], stay: Kept, outlines: Outlines, context: int, answer: int) -> Budget:
-    """The budget of a conversation of which ``stay`` stays, in a context of so many positions."""
+def budget_of(messages: Sequence[Message], trimmed: Trimmed, outlines: Outlines, context: int, answer: int) -> Budget:
+    """The budget of a conversation of which ``trimmed`` is left, in a context of so many positions."""
     outline = outlines.of(stay.messages)
     total = len(outline)
     return Budget(
@@ -71,7 +71,7 @@ def budget_of(messages: Sequence[Message], stay: Kept, outlines: Outlines, conte
     )
 
 
-def _turns(messages: Sequence[Message], stay: Kept, outline: Outline, outlines: Outlines) -> list[TurnCost]:
+def _turns(messages: Sequence[Message], trimmed: Trimmed, outline: Outline, outlines: Outlines) -> list[TurnCost]:
     """What each message takes."""
     start = _start(messages)
     rows = _rows([image for message in messages for image in message.images], outline, outlines)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from trifocal.checkpoints import Checkpoint, OwnVision, find_checkpoint, language_recipe
-from trifocal.conversation.history import Keep, Kept, keep_images, kept
+from trifocal.conversation.history import Keep, Trimmed, keep_images, trim
 from trifocal.conversation.jinja import find_template
 from trifocal.conversation.templates import ChatTemplate, Piece
 from trifocal.conversation.writable import Writable, writable
@@ -184,8 +184,8 @@ class Llava(Talking[Written, Asked]):
         template = template or self.template
         plain = writable(messages, template, tools)
         outlines = Outlines(self.composer, template, plain.tools)
-        stay = self._kept(plain, max_tokens, images, outlines, room)
-        return Written(outlines.of(stay.messages), template.stop, stay.notes, plain.notes, room)
+        trimmed = self._trimmed(plain, max_tokens, images, outlines, room)
+        return Written(outlines.of(trimmed.messages), template.stop, trimmed.notes, plain.notes, room)
 
     def prepare(self, written: Written, sampling: Sampling = Sampling(), *, scope: Scope = "") -> Asked:
         """What was written with its pictures seen, ready for the engine; raises as `Talking.answer`.
@@ -248,8 +248,8 @@ class Llava(Talking[Written, Asked]):
         template = template or self.template
         plain = writable(messages, template)
         outlines = Outlines(self.composer, template, plain.tools)
-        stay = self._kept(plain, max_tokens, images, outlines)
-        return budget_of(plain.messages, stay, outlines, self.engine.context, self._wanted(max_tokens))
+        trimmed = self._trimmed(plain, max_tokens, images, outlines)
+        return budget_of(plain.messages, trimmed, outlines, self.engine.context, self._wanted(max_tokens))
 
     def explain(
         self,
@@ -348,18 +348,18 @@ class Llava(Talking[Written, Asked]):
         tokens = self.engine.stream(prompt, sampling)
         return _noting(tokens, self.engine.tokenizer, None if sampling.top_logprobs is None else scored, guessed)
 
-    def _kept(
+    def _trimmed(
         self,
         plain: Writable,
         max_tokens: int | None,
         images: Keep | None,
         outlines: Outlines,
         room: int | None = None,
-    ) -> Kept:
+    ) -> Trimmed:
         """What stays of a conversation, so that it and its answer fit."""
         free = self._context(room) - self._wanted(max_tokens, room)
         keep = self.images if images is None else images
-        return kept(plain.messages, keep, lambda turns: len(outlines.of(turns)) <= free)
+        return trim(plain.messages, keep, lambda turns: len(outlines.of(turns)) <= free)
 
     def _context(self, room: int | None) -> int:
         """How many positions prompt and answer may take together."""
