@@ -9,7 +9,7 @@ from typing import Any
 
 from trifocal.errors import CheckpointError
 
-__all__ = ["instead", "read_bytes", "read_object", "read_text", "size_of"]
+__all__ = ["other_kind", "read_bytes", "read_object", "read_text", "size_of"]
 
 TEXT_LIMIT = 256 << 20  # the largest tokenizers have 35 MB
 _ELSE = {
@@ -73,13 +73,13 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        other = instead(text[:64].encode())
+        other = other_kind(text[:64].encode())
         raise CheckpointError(f"{file}: this is no JSON{other and f', but {other}'}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: a JSON object was expected, this is a {type(value).__name__}")
     return value
 
 
-def instead(head: bytes) -> str:
+def other_kind(head: bytes) -> str:
     """What a file is by its first bytes, where a download brought something else; empty where they don't tell."""
     return next((what for start, what in _ELSE.items() if head.lstrip().lower().startswith(start)), "")

@@ -12,7 +12,7 @@ from trifocal.files import read_bytes, read_object, read_text
 if TYPE_CHECKING:
     from trifocal.gguf.container import GgufFile
     from trifocal.gguf.language import GgufLanguage
-    from trifocal.gguf.mmproj import Part
+    from trifocal.gguf.mmproj import MmprojPart
     from trifocal.tokens.words import Words
 
 __all__ = ["TOKENS", "FolderSource", "GgufSource", "Source", "source_of"]
@@ -38,7 +38,7 @@ class Source(Protocol):
         """
         ...
 
-    def part(self, name: str) -> GgufLanguage | Part | None:
+    def part(self, name: str) -> GgufLanguage | MmprojPart | None:
         """The tensors of ``tower``, ``projector`` or ``language`` where a container holds them; None in a folder."""
         ...
 
@@ -132,7 +132,7 @@ class GgufSource:
 
         return language_config(self._opened())
 
-    def part(self, name: str) -> GgufLanguage | Part:
+    def part(self, name: str) -> GgufLanguage | MmprojPart:
         from trifocal.gguf.language import GgufLanguage
         from trifocal.gguf.mmproj import Mmproj
 

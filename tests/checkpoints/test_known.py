@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from layouts import family, save_original
 from little_hub import LittleHub, running_hub, trifocal
-from trifocal.checkpoints import KNOWN, Source, find_checkpoint, from_folder
+from trifocal.checkpoints import KNOWN, Release, find_checkpoint, from_folder
 from trifocal.cli.inspect import inspect
 
 FAMILIES = {
@@ -50,7 +50,7 @@ def test_the_list_as_json_tells_what_is_here() -> None:
     assert {"name", "family", "context", "positions per picture", "needs", "on this machine"} == rows[0].keys()
 
 
-def bare(folder: Path) -> Source:
+def bare(folder: Path) -> Release:
     """A 1.5 whose language model forgot that it was one, as the quantised releases are: the rest lies elsewhere."""
     made = save_original(family("1.5"), folder / "made", tower=folder / "clip")
     config = json.loads((made / "config.json").read_text())
@@ -62,7 +62,7 @@ def bare(folder: Path) -> Source:
     save_file(tensors, file)
     save_file(projector, folder / "mm_projector.safetensors")
     says = KNOWN["TheBloke/llava-v1.5-13B-GPTQ"].says
-    return Source(
+    return Release(
         language=str(made), tower=str(folder / "clip"), projector=str(folder / "mm_projector.safetensors"), says=says
     )
 

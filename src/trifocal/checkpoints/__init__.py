@@ -1,7 +1,7 @@
 """What a checkpoint is, as data, whatever layout it came in."""
 
 from trifocal.checkpoints.finding import find_checkpoint, from_folder, language_recipe
-from trifocal.checkpoints.known import KNOWN, Source
+from trifocal.checkpoints.known import KNOWN, Release
 from trifocal.checkpoints.parts import (
     CLIP_MEAN,
     CLIP_STD,
@@ -33,7 +33,7 @@ __all__ = [
     "OwnVision",
     "Preprocessing",
     "Projector",
-    "Source",
+    "Release",
     "Text",
     "Tiling",
     "Tower",

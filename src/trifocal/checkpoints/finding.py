@@ -12,7 +12,7 @@ from typing import Any
 from trifocal.checkpoints.configs import text_part
 from trifocal.checkpoints.gguf_pair import from_gguf, gguf_pair
 from trifocal.checkpoints.hf import from_hf
-from trifocal.checkpoints.known import KNOWN, Source
+from trifocal.checkpoints.known import KNOWN, Release
 from trifocal.checkpoints.original import from_original, trained_with
 from trifocal.checkpoints.parts import FITS, Checkpoint, Fit, ForeignVision, OwnVision
 from trifocal.checkpoints.reading import read_json
@@ -56,7 +56,7 @@ def find_checkpoint(
     if name == "thimble":
         folder = Path(str(resources.files("trifocal") / "thimble"))
         return refitted(from_folder(folder, name=name, tower=tower, projector=projector, language=language), fit)
-    known = KNOWN.get(name, Source(language=name))
+    known = KNOWN.get(name, Release(language=name))
     folder = locate(known.language, patterns)
     found = from_folder(
         folder,

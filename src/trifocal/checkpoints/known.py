@@ -8,7 +8,7 @@ from typing import Any
 
 from trifocal.checkpoints.parts import CLIP_TOWER
 
-__all__ = ["KNOWN", "Source"]
+__all__ = ["KNOWN", "Release"]
 
 CLIP_336 = "openai/clip-vit-large-patch14-336"
 SCIENCE = "LLaVA-13b-delta-v0-science_qa"  # trained without marks around pictures, and evaluated as ``simple``
@@ -20,7 +20,7 @@ _EARLY_TURNS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class Release:
     """Where the parts of a known checkpoint come from, what its files don't say, and what it needs.
 
     ``says`` are keys of a configuration that its own lacks. ``family``, ``context`` (positions of prompt and answer)
@@ -53,7 +53,7 @@ def _delta(size: int) -> str:
     return f"LLaMA-{size}B, to which trifocal convert delta adds it; then {_half(size)}"
 
 
-def _early() -> Iterator[tuple[str, Source]]:
+def _early() -> Iterator[tuple[str, Release]]:
     """v0, v1.1, Lightning, v1 and the LLaMA-2 preview: a linear projector on the stock tower."""
     marked = "258"
     for name, size, family in (
@@ -65,7 +65,7 @@ def _early() -> Iterator[tuple[str, Source]]:
     ):
         yield (
             f"liuhaotian/{name}",
-            Source(
+            Release(
                 language=f"liuhaotian/{name}",
                 template=_EARLY_TURNS.get(name),
                 says={"mm_use_im_start_end": False} if name == SCIENCE else {},
@@ -78,7 +78,7 @@ def _early() -> Iterator[tuple[str, Source]]:
     for size in (7, 13):
         yield (
             f"wojtab/llava-{size}b-v0-4bit-128g",
-            Source(
+            Release(
                 language=f"wojtab/llava-{size}b-v0-4bit-128g",
                 tower=CLIP_TOWER,
                 projector=f"liuhaotian/LLaVA-{size}b-delta-v0/mm_projector.bin",
@@ -98,7 +98,7 @@ def _early() -> Iterator[tuple[str, Source]]:
     yield _plain("liuhaotian/llava-llama-2-7b-chat-lightning-lora-preview", "llava-llama-2", 4096, "256", _half(6.7))
     yield (
         f"{preview}-gptq",
-        Source(
+        Release(
             language=f"{preview}-gptq",
             tower=CLIP_TOWER,
             projector=f"{preview}-preview/mm_projector.bin",
@@ -111,7 +111,7 @@ def _early() -> Iterator[tuple[str, Source]]:
     )
 
 
-def _line_1_5() -> Iterator[tuple[str, Source]]:
+def _line_1_5() -> Iterator[tuple[str, Release]]:
     """LLaVA 1.5, BakLLaVA, and others of the same shape."""
     for size, billions in ((7, 6.7), (13, 13.0)):
         for name in (f"liuhaotian/llava-v1.5-{size}b", f"llava-hf/llava-1.5-{size}b-hf"):
@@ -123,7 +123,7 @@ def _line_1_5() -> Iterator[tuple[str, Source]]:
     for kind in ("GPTQ", "AWQ"):
         yield (
             f"TheBloke/llava-v1.5-13B-{kind}",
-            Source(
+            Release(
                 language=f"TheBloke/llava-v1.5-13B-{kind}",
                 tower=CLIP_336,
                 projector="liuhaotian/llava-v1.5-13b/mm_projector.bin",
@@ -144,7 +144,7 @@ _NEXT_TURNS = {"mistral-7b": "mistral_instruct", "34b": "chatml_direct"} | dict.
 )
 
 
-def _line_1_6() -> Iterator[tuple[str, Source]]:
+def _line_1_6() -> Iterator[tuple[str, Release]]:
     """LLaVA 1.6 (NeXT): tiles, and a tower of its own inside."""
     tiled = "776 to 2928"
     for name, context, billions in (
@@ -170,7 +170,7 @@ def _line_1_6() -> Iterator[tuple[str, Source]]:
     )
 
 
-def _line_qwen() -> Iterator[tuple[str, Source]]:
+def _line_qwen() -> Iterator[tuple[str, Release]]:
     """OneVision and interleave: SigLIP and Qwen."""
     for size, billions in (("0.5b", 0.5), ("7b", 7.6), ("72b", 72.7)):
         for kind in ("si", "ov"):
@@ -190,18 +190,18 @@ def _line_qwen() -> Iterator[tuple[str, Source]]:
 
 def _plain(
     name: str, family: str, context: int, positions: str, needs: str, template: str | None = None
-) -> tuple[str, Source]:
+) -> tuple[str, Release]:
     """A checkpoint that tells all by itself."""
-    return name, Source(
+    return name, Release(
         language=name, template=template, family=family, context=context, positions=positions, needs=needs
     )
 
 
 def _pair(
     name: str, language: str, mmproj: str, family: str, context: int, positions: str, needs: str
-) -> tuple[str, Source]:
+) -> tuple[str, Release]:
     """A pair of GGUF files; the language model is unpacked to 16 bits."""
-    return name, Source(
+    return name, Release(
         language=f"{name}/{language}",
         projector=f"{name}/{mmproj}",
         family=family,
@@ -211,4 +211,4 @@ def _pair(
     )
 
 
-KNOWN: dict[str, Source] = dict((*_early(), *_line_1_5(), *_line_1_6(), *_line_qwen()))
+KNOWN: dict[str, Release] = dict((*_early(), *_line_1_5(), *_line_1_6(), *_line_qwen()))

@@ -16,7 +16,7 @@ from trifocal.errors import UsageError
 from trifocal.messages import Sampling
 from trifocal.model.settings import Settings
 from trifocal.tools.caption import Captioned, Found, captions, find_pictures
-from trifocal.tools.captions_kept import Beside, Kept, Lines
+from trifocal.tools.caption_files import Beside, CaptionStore, Lines
 
 __all__ = ["caption"]
 
@@ -59,7 +59,7 @@ def caption(
     if not question.strip():
         raise UsageError("the question is empty")
     found = find_pictures(folder, recursive=recursive)
-    kept: Kept = Beside(folder, found.pictures)
+    kept: CaptionStore = Beside(folder, found.pictures)
     if out is not None:
         kept = Lines(out, folder, found.pictures, question, again=again)
     with closing(kept):
@@ -78,7 +78,7 @@ def caption(
 
 
 def _captioned(
-    kept: Kept, question: str, todo: list[Path], workers: int, settings: Settings, sampling: Sampling
+    kept: CaptionStore, question: str, todo: list[Path], workers: int, settings: Settings, sampling: Sampling
 ) -> list[str]:
     """Captions what is to do; the refusals. The model is loaded when there is something."""
     if not todo:
@@ -87,7 +87,7 @@ def _captioned(
         return _write(made, kept, len(todo))
 
 
-def _write(made: Iterable[Captioned], kept: Kept, total: int) -> list[str]:
+def _write(made: Iterable[Captioned], kept: CaptionStore, total: int) -> list[str]:
     """Writes each caption down as it comes; the refusals."""
     refused, written = [], 0
     try:

@@ -19,7 +19,7 @@ from trifocal.checkpoints import (
     ForeignVision,
     OwnVision,
     Preprocessing,
-    Source,
+    Release,
     find_checkpoint,
     read_json,
 )
@@ -80,7 +80,7 @@ def inspect(folder: str | None, known: bool, as_json: bool, settings: Settings) 
         _print_known(as_json)
         return
     name = folder or settings.checkpoint
-    source = KNOWN.get(name, Source(language=name))
+    source = KNOWN.get(name, Release(language=name))
     bare = _without_weights(Path(name).expanduser())
     here = name == "thimble" or (is_whole(source.language) and not bare)
     if not here and source_of(Path(source.language)).container:

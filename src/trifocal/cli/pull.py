@@ -12,7 +12,7 @@ import click
 from trifocal.checkpoints import KNOWN, find_checkpoint
 from trifocal.cli.configuration import Configured, nearest
 from trifocal.errors import TrifocalError, UsageError
-from trifocal.tools.pull import PARTS, Held, Part, Pulled, Wanted, held, pull, remove, wanted
+from trifocal.tools.pull import PARTS, Downloaded, Part, Pulled, Wanted, downloaded, pull, remove, wanted
 
 __all__ = ["list_held", "pull_command", "remove_held"]
 
@@ -73,7 +73,7 @@ def list_held(folders: tuple[Path, ...], as_json: bool) -> None:
 
     Of each: family, the parts that it holds, size, place, and what is missing of it. The hub is not asked.
     """
-    rows = [_bundled(), *(_row(each) for each in held(folders))]
+    rows = [_bundled(), *(_row(each) for each in downloaded(folders))]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -103,7 +103,7 @@ Examples:
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
 def remove_held(names: tuple[str, ...], yes: bool) -> None:
     """Takes each NAME out of the hub's cache, as `trifocal list` calls it. Folders of your own are never touched."""
-    here = {each.repository: each for each in held()}
+    here = {each.repository: each for each in downloaded()}
     for name in names:
         if name not in here:
             raise UsageError(
@@ -132,7 +132,7 @@ def _bundled() -> dict[str, Any]:
     }
 
 
-def _row(each: Held) -> dict[str, Any]:
+def _row(each: Downloaded) -> dict[str, Any]:
     """A repository of the cache; one that is no whole checkpoint is a part, or says what is wrong with it."""
     family = "a part"
     if (each.folder / "config.json").is_file() and not each.missing:

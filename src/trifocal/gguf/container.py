@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from trifocal.errors import CheckpointError
-from trifocal.files import instead, size_of
+from trifocal.files import other_kind, size_of
 from trifocal.gguf.ggml import TYPES, BlockType, dequantise
 
 __all__ = ["GgufFile", "Metadata", "TensorInfo"]
@@ -179,7 +179,7 @@ class _Cursor:
 
     def header(self) -> None:
         if bytes(self._take(4, "the magic")) != b"GGUF":
-            found = instead(bytes(self._data[:64])) or f"it begins with {bytes(self._data[:4])!r}"
+            found = other_kind(bytes(self._data[:64])) or f"it begins with {bytes(self._data[:4])!r}"
             raise CheckpointError(f"{self._path}: is no GGUF file: {found}")
         version = self.number("<I")
         if version not in (2, 3):

@@ -12,7 +12,7 @@ import torch
 from trifocal.errors import CheckpointError
 from trifocal.gguf.container import GgufFile, TensorInfo
 
-__all__ = ["Mmproj", "Part"]
+__all__ = ["Mmproj", "MmprojPart"]
 
 _TOP = {
     "v.class_embd": "embeddings.class_embedding",
@@ -39,7 +39,7 @@ _NEWLINE = ("model.image_newline", "v.image_newline")
 
 
 @dataclass(frozen=True, slots=True)
-class Part(Mapping[str, torch.Tensor]):
+class MmprojPart(Mapping[str, torch.Tensor]):
     """Some of a file's tensors under other names: our name -> the file's."""
 
     file: GgufFile
@@ -86,8 +86,8 @@ class Mmproj:
         if kind not in ("mlp", "linear"):
             raise CheckpointError(f"{file.path}: the projector is {kind!r}; 'mlp' (LLaVA's) can be read")
         self.config = _config(file)
-        self.tower = Part(file, _tower(file, self.config))
-        self.projector = Part(file, _projector(file))
+        self.tower = MmprojPart(file, _tower(file, self.config))
+        self.projector = MmprojPart(file, _projector(file))
         self.parts = {"tower": self.tower, "projector": self.projector}
         self.feature_layer = _feature_layer(file, self.config["num_hidden_layers"])
         self.preprocessing = _preprocessing(file)

@@ -33,7 +33,7 @@ class Budget:
     """Where the positions of a context go.
 
     ``answer`` is what is kept free for the answer, ``text`` what all text takes that stays (the template's own
-    included), ``pictures`` what the pictures take that trimmed. ``left_out`` tells in words what does not stay, ``next``
+    included), ``pictures`` what the pictures take that stay. ``left_out`` tells in words what does not stay, ``next``
     what would go next, or None where nothing more can.
     """
 
@@ -58,16 +58,16 @@ class Budget:
 
 def budget_of(messages: Sequence[Message], trimmed: Trimmed, outlines: Outlines, context: int, answer: int) -> Budget:
     """The budget of a conversation of which ``trimmed`` is left, in a context of so many positions."""
-    outline = outlines.of(stay.messages)
+    outline = outlines.of(trimmed.messages)
     total = len(outline)
     return Budget(
         context=context,
         answer=answer,
         text=outline.text_positions,
         pictures=outline.image_positions,
-        turns=tuple(_turns(messages, stay, outline, outlines)),
-        left_out=stay.notes,
-        next=_next(stay.messages, outlines, total, context - answer - total),
+        turns=tuple(_turns(messages, trimmed, outline, outlines)),
+        left_out=trimmed.notes,
+        next=_next(trimmed.messages, outlines, total, context - answer - total),
     )
 
 
@@ -75,9 +75,9 @@ def _turns(messages: Sequence[Message], trimmed: Trimmed, outline: Outline, outl
     """What each message takes."""
     start = _start(messages)
     rows = _rows([image for message in messages for image in message.images], outline, outlines)
-    costs, chosen = [], stay.pictures
+    costs, chosen = [], trimmed.pictures
     for at, message in enumerate(messages):
-        gone = start <= at < start + stay.turns
+        gone = start <= at < start + trimmed.turns
         sizes = tuple(next(rows) for _ in message.images)
         out = tuple(gone or number < chosen for number in range(len(sizes)))
         chosen = max(0, chosen - len(sizes))

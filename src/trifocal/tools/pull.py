@@ -11,14 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from trifocal.checkpoints import KNOWN, Source
+from trifocal.checkpoints import KNOWN, Release
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.hub.download import Remote, fetch
 from trifocal.hub.locate import CONFIGS, PICKLES, WEIGHTS, is_whole
 from trifocal.weights.lora import ADAPTER, base_of
 from trifocal.weights.tensors import canonical, stored_names
 
-__all__ = ["PARTS", "Held", "Part", "Pulled", "Wanted", "held", "pull", "remove", "wanted"]
+__all__ = ["PARTS", "Downloaded", "Part", "Pulled", "Wanted", "downloaded", "pull", "remove", "wanted"]
 
 Tell = Callable[[str, int], None]  # a file, and how many of its bytes are there
 Part = Literal["tower", "projector", "language"]
@@ -50,7 +50,7 @@ class Pulled:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class Downloaded:
     """A repository in the hub's cache, or a folder: its bytes, the parts that it holds, and what is missing of it.
 
     Missing are files that its index names, and what it needs from elsewhere and this machine does not have.
@@ -72,7 +72,7 @@ def wanted(name: str, *, part: Part | None = None, allow_pickle: bool = False) -
         UsageError: a name that is no hub id.
         CheckpointError: the hub can't be reached, or has no such repository or nothing that may be read.
     """
-    known = KNOWN.get(name, Source(language=name))
+    known = KNOWN.get(name, Release(language=name))
     places = {"language": known.language, "tower": known.tower, "projector": known.projector}
     found: dict[tuple[str, str], Wanted] = {}
     for each in PARTS if part is None else (part,):
@@ -110,7 +110,7 @@ def pull(files: Sequence[Wanted], *, verify: bool = True, tell: Tell | None = No
     return done
 
 
-def held(folders: Iterable[Path] = ()) -> list[Held]:
+def downloaded(folders: Iterable[Path] = ()) -> list[Downloaded]:
     """The repositories in the hub's cache by name, then the checkpoints in ``folders`` and right below them."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
@@ -124,10 +124,10 @@ def held(folders: Iterable[Path] = ()) -> list[Held]:
         if repo.repo_type != "model" or not repo.revisions:
             continue
         newest = max(repo.revisions, key=lambda revision: revision.last_modified)
-        found.append(_held(repo.repo_id, Path(newest.snapshot_path)))
+        found.append(_downloaded(repo.repo_id, Path(newest.snapshot_path)))
     for folder in folders:
         below = sorted(child for child in folder.iterdir() if child.is_dir())
-        found += [_held(place.name, place) for place in (folder, *below) if _holds_a_model(place)]
+        found += [_downloaded(place.name, place) for place in (folder, *below) if _holds_a_model(place)]
     return found
 
 
@@ -152,7 +152,7 @@ def _cache_is_there() -> bool:
     return Path(constants.HF_HUB_CACHE).is_dir()
 
 
-def _held(name: str, folder: Path) -> Held:
+def _downloaded(name: str, folder: Path) -> Downloaded:
     nbytes = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     missing, parts = list(_absent(folder)), set[str]()
     if not missing:
@@ -162,7 +162,7 @@ def _held(name: str, folder: Path) -> Held:
             missing += [place for place in _needed(name, folder, parts) if not is_whole(place)]
         except CheckpointError as error:
             missing = [str(error)]
-    return Held(name, folder, nbytes, tuple(part for part in PARTS if part in parts), tuple(missing))
+    return Downloaded(name, folder, nbytes, tuple(part for part in PARTS if part in parts), tuple(missing))
 
 
 def _holds_a_model(folder: Path) -> bool:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trifocal.errors import CheckpointError
-from trifocal.files import instead, read_object, size_of
+from trifocal.files import other_kind, read_object, size_of
 from trifocal.source import source_of
 
 if TYPE_CHECKING:
     import torch
 
     from trifocal.gguf.language import GgufLanguage
-    from trifocal.gguf.mmproj import Part
+    from trifocal.gguf.mmproj import MmprojPart
 
 __all__ = [
     "GgufWeights",
@@ -178,7 +178,7 @@ class GgufWeights(Weights):
     Quantised tensors come dequantised, as float32.
     """
 
-    def __init__(self, file: Path, part: GgufLanguage | Part) -> None:
+    def __init__(self, file: Path, part: GgufLanguage | MmprojPart) -> None:
         super().__init__((), lambda name: None)
         self._part = part
         self._places = {name: (file, name) for name in self._part}
@@ -202,7 +202,7 @@ def read_header(file: Path) -> dict[str, Any]:
         size = size_of(file)
         with file.open("rb") as opened:
             start = opened.read(64)
-            if other := instead(start):
+            if other := other_kind(start):
                 raise CheckpointError(f"{file}: this is {other}")
             length = int.from_bytes(start[:8], "little")
             if size < 8 or length > min(HEADER_LIMIT, size - 8):
@@ -470,7 +470,7 @@ def _whole_archive(file: Path) -> int:
     size = size_of(file)
     try:
         with file.open("rb") as opened:
-            if other := instead(opened.read(64)):
+            if other := other_kind(opened.read(64)):
                 raise CheckpointError(f"{file}: this is {other}")
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:

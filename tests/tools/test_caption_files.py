@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trifocal.errors import UsageError
-from trifocal.tools.captions_kept import Beside, Lines, NotWritten
+from trifocal.tools.caption_files import Beside, Lines, NotWritten
 
 A, B, C = '{"file": "a.png", "text": "one\u2028two"}', '{"file": "b.png", "text": "three"}', '{"file": "c'
 

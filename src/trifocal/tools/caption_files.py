@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from trifocal.errors import TrifocalError, UsageError
 
-__all__ = ["Beside", "Kept", "Lines", "NotWritten"]
+__all__ = ["Beside", "CaptionStore", "Lines", "NotWritten"]
 
 CSV_HEAD = ["file", "text", "question"]
 _BEGUN = b'{"file": "'  # how each line begins: nothing else at the end of a file is half of one
@@ -28,7 +28,7 @@ class NotWritten(TrifocalError):
     """A caption could not be written down: a full disk, a folder that went away."""
 
 
-class Kept(Protocol):
+class CaptionStore(Protocol):
     """The captions of a folder: `check` before the first picture, `add` for each, `finish` after the last."""
 
     mended: str  # what was put right in what an earlier run left, in words
