@@ -25,7 +25,7 @@ from trifocal.api.server import Listener, listen
 from trifocal.api.settings import ServerSettings
 from trifocal.checkpoints import find_checkpoint
 from trifocal.conversation.templates import get_template
-from trifocal.engines.base import Token
+from trifocal.engines.base import Engine, Token
 from trifocal.engines.echo import Echo
 from trifocal.images import Image
 from trifocal.messages import Sampling
@@ -97,7 +97,7 @@ class Watching(Echo):
         return torch.eye(len(prompt)).flip(0)[torch.arange(len(ids)) % len(prompt)]
 
 
-def make_llava(engine: Echo | None = None) -> Llava:
+def make_llava(engine: Engine | None = None) -> Llava:
     engine = engine or Echo(hidden=HIDDEN)
     composer = Composer(engine.tokenizer, Gallery(MeanColour(), takes_rows=True))
     checkpoint = replace(find_checkpoint("thimble"), name="echo")

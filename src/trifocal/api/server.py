@@ -23,7 +23,7 @@ from trifocal.api.loading import Loading
 from trifocal.api.protocol import protocol
 from trifocal.api.settings import ServerSettings
 from trifocal.errors import UsageError
-from trifocal.model.opening import Opened, open_model
+from trifocal.model.opening import Apart, Opened, open_model
 from trifocal.model.settings import Settings
 
 __all__ = ["Listener", "addresses", "listen", "log_to_stderr", "serve"]
@@ -146,7 +146,7 @@ def serve(
         if ready:
             ready(address)
 
-    listener.loading = loading = Loading(lambda: open_model(settings), came)
+    listener.loading = loading = Loading(lambda: open_model(settings, Apart(server.replicas, server.step_limit)), came)
     listener.run(sockets=sockets)
     app.state.server.close()
     loading.close()

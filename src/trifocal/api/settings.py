@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from trifocal.engines.base import STEP_LIMIT
 from trifocal.errors import UsageError
 
 __all__ = ["KEY_VARIABLE", "ServerSettings", "hash_key"]
@@ -32,7 +33,8 @@ class ServerSettings:
     wait, each key has at most ``per_key`` of both, and ``responses`` that are kept. A request may take ``deadline``
     seconds in all and wait ``queue_wait`` of them. What was seen and computed for one key is found again for
     that one alone, unless they ``share_caches``. Pictures are taken as embeddings, too, where
-    ``image_embeds`` says so.
+    ``image_embeds`` says so. The language engine runs in ``replicas`` processes of its own (0: in the server's), of
+    which one that makes no step for ``step_limit`` seconds is started again.
     """
 
     host: str = "127.0.0.1"
@@ -49,6 +51,8 @@ class ServerSettings:
     per_key: int = 8
     share_caches: bool = False
     image_embeds: bool = False
+    replicas: int = 1
+    step_limit: float = STEP_LIMIT
     deadline: float = 300.0
     queue_wait: float = 60.0
     drain: float = 10.0

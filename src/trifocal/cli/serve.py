@@ -73,6 +73,20 @@ _MODEL = [
     click.option("--origin", "origins", multiple=True, metavar="URL", help="Web page that may call it (CORS)."),
     click.option("--url-host", "url_hosts", multiple=True, metavar="NAME", help="Fetch https pictures from this host."),
     click.option("--image-embeds", is_flag=True, help="Take pictures as embeddings, too: rows that a vision made."),
+    click.option(
+        "--replicas",
+        default=_DEFAULT.replicas,
+        show_default=True,
+        type=click.IntRange(0, 1024),
+        help="Processes that the language model runs in, one a GPU; 0 is the server's own.",
+    ),
+    click.option(
+        "--step-limit",
+        default=_DEFAULT.step_limit,
+        show_default=True,
+        type=click.FloatRange(1),
+        help="Seconds without a step before such a process is started again.",
+    ),
     click.option("--alias", "aliases", multiple=True, metavar="NAME", help="Another name of the model for clients."),
 ]
 

@@ -12,7 +12,17 @@ from trifocal.engines.base import Engine, Tokenizer
 from trifocal.engines.recipe import Recipe
 from trifocal.errors import MissingExtra, UnknownName, UsageError
 
-__all__ = ["ENGINES", "KEY_VARIABLE", "PASSED_ON", "Engine", "Recipe", "Tokenizer", "engine_names", "load_engine"]
+__all__ = [
+    "ENGINES",
+    "KEY_VARIABLE",
+    "PASSED_ON",
+    "Engine",
+    "Recipe",
+    "Tokenizer",
+    "engine_names",
+    "load_engine",
+    "spare_threads",
+]
 
 # name -> "module:function"; the function is load(recipe, placement, **options) -> Engine
 ENGINES = {
@@ -56,7 +66,7 @@ def load_engine(recipe: Recipe) -> Engine:
     for option in recipe.options:
         if option not in known:
             raise UnknownName(f"option of the engine {name}", option, known)
-    _spare_threads(recipe)
+    spare_threads(recipe)
     engine = load(recipe, recipe.placement, **recipe.options)
     if recipe.attention not in engine.able.sees:
         engine.close()
@@ -74,7 +84,7 @@ def _fitting(recipe: Recipe) -> str:
     return "native" if recipe.attention == "causal" and not unfit(recipe.config) else "transformers"
 
 
-def _spare_threads(recipe: Recipe) -> None:
+def spare_threads(recipe: Recipe) -> None:
     """One CPU thread for a model so narrow that more of them only wait for each other.
 
     Measured on thimble on two busy cores: ten times faster at the median. Torch's threads are the

@@ -14,15 +14,18 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "STEP_LIMIT",
     "Abilities",
     "Attention",
     "Engine",
+    "Named",
     "State",
     "Token",
     "Tokenizer",
 ]
 
 Attention = Literal["causal", "images", "prompt"]
+STEP_LIMIT = 300.0  # seconds: a step of a large model's prompt on a small CPU takes two minutes
 
 
 @runtime_checkable
@@ -160,4 +163,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Frees what it holds. A closed engine raises `EngineError` when asked again."""
+        ...
+
+
+@runtime_checkable
+class Named(Protocol):
+    """An engine that stands for another one, and has its name."""
+
+    @property
+    def name(self) -> str:
+        """The name of `trifocal.engines.engine_names` that does the work."""
         ...

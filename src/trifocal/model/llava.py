@@ -16,7 +16,8 @@ from trifocal.conversation.templates import ChatTemplate, Piece
 from trifocal.conversation.writable import Writable, writable
 from trifocal.embedded import Embedded
 from trifocal.engines import load_engine
-from trifocal.engines.base import Engine, State, Token, Tokenizer
+from trifocal.engines.base import Engine, Named, State, Token, Tokenizer
+from trifocal.engines.recipe import Recipe
 from trifocal.errors import BadMessages, BadSampling, CheckpointError, PromptTooLong, UsageError
 from trifocal.images import Image
 from trifocal.messages import DEFAULT_MAX_TOKENS, Chunk, End, Message, Sampling, TokenLogprob, Tool
@@ -33,7 +34,7 @@ from trifocal.timing import Timings
 from trifocal.vision import Gallery, Showing, View, Vision, open_vision
 from trifocal.vision.elsewhere import open_elsewhere
 
-__all__ = ["Asked", "Llava", "Preview", "Written", "load"]
+__all__ = ["Asked", "Found", "Llava", "Preview", "Written", "find", "load", "load_vision", "put_together"]
 
 LONGEST_EXPLAINED = 1024  # tokens of an answer
 
@@ -128,7 +129,7 @@ class Llava(Talking[Written, Asked]):
     @property
     def engine_name(self) -> str:
         """What the language engine is called."""
-        return type(self.engine).__name__.lower()
+        return self.engine.name if isinstance(self.engine, Named) else type(self.engine).__name__.lower()
 
     def state(self) -> State:
         """How the language engine is now."""
@@ -429,6 +430,22 @@ def load(settings: Settings | None = None, **values: Any) -> Llava:
         VisionError: a vision of another machine that can't be asked.
     """
     settings = (settings or Settings()).with_values(values)
+    found = find(settings)
+    engine = load_engine(found.recipe)
+    return put_together(settings, found, engine, load_vision(settings, found.checkpoint))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What settings name, before anything of it is loaded."""
+
+    checkpoint: Checkpoint
+    template: ChatTemplate
+    recipe: Recipe
+
+
+def find(settings: Settings) -> Found:
+    """What the settings name; raises as `load`."""
     _check_elsewhere(settings)
     checkpoint = find_checkpoint(
         settings.checkpoint,
@@ -446,8 +463,39 @@ def load(settings: Settings | None = None, **values: Any) -> Llava:
         options=settings.engine_options,
         allow_pickle=settings.allow_pickle,
     )
-    engine = load_engine(recipe)
-    vision = _vision(settings, checkpoint)
+    return Found(checkpoint, template, recipe)
+
+
+def load_vision(settings: Settings, checkpoint: Checkpoint) -> Vision:
+    """What sees the checkpoint's pictures, here or where `Settings.vision` says; raises as `load`."""
+    if settings.vision is not None and settings.is_elsewhere:
+        return open_elsewhere(settings.vision)
+    return open_vision(checkpoint, settings.tower, settings.projector, allow_pickle=settings.allow_pickle)
+
+
+def put_together(settings: Settings, found: Found, engine: Engine, vision: Vision) -> Llava:
+    """A model of its loaded halves; the engine is closed where they don't belong together.
+
+    Raises:
+        CheckpointError: they belong to different models.
+    """
+    checkpoint = found.checkpoint
+    try:
+        _check_belong(checkpoint, engine, vision)
+    except CheckpointError:
+        engine.close()
+        raise
+    composer = Composer(
+        engine.tokenizer,
+        Gallery(vision, settings.cache_bytes, takes_rows=isinstance(checkpoint.vision, OwnVision)),
+        image_start=checkpoint.image_start,
+        image_end=checkpoint.image_end,
+        strip_around_images=checkpoint.strip_around_images,
+    )
+    return Llava(checkpoint, composer, engine, found.template, settings.images)
+
+
+def _check_belong(checkpoint: Checkpoint, engine: Engine, vision: Vision) -> None:
     if vision.hidden != engine.hidden:
         raise CheckpointError(
             f"the projector makes rows of {vision.hidden}, the language model takes rows of {engine.hidden}: "
@@ -459,21 +507,6 @@ def load(settings: Settings | None = None, **values: Any) -> Llava:
                 f"{checkpoint.language.source}: its tokenizer has no {name} with a row in the embedding, which this "
                 "checkpoint puts around pictures"
             )
-    composer = Composer(
-        engine.tokenizer,
-        Gallery(vision, settings.cache_bytes, takes_rows=isinstance(checkpoint.vision, OwnVision)),
-        image_start=checkpoint.image_start,
-        image_end=checkpoint.image_end,
-        strip_around_images=checkpoint.strip_around_images,
-    )
-    return Llava(checkpoint, composer, engine, template, settings.images)
-
-
-def _vision(settings: Settings, checkpoint: Checkpoint) -> Vision:
-    """What sees the checkpoint's pictures, here or where `Settings.vision` says."""
-    if settings.vision is not None and settings.is_elsewhere:
-        return open_elsewhere(settings.vision)
-    return open_vision(checkpoint, settings.tower, settings.projector, allow_pickle=settings.allow_pickle)
 
 
 def _check_elsewhere(settings: Settings) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from trifocal.engines.base import Abilities, State, Token, Tokenizer
+from trifocal.engines.base import STEP_LIMIT, Abilities, State, Token, Tokenizer
 from trifocal.engines.blocks import names_of
 from trifocal.engines.echo import Bytes
 from trifocal.engines.language import open_language, tokenizer_of
@@ -25,9 +25,7 @@ from trifocal.messages import Sampling
 from trifocal.placement import Part
 from trifocal.prompt import Prompt
 
-__all__ = ["STEP_LIMIT", "Remote", "load_remote"]
-
-STEP_LIMIT = 300.0  # seconds: a step of a large model's prompt on a small CPU takes two minutes
+__all__ = ["Remote", "load_remote"]
 
 
 class Remote:
@@ -53,8 +51,10 @@ class Remote:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The language models, one a process, as they are loaded."""
-        return tuple(Part(**part) for worker in self._crew.workers for part in worker.facts["parts"])
+        """The language model as it is loaded, with the bytes of all its processes."""
+        several = len(self._crew.workers)
+        parts = (Part(**part) for part in self._crew.workers[0].facts["parts"])
+        return tuple(replace(part, nbytes=part.nbytes * several) for part in parts)
 
     @property
     def pids(self) -> list[int]:
@@ -100,8 +100,9 @@ class Remote:
 
     def _call(self, kind: Kind, prompt: Prompt, head: Mapping[str, Any]) -> Call:
         told, parts = prompt_to(prompt)
-        several = len(self._crew.workers) > 1
-        names = names_of(position_keys(prompt), BLOCK, scope=prompt.scope) if several else ()
+        names: Sequence[bytes] = ()
+        if len(self._crew.workers) > 1 and prompt.scope is not None:
+            names = names_of(position_keys(prompt), BLOCK, scope=prompt.scope)
         return Call(self._crew.number(), kind, {**told, **head}, parts, len(prompt), names)
 
     def _answer(self, call: Call) -> Generator[Token, None, None]:

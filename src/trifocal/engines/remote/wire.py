@@ -182,7 +182,8 @@ def prompt_from(head: Mapping[str, Any], body: memoryview) -> tuple[Prompt, memo
                 digest, told = each
                 features, body = tensor_from(told, body)
                 spans.append(ImageSpan(features, str(digest)))
-        return Prompt(spans, str(head["scope"])), body
+        scope = head["scope"]
+        return Prompt(spans, None if scope is None else str(scope)), body
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise WireError(f"a prompt that is none ({type(error).__name__})") from error
 
