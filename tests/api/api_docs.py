@@ -37,7 +37,7 @@ def limits() -> str:
         ("picture, decoded", f"{LIMITS.pixels:,} pixels, sides up to {LIMITS.side:,}, {LIMITS.aspect}:1"),
         ("pictures in a request", f"{s.images}, together {s.decoded_bytes >> 20} MiB decoded"),
         ("formats", "JPEG, PNG, WebP, GIF (first frame)"),
-        ("text part", f"{s.text_bytes >> 20} Mi characters"),
+        ("texts together", f"{s.text_bytes >> 10} KiB"),
         ("JSON", f"{s.json_depth} levels, {s.json_values:,} values"),
         ("answers (`n`)", f"{s.answers}"),
         ("stop strings", f"{s.stops} of {s.stop_characters} characters"),

@@ -22,7 +22,27 @@ from waiting import PATIENCE, until
 
 CHAT = "/v1/chat/completions"
 MANY = 1 << 19
+
+
+def called(**function: str) -> dict[str, Any]:
+    """A conversation in which a function was called."""
+    call = {"id": "a", "function": {"name": "f", "arguments": "{}", **function}}
+    said = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    return {"messages": [user("Hi"), *said, {"role": "tool", "tool_call_id": "a", "content": "fine"}, user("And?")]}
+
+
+def offered(**function: Any) -> dict[str, Any]:
+    """A function that may be called."""
+    return {"messages": [user("x" * MANY)], "tools": [{"type": "function", "function": {"name": "f", **function}}]}
+
+
 TOO_LONG = {
+    "wide letters": (CHAT, {"messages": [user("\u4e2d" * MANY)]}),
+    "the name of a function that was called": (CHAT, called(name="x" * 3 * MANY)),
+    "its arguments": (CHAT, called(arguments='{"a": "' + "x" * 3 * MANY + '"}')),
+    "a function that is offered": (CHAT, offered(description="x" * MANY)),
+    "text to be encoded": ("/v1/internal/encode", {"text": "x" * 3 * MANY}),
+    "text to be tokenised": ("/tokenize", {"content": "x" * 3 * MANY}),
     "a raw prompt": ("/api/v1/generate", {"prompt": "x" * 3 * MANY}),
     "a raw prompt around a picture": ("/api/v1/generate", {"prompt": f"{'x' * 3 * MANY}<img src='{data_uri()}'>"}),
     "a prompt that is counted": ("/api/v1/token-count", {"prompt": "x" * 3 * MANY + "<img"}),
@@ -49,7 +69,7 @@ def test_the_texts_of_a_request_are_bounded_together_before_one_is_tokenised(
     monkeypatch.setattr(type(tokenizer), "encode", lambda _, text, **how: read.append(len(text)) or encode(text, **how))
     path, body = TOO_LONG[name]
     error = error_of(client.post(path, json=body))
-    assert "1048576" in error["message"]
+    assert "786432" in error["message"]
     assert sum(read) < 1000
 
 

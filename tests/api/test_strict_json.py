@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trifocal.api.errors import Refusal
-from trifocal.api.strict_json import loads
+from trifocal.api.strict_json import SMALL, loads
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -42,3 +42,41 @@ def test_the_depth_is_exact(depth: int, ok: bool) -> None:
     else:
         with pytest.raises(Refusal, match="invalid_json"):
             loads(data)
+
+
+LONG = "word " * (SMALL // 4)
+
+
+@pytest.mark.parametrize(
+    "text", [LONG, LONG + '\\"\\\\\\/\\u0041\\n', LONG + "\u4e2d\U0001f600", LONG + "\\ud83d\\ude00"]
+)
+def test_long_strings_stand_where_they_stood(text: str) -> None:
+    body = f'{{"a": ["{text}", {{"{text}": "{text}"}}, 1], "b": "x"}}'
+    assert loads(body.encode()) == json.loads(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (f'{{"{LONG}": 1, "{LONG}": 2}}', "a key stands twice"),
+        (f'["{LONG}\n"]', "character 8"),
+        (f'["{LONG}", "{LONG}\\ud800"]', "UTF-8"),
+        (f'["{LONG}", x]', "character 8"),
+        (f'["{LONG}', "character 1"),
+        ("[" + '"x",' * 70_000 + "1]", "over 60000 strings"),
+        ("[" + " " * (17 << 20) + "1]", "beside pictures"),
+        (f'["{"n" * 10}{chr(92)}n"]'.replace("\\n", "\\n" * (4 << 20)), "escaped"),
+        ("[" + "9" * 401 + "]", "401 digits"),
+        ("[0." + "9" * 400 + "]", "402 digits"),
+    ],
+)
+def test_a_large_body_that_is_none_is_refused_with_its_place(body: str, words: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        loads(body.encode())
+    assert words in caught.value.message
+
+
+def test_a_place_counts_what_was_taken_out() -> None:
+    with pytest.raises(Refusal) as caught:
+        loads(f'["{LONG}", "{LONG}", x]'.encode())
+    assert caught.value.message.endswith(f"character {2 * len(LONG) + 9}")

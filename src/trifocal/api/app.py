@@ -22,7 +22,6 @@ from trifocal.api.model import Model
 from trifocal.api.needs import check_needs
 from trifocal.api.serving import Server
 from trifocal.api.settings import ServerSettings
-from trifocal.api.strict_json import loads
 from trifocal.api.wire import Json, invalid
 from trifocal.errors import TrifocalError
 
@@ -107,8 +106,7 @@ class _StrictRequest(Request):
     async def json(self) -> Any:
         """The body's value; refused where it is not plain bounded JSON."""
         if not hasattr(self, "_json"):
-            settings = self.app.state.server.settings
-            self._json = loads(await self.body(), depth=settings.json_depth, values=settings.json_values)
+            self._json = await self.app.state.server.read(await self.body())
         return self._json
 
 

@@ -217,6 +217,7 @@ def _anthropic_type(status: int) -> str:
 
 
 def _plain(message: str) -> str:
-    """Printable text of bounded length: what a client sent is never echoed raw."""
-    text = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in message)
-    return text if len(text) <= LONGEST_MESSAGE else text[: LONGEST_MESSAGE - 1] + "…"
+    """Printable text of bounded length: what a client sent is never echoed raw, or read to its end."""
+    start = message[:LONGEST_MESSAGE]
+    text = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in start)
+    return text if len(message) <= LONGEST_MESSAGE else text[:-1] + "…"

@@ -7,13 +7,18 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from trifocal.api.admission import Admission
 from trifocal.api.metrics import Metrics
 from trifocal.api.needs import Pool
 from trifocal.api.settings import ServerSettings
+from trifocal.api.strict_json import SMALL, loads
 
 __all__ = ["Host", "WorkerPool"]
+
+READING = 2  # threads that read large bodies
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +40,7 @@ class Host:
         self.cut = False
         self.reading: set[asyncio.Timeout] = set()  # of bodies that are on their way
         self.held = 0  # bytes of bodies and frames
+        self._readers = ThreadPoolExecutor(READING, thread_name_prefix="answer-read")
 
     @property
     def busy(self) -> bool:
@@ -44,6 +50,15 @@ class Host:
     def scope(self, caller: str) -> str:
         """Where what is kept of a caller's pictures and prompts is found again: for its key alone, or for everybody."""
         return "" if self.settings.share_caches or not self.settings.keys else caller
+
+    async def read(self, data: bytes) -> Any:
+        """The value of a body or a frame of JSON; a large one is read in a thread, so that others are served meanwhile.
+
+        Raises:
+            Refusal: it is not plain bounded JSON.
+        """
+        read = partial(loads, data, depth=self.settings.json_depth, values=self.settings.json_values)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, read) if len(data) > SMALL else read()
 
     def waits(self) -> Iterable[asyncio.Timeout]:
         """The deadlines of whatever waits for anything."""
@@ -66,6 +81,7 @@ class Host:
         """Frees the worker threads."""
         for pool in self.pools.values():
             pool.threads.shutdown(wait=False, cancel_futures=True)
+        self._readers.shutdown(wait=False, cancel_futures=True)
 
     def _cut_off(self) -> None:
         """Ends whatever waits for anything, so that everybody can be told."""

@@ -283,7 +283,7 @@ class Server(Host):
 
     async def steps(self, job: Job, caller: str) -> AsyncGenerator[Step, None]:
         """The steps of all answers. Closing it ends the work after the token that is being made."""
-        self._check(job.drafts)
+        self._check(job.drafts, job.offer.octets)
         if job.total > self.settings.answers:
             param = "n" if job.answers > self.settings.answers else "prompt"
             raise refuse("invalid_value", f"{job.total} answers; allowed are {self.settings.answers}", param)
@@ -391,8 +391,8 @@ class Server(Host):
         finally:
             run.wait = None
 
-    def _check(self, drafts: Sequence[Draft]) -> None:
-        """Refuses what needs no look at the pictures."""
+    def _check(self, drafts: Sequence[Draft], offered: int = 0) -> None:
+        """Refuses what needs no look at the pictures; ``offered`` are the bytes of functions that may be called."""
         limits = self.settings
         count = sum(len(draft.pictures) for draft in drafts)
         if count > limits.images:
@@ -402,7 +402,7 @@ class Server(Host):
         if rows and not limits.image_embeds:
             words = "embeddings are not taken here: the server was started without --image-embeds"
             raise refuse("unsupported_parameter", words, rows[0].name)
-        if sum(len(part) for part in parts if isinstance(part, str)) > limits.text_bytes:
+        if offered + sum(draft.octets for draft in drafts) > limits.text_bytes:
             raise too_long(limits.text_bytes, "messages")
         for part in parts:
             if isinstance(part, Tagged):

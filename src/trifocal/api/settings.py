@@ -71,7 +71,7 @@ class ServerSettings:
     image_bytes: int = 20 << 20
     images: int = 16
     decoded_bytes: int = 512 << 20
-    text_bytes: int = 1 << 20
+    text_bytes: int = 768 << 10
     answers: int = 8
     responses: int = 64
     responses_bytes: int = 64 << 20

@@ -15,7 +15,6 @@ from starlette.websockets import WebSocketState
 from trifocal.api.errors import explain, refuse
 from trifocal.api.needs import needs
 from trifocal.api.serving import Job, Server, Serving, caller_of
-from trifocal.api.strict_json import loads
 from trifocal.api.wire import Draft, Json, Tagged, dump, invalid
 from trifocal.messages import Sampling
 
@@ -378,7 +377,7 @@ async def _answer_frame(socket: WebSocket, server: Server, kind: Kind, data: byt
     """
     number, content = 0, None
     try:
-        content = loads(data, depth=server.settings.json_depth, values=server.settings.json_values)
+        content = await server.read(data)
         body = kind.model_validate(content)
         events = _Events(socket, server, body)
         async with aclosing(server.steps(body.job(server), caller_of(socket))) as steps:

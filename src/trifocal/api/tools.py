@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trifocal.api.errors import refuse
-from trifocal.api.wire import LONGEST_TEXT, dump, too_long
+from trifocal.api.wire import LONGEST_TEXT, dump, octets, too_long
 from trifocal.messages import Call, Tool
 
 __all__ = ["Offer", "Reader", "call_of", "choice_of", "numbered", "offer_of"]
@@ -30,6 +30,11 @@ class Offer:
     tools: tuple[Tool, ...] = ()
     forced: tuple[Tool, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def octets(self) -> int:
+        """How many bytes the functions take."""
+        return sum(octets(text) for tool in self.tools for text in (tool.name, tool.description, tool.parameters))
 
     @property
     def schema(self) -> str | None:
@@ -77,7 +82,7 @@ def offer_of(given: Sequence[Any] | None, choice: str | tuple[str, ...], where: 
     others: list[str] = []
     for at, each in enumerate(given or ()):
         _add(each, f"{where}[{at}]", tools, others)
-    if sum(len(tool.name) + len(tool.description) + len(tool.parameters) for tool in tools) > LONGEST_TEXT:
+    if Offer(tuple(tools)).octets > LONGEST_TEXT:
         raise too_long(LONGEST_TEXT, where)
     notes = tuple(f"the tool {kind} was not offered: it is none of this server's" for kind in dict.fromkeys(others))
     if choice == "none":

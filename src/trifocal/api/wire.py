@@ -39,6 +39,7 @@ __all__ = [
     "from_base64",
     "invalid",
     "notes_header",
+    "octets",
     "picture",
     "too_long",
     "user_text",
@@ -46,7 +47,7 @@ __all__ = [
 
 _BARE = re.compile(r"\s*[A-Za-z0-9+/_-]{64}")
 _URL_SAFE = str.maketrans("-_", "+/")
-LONGEST_TEXT = 1 << 20  # characters of all texts of a request; settings may say less
+LONGEST_TEXT = 768 << 10  # bytes of all texts of a request: a tokenizer takes up to 350 for each; settings may say less
 _MOST_SIGNS = 10_000  # letters "<" of a longer text, in which pictures are looked for
 
 
@@ -144,6 +145,13 @@ class Draft:
         """What is still to be decoded."""
         return [part for part in self.parts if isinstance(part, Picture)]
 
+    @property
+    def octets(self) -> int:
+        """The bytes of whatever a template may write of it, without its pictures and tagged texts."""
+        called = [text for call in self.calls for text in (call.name, call.arguments, call.id)]
+        written = (*called, self.answers, self.name, *(part for part in self.parts if isinstance(part, str)))
+        return sum(map(octets, written))
+
 
 def notes_header(notes: Sequence[str]) -> dict[str, str]:
     """The header that tells what was done otherwise than asked, where a dialect's clients read no more of the body."""
@@ -186,8 +194,13 @@ def check_signs(text: str, param: str) -> None:
 
 
 def too_long(most: int, param: str) -> Refusal:
-    """The refusal of a request whose texts have more than ``most`` characters."""
-    return refuse("invalid_value", f"the texts of a request may have {most} characters together", param)
+    """The refusal of a request whose texts have more than ``most`` bytes."""
+    return refuse("invalid_value", f"the texts of a request may have {most} bytes together", param)
+
+
+def octets(text: str) -> int:
+    """How many bytes a text has in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def check_text(text: str, param: str) -> None:
@@ -227,20 +240,18 @@ def from_base64(text: str, name: str) -> bytes:
         raise refuse("invalid_image", f"{name}: the base64 is broken", name) from error
 
 
-def decode(drafts: Sequence[Draft], limits: Limits, most: int, total: int, characters: int) -> list[Message]:
+def decode(drafts: Sequence[Draft], limits: Limits, most: int, total: int, longest: int) -> list[Message]:
     """The messages with their pictures decoded: ``most`` of them, of ``total`` bytes of pixels at most.
 
     Raises:
-        Refusal: the texts have more than ``characters`` without their pictures.
+        Refusal: the texts have more than ``longest`` bytes without their pictures.
         BadImage: a picture is refused, or all together are too many or too large.
         BadMarkup: a tag that holds no picture.
         BadMessages: a role that can't have pictures has one.
     """
     tagged = [part.text for draft in drafts for part in draft.parts if isinstance(part, Tagged)]
-    texts = [part for draft in drafts for part in draft.parts if isinstance(part, str)]
-    called = [call.arguments for draft in drafts for call in draft.calls]
-    if sum(map(letters, tagged)) + sum(map(len, (*texts, *called))) > characters:
-        raise too_long(characters, "messages")
+    if sum(map(letters, tagged)) + sum(draft.octets for draft in drafts) > longest:
+        raise too_long(longest, "messages")
     left, pixels = most, total // 3
     messages = []
     for draft in drafts:

@@ -83,8 +83,9 @@ def _source(inside: str, at: int) -> str | None:
 
 
 def letters(text: str) -> int:
-    """How many characters of a raw prompt are text, and no picture's."""
-    return len(text) - sum(len(tag.source or "") for tag in tags(text))
+    """How many bytes of a raw prompt are text, and no picture's."""
+    whole = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    return whole - sum(len(tag.source or "") for tag in tags(text))
 
 
 def _is_balanced(inside: str, at: int) -> bool:
