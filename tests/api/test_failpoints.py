@@ -29,7 +29,7 @@ from waiting import until
 # what fails: module, and where in it the function is
 POINTS = {
     "read of a body": "trifocal.api.guard:BodyLimit._piece",
-    "read of its JSON": "trifocal.api.app:loads",
+    "read of its JSON": "trifocal.api.host:loads",
     "admission": "trifocal.api.admission:Admission.enter",
     "place": "trifocal.api.admission:Place.run",
     "room for pixels": "trifocal.api.room:Lease.take",
