@@ -41,12 +41,14 @@ def recipe(hf15: Path) -> Recipe:
     return language_recipe(from_folder(hf15), CPU)
 
 
-@pytest.fixture(scope="module", params=[*HERE, "one at a time", "stranger", "apart"])
+@pytest.fixture(scope="module", params=[*HERE, "overlapped", "one at a time", "stranger", "apart"])
 def loader(request: pytest.FixtureRequest, recipe: Recipe) -> Loader:
     if request.param == "one at a time":  # what the engine transformers does where a model's attention allows no more
         return lambda **options: OneAtATime(read(open_language(recipe), CPU, **options), 1 << 30)
     if request.param == "apart":  # the engine native in a process of its own
         return lambda **options: load_remote(replace(recipe, engine="native", options=options))
+    if request.param == "overlapped":  # as on a card: the next step is begun before the tokens of this one are read
+        return lambda **options: load_engine(replace(recipe, engine="native", options={"overlap": True, **options}))
     if request.param == "stranger":
         request.getfixturevalue("installed")
     return lambda **options: load_engine(replace(recipe, engine=request.param, options=options))

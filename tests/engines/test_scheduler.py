@@ -54,6 +54,30 @@ class Ledger:
         self.scheduler.took(tokens)
         return runs
 
+    def overlapped(self) -> int:
+        """All steps to the end, each begun before the one in front of it is read, wherever it can be; how many were."""
+        scheduler, count = self.scheduler, 0
+        runs = scheduler.next()
+        while runs:
+            told = [(run, self.tell(run)) for run in runs]
+            before = [token for run, token in told if run.logits]
+            behind = scheduler.following() if not any(run.draft for run in runs) else []
+            for run, token in zip(behind, before, strict=bool(behind)):  # whose key is not in the request yet
+                self.memory[run.blocks[run.start // scheduler.blocks.size], run.start % scheduler.blocks.size] = token
+            scheduler.took([[Token(token)] for token in before])
+            count += len(behind)
+            runs = behind if scheduler.under_way else scheduler.next()
+        return count
+
+    def tell(self, run: Run[None]) -> int:
+        """What follows the positions of a run, which are written first where their keys are known."""
+        if not run.blocks:
+            return -1  # it ended in the step before
+        size = self.scheduler.blocks.size
+        for at, key in enumerate(run.request.keys[run.start : run.start + run.count], run.start):
+            self.memory[run.blocks[at // size], at % size] = key
+        return following([self.memory[run.blocks[at // size], at % size] for at in range(run.start + run.count)])
+
     def finish(self) -> None:
         for _ in range(10_000):
             if not self.scheduler.busy:
@@ -112,6 +136,53 @@ def test_requests_join_and_leave_between_steps() -> None:
     assert (one.got, two.got) == (one.wanted, two.wanted)
     assert [len(step) for step in ledger.steps] == [1, 1, 2, 2, 2, 1]
     assert scheduler.blocks.free == 20
+
+
+@pytest.mark.parametrize("size", [1, 4, 16])
+def test_steps_that_are_begun_ahead_tell_the_same(size: int) -> None:
+    scheduler: Scheduler[None] = Scheduler(Blocks(400 // size, size), piece=8, whole=16)
+    ends = frozenset(following([*range(1, 20), *Client(range(1, 20), limit=at).wanted]) for at in (7,))
+    clients = [Client(range(1, 20), limit=12, ends=ends), Client(range(30, 41), limit=9), Client([5], limit=1)]
+    ledger = ask(scheduler, *clients)
+    assert ledger.overlapped() > 5
+    assert [client.got for client in clients] == [client.wanted for client in clients]
+    assert len(clients[0].got) == 7  # it came to its end while the step behind it was under way
+    assert [client.done for client in clients] == [1, 1, 1]
+    assert scheduler.blocks.free == scheduler.blocks.count
+    again = Client([*range(1, 20), *clients[0].got, 70], limit=4)  # what is kept of them is sound
+    scheduler.add(again.request)
+    ledger.finish()
+    assert again.got == again.wanted
+
+
+def test_a_step_is_begun_ahead_only_where_it_is_certain() -> None:
+    scheduler: Scheduler[None] = Scheduler(Blocks(20, 4), piece=8, whole=8)
+    client, late = Client(range(1, 10), limit=5), Client(range(20, 24), limit=2)
+    ledger = ask(scheduler, client)
+    scheduler.next()
+    assert scheduler.following() == []  # the prompt is not through
+    ledger.tell(Run(client.request, 0, 8, logits=False))
+    scheduler.took([])
+    [run] = scheduler.next()
+    assert [(one.start, one.count) for one in scheduler.following()] == [(9, 1)]
+    scheduler.add(late.request)
+    assert scheduler.following() == []  # somebody waits
+    scheduler.waiting.clear()
+    client.request.left = True
+    assert scheduler.following() == []  # nobody wants it
+    client.request.left = False
+    client.request.limit = 1
+    assert scheduler.following() == []  # its last token is under way
+    assert run.request is client.request
+
+
+def test_a_step_ahead_takes_nobodys_blocks() -> None:
+    scheduler: Scheduler[None] = Scheduler(Blocks(4, 4))
+    clients = [Client(range(1, 8), limit=9), Client(range(20, 27), limit=9)]
+    ledger = ask(scheduler, *clients)
+    ledger.overlapped()
+    assert [client.got for client in clients] == [client.wanted for client in clients]
+    assert scheduler.blocks.free == 4
 
 
 def test_an_end_ends_without_being_told() -> None:

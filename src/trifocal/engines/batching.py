@@ -16,7 +16,7 @@ from trifocal.engines.base import Abilities, State, Token, Tokenizer
 from trifocal.engines.blocks import Blocks, names_of
 from trifocal.engines.grammar import Constraint
 from trifocal.engines.prefixes import position_keys
-from trifocal.engines.sampler import Drawing, pick_along
+from trifocal.engines.sampler import Drawing, Drawn, Picked, pick_along
 from trifocal.engines.scheduler import Request, Run, Said, Scheduler
 from trifocal.errors import BadSampling, EngineError, OutOfMemory, PromptTooLong, TrifocalError, UsageError
 from trifocal.messages import Sampling
@@ -51,10 +51,11 @@ class Model:
     ``context`` is how many positions prompt and answer may take together, ``block`` how many a block has, ``rows`` how
     many requests run in one step and ``piece`` how many positions of prompts beside streams; ``share`` says whether
     common beginnings are computed once, and ``ahead`` how many ids of an answer may be guessed and computed with the
-    next one (`trifocal.engines.speculation`). ``prepare`` is called while nobody asks for anything, and says whether
-    there is more of it to do. ``constraint`` makes what holds an answer to a schema; ``attention`` tells where it
-    looked (`trifocal.engines.base.Engine.attention`), given the blocks that hold a beginning of the prompt already.
-    Both only where there are such.
+    next one (`trifocal.engines.speculation`). The others are there where there are such: ``follow`` is `Runner.forward`
+    for runs of one position each whose ids ``[runs]`` only the device knows, so that it works on while the last ones
+    are read. ``prepare`` is called while nobody asks for anything, and says whether there is more of it to do.
+    ``constraint`` makes what holds an answer to a schema; ``attention`` tells where it looked
+    (`trifocal.engines.base.Engine.attention`), given the blocks that hold a beginning of the prompt already.
     """
 
     runner: Runner
@@ -68,6 +69,7 @@ class Model:
     piece: int = 512
     share: bool = True
     ahead: int = 0
+    follow: Callable[[Sequence[Run[Any]], torch.Tensor], torch.Tensor] | None = None
     prepare: Callable[[], bool] | None = None
     constraint: Callable[[str], Constraint] | None = None
     attention: Callable[[Prompt, Sequence[int], list[int]], torch.Tensor] | None = None
@@ -170,6 +172,23 @@ class Batching:
             request.left = True
 
 
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step that was begun at ``began`` and whose tokens nobody has read."""
+
+    runs: list[Run[Drawing]]
+    began: float
+    logits: torch.Tensor
+    drawn: Drawn | None
+
+    def tokens(self) -> Sequence[Sequence[Picked]]:
+        """The tokens of each run that tells any; waits for the device."""
+        if self.drawn is not None:
+            return self.drawn.tokens()
+        telling = [run for run in self.runs if run.logits]
+        return pick_along(self.logits, [run.request.row for run in telling], [run.draft for run in telling])
+
+
 class _Loop:
     """The engine's thread: takes requests and calls from its inbox between steps, and steps while there is work."""
 
@@ -181,6 +200,8 @@ class _Loop:
         self._lock = threading.Lock()  # between who puts into the inbox and the thread that ends
         self._model: Model | None = None
         self._prepare: Callable[[], bool] | None = None
+        self._flight: _Flight | None = None  # the step behind the one that was read last
+        self._read = 0.0
         self._failed, self._steps = "", 0
         self.blocks = Blocks(0, 1)
         self.scheduler: Scheduler[Drawing] = Scheduler(self.blocks)
@@ -307,23 +328,42 @@ class _Loop:
     def _step(self) -> None:
         """One token more for every request that streams."""
         try:
-            runs = self.scheduler.next()
-            if not runs:
+            flight = self._flight or self._launched(self.scheduler.next())
+            self._flight = None
+            if flight is None:
                 return
             self._steps += 1
-            began, telling = time.perf_counter(), [run for run in runs if run.logits]
-            logits = self.model.runner.forward(runs)  # [positions that are wanted, vocabulary]
-            tokens = pick_along(logits, [run.request.row for run in telling], [run.draft for run in telling])
-            self.scheduler.took(tokens, time.perf_counter() - began)
+            if flight.drawn is not None:  # the device goes on while we read and tell
+                self._flight = self._launched(self.scheduler.following(), flight.drawn.ids)
+            tokens, begun = flight.tokens(), max(flight.began, self._read)
+            self._read = time.perf_counter()
+            self.scheduler.took(tokens, self._read - begun)
+            if not self.scheduler.under_way:
+                self._flight = None
             self._failed = ""
         except Exception as error:
             self._broken(error)
+
+    def _launched(self, runs: list[Run[Drawing]], ids: torch.Tensor | None = None) -> _Flight | None:
+        """A step under way; ``ids`` are those of its runs where only the device knows them."""
+        if not runs:
+            return None
+        model, began = self.model, time.perf_counter()
+        # [positions that are wanted, vocabulary]
+        logits = model.runner.forward(runs) if ids is None or model.follow is None else model.follow(runs, ids)
+        rows = [run.request.row for run in runs]
+        overlaps = model.follow is not None and all(
+            run.logits and not run.draft and row.forgets for run, row in zip(runs, rows, strict=True)
+        )
+        drawn = Drawn(logits, rows, 0 if ids is None else 1) if overlaps else None
+        return _Flight(runs, began, logits, drawn)
 
     def _broken(self, error: Exception) -> None:
         """Ends all requests of a step that failed, and tries whether the runner can still compute anything.
 
         They are told afterwards: who hears of it can ask at once how the engine is.
         """
+        self._flight = None
         ended = self.scheduler.drop()
         try:
             if not isinstance(error, torch.OutOfMemoryError | OutOfMemory):  # of which there may be less next time

@@ -16,7 +16,7 @@ from trifocal.engines.grammar import Constraint
 from trifocal.errors import EngineError
 from trifocal.messages import Sampling
 
-__all__ = ["Drawing", "filtered", "pick", "pick_along"]
+__all__ = ["Drawing", "Drawn", "Picked", "filtered", "pick", "pick_along"]
 
 Picked = Token | EngineError
 
@@ -45,8 +45,15 @@ class Drawing:
         # of both signs: Python's own takes the absolute value
         self._random = random.Random(None if sampling.seed is None else sampling.seed % 2**64)
         self._chances: deque[float] = deque()  # drawn, and not used up
+        self._banned: torch.Tensor | None = None
         self._times: torch.Tensor | None = None
         self._seen: torch.Tensor | None = None
+
+    def banned_on(self, device: torch.device) -> torch.Tensor:
+        """The ids that are never drawn, int64, on a device."""
+        if self._banned is None:
+            self._banned = _put(self.banned, device)
+        return self._banned
 
     @property
     def plain(self) -> bool:
@@ -59,6 +66,11 @@ class Drawing:
     def remembers(self) -> bool:
         """Whether what may come next depends on the ids that were drawn, but for the logits."""
         return self.penalised or self.constraint is not None
+
+    @property
+    def forgets(self) -> bool:
+        """Whether an id can be drawn before the one in front of it is known here, and nothing is told beside it."""
+        return not self.remembers and self.sampling.top_logprobs is None
 
     def chance(self, ahead: int = 0) -> float:
         """The random number, from 0 up to 1, that draws the id behind the next ``ahead``.
@@ -118,7 +130,7 @@ def pick_along(logits: torch.Tensor, rows: Sequence[Drawing], drafts: Sequence[S
         for depth in range(1 if row.remembers else 1 + len(draft))
     ]
     while asked:
-        own = logits[torch.tensor([starts[at] + depth for at, depth in asked], device=logits.device)]
+        own = logits[_put([starts[at] + depth for at, depth in asked], logits.device)]
         tokens = _picked(own, [rows[at] for at, _ in asked], [depth - len(told[at]) for at, depth in asked])
         later = []
         for (at, depth), token in zip(asked, tokens, strict=True):
@@ -136,20 +148,56 @@ def _came(told: Sequence[Picked], draft: Sequence[int]) -> bool:
     return [token.id if isinstance(token, Token) else None for token in told] == list(draft)
 
 
+class Drawn:
+    """Ids of rows that remember nothing, drawn on the device and on their way here.
+
+    ``ids`` ``[rows]`` are on the device of the logits, which may be written over as soon as this is made. ``ahead``
+    says how many ids of each answer were drawn before these and are not accepted yet.
+    """
+
+    def __init__(self, logits: torch.Tensor, rows: Sequence[Drawing], ahead: int = 0) -> None:
+        assert all(row.forgets for row in rows), "nobody asks more of these tokens than their ids"
+        self._rows = rows
+        told = _drawn_ids(logits, rows, [ahead] * len(rows))
+        self.ids = told[0]
+        self._told = told
+        self._there = torch.cuda.Event() if told.is_cuda else None  # type: ignore[no-untyped-call]
+        if self._there is not None:
+            self._told = torch.empty(told.shape, dtype=told.dtype, pin_memory=True)
+            self._told.copy_(told, non_blocking=True)
+            self._there.record()
+
+    def tokens(self) -> list[list[Picked]]:
+        """The token of each row; see `pick_along`. Waits for them."""
+        if self._there is not None:
+            self._there.synchronize()
+        ids, sound = self._told.tolist()
+        return [[_accepted(row, _token(*one))] for row, *one in zip(self._rows, ids, sound, strict=True)]
+
+
 def _picked(logits: torch.Tensor, rows: Sequence[Drawing], ahead: Sequence[int]) -> list[Picked]:
     """The token of each row of logits ``[rows, vocabulary]``, which is ``ahead`` of the next one of its answer."""
     if not rows:
         return []
+    ids, sound = _drawn_ids(logits, rows, ahead).tolist()  # the device is waited for once
+    tokens = _tokens(logits, ids, rows)
+    return [token if sane else EngineError(_NOT_FINITE) for token, sane in zip(tokens, sound, strict=True)]
+
+
+def _drawn_ids(logits: torch.Tensor, rows: Sequence[Drawing], ahead: Sequence[int]) -> torch.Tensor:
+    """Ids, and whether they come from finite logits, ``[2, rows]``, on the device."""
     scores = _allowed(_penalised(logits.float(), rows), rows)
     best, ids = scores.max(-1)  # [rows] each
     drawn = [at for at, row in enumerate(rows) if not row.sampling.greedy]
     if drawn:
-        where = torch.tensor(drawn, device=ids.device)
+        where = _put(drawn, ids.device)
         chances = [rows[at].chance(ahead[at]) for at in drawn]
         ids[where] = _drawn(scores[where], [rows[at].sampling for at in drawn], chances, ids[where])
-    told = torch.stack([ids, best.isfinite().long()]).tolist()  # the device is waited for once
-    tokens = _tokens(logits, told[0], rows)
-    return [token if sound else EngineError(_NOT_FINITE) for token, sound in zip(tokens, told[1], strict=True)]
+    return torch.stack([ids, best.isfinite().long()])
+
+
+def _token(token: int, sound: int) -> Picked:
+    return Token(token) if sound else EngineError(_NOT_FINITE)
 
 
 _MOST = 1e30  # what an extreme penalty makes of a score at most
@@ -162,22 +210,28 @@ def filtered(
     """Scores ``[rows, vocabulary]`` with all that top-k, top-p and min-p exclude at minus infinity, row by row."""
     size, device = scores.shape[-1], scores.device
     if any(0 < k < size for k in top_k):
-        counts = torch.tensor([k if 0 < k < size else size for k in top_k], device=device)[:, None]
+        counts = _put([k if 0 < k < size else size for k in top_k], device)[:, None]
         most = int(max(k for k in top_k if k < size))
         ordered = scores.topk(most).values
         lowest = ordered.gather(-1, counts.clamp(max=most) - 1)
         scores = scores.masked_fill((scores < lowest) & (counts < size), -math.inf)
     if any(p < 1 for p in top_p):
-        rest = torch.tensor([1 - p if p < 1 else -1.0 for p in top_p], device=device)[:, None]
+        rest = _put([1 - p if p < 1 else -1.0 for p in top_p], device)[:, None]
         ordered, ids = scores.sort(descending=False)
         below = ordered.softmax(-1).cumsum(-1) <= rest
         below[:, -1] = False
         scores = scores.masked_fill(torch.zeros_like(below).scatter(-1, ids, below), -math.inf)
     if any(p > 0 for p in min_p):
-        least = torch.tensor(min_p, device=device)[:, None]
+        least = _put(min_p, device)[:, None]
         probabilities = scores.softmax(-1)
         scores = scores.masked_fill(probabilities < least * probabilities.amax(-1, keepdim=True), -math.inf)
     return scores
+
+
+def _put(values: Sequence[float], device: torch.device) -> torch.Tensor:
+    """Numbers on a device, which is not waited for."""
+    here = torch.tensor(values)
+    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here.to(device)
 
 
 def _penalised(scores: torch.Tensor, rows: Sequence[Drawing]) -> torch.Tensor:
@@ -192,7 +246,7 @@ def _penalised(scores: torch.Tensor, rows: Sequence[Drawing]) -> torch.Tensor:
         scores[where] = _counted(scores[where], [rows[at] for at in counted])
     for at in changed:
         if rows[at].banned:
-            scores[at, rows[at].banned] = -math.inf
+            scores[at].index_fill_(0, rows[at].banned_on(scores.device), -math.inf)
     return scores
 
 
@@ -232,11 +286,11 @@ def _drawn(
     The first id at which the summed probabilities pass that share; one that has none is never drawn, whatever the sums
     are rounded to.
     """
-    heat = torch.tensor([s.temperature for s in options], device=scores.device)[:, None]
+    heat = _put([s.temperature for s in options], scores.device)[:, None]
     kept = filtered(scores / heat, [s.top_k for s in options], [s.top_p for s in options], [s.min_p for s in options])
     probabilities = kept.softmax(-1)
     sums = probabilities.cumsum(-1)
-    share = torch.tensor(chances, device=scores.device)[:, None] * sums[:, -1:]
+    share = _put(chances, scores.device)[:, None] * sums[:, -1:]
     size = scores.shape[-1]
     places = torch.arange(size, device=scores.device)
     first = torch.where((sums > share) & (probabilities > 0), places, size).amin(-1)

@@ -131,11 +131,17 @@ class Scheduler(Generic[Row]):
         self.ahead, self.costs = min(ahead, LONGEST), Costs()
         self.drafted = self.accepted = 0  # ids guessed, and those of them that came
         self._runs: dict[Request[Row], Run[Row]] = {}
+        self._following: dict[Request[Row], Run[Row]] = {}
 
     @property
     def busy(self) -> bool:
         """Whether there is anything to do."""
         return bool(self.running or self.waiting)
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a step was begun that `took` did not end."""
+        return bool(self._runs)
 
     def add(self, request: Request[Row]) -> None:
         """Takes a request, the last of those that wait. Alone in the pool it must fit."""
@@ -159,6 +165,25 @@ class Scheduler(Generic[Row]):
             self._guess()
         return list(self._runs.values())
 
+    def following(self) -> list[Run[Row]]:
+        """The step behind the one under way, where that can be said before the tokens of this one are known.
+
+        One position more of every answer, whose id the runner has from the step before; empty where anything else may
+        have to be done: somebody waits or left, a prompt is not through, an answer is at its limit, a guess would pay,
+        or there is no room. An answer that ends in the step under way runs in this one in vain.
+        """
+        self._following = {}
+        runs = list(self._runs.values())
+        if self.waiting or len(runs) < len(self.running) or not all(self._goes_on(run) for run in runs):
+            return []
+        if any(self._guesses(runs)):
+            return []
+        behind = {run.request: Run(run.request, run.start + run.count, 1, logits=True) for run in runs}
+        if not all(self._holds(request, run.start + 1) for request, run in behind.items()):
+            return []
+        self._following = behind
+        return list(behind.values())
+
     def took(self, tokens: Sequence[Sequence[Token | TrifocalError]], seconds: float = 0.0) -> None:
         """Notes what was computed, how long it took, and the tokens of each run that wanted logits, in order.
 
@@ -169,11 +194,14 @@ class Scheduler(Generic[Row]):
             self.costs.add(len(runs), sum(run.count for run in runs), seconds)
         said = iter(tokens)
         for request, run in self._runs.items():
+            told = next(said) if run.logits else ()
+            if not request.blocks:
+                continue  # it ended in the step before
             request.computed += run.count - len(run.draft)
             self._name(run)
-            if run.logits:
-                self._take_all(request, run, next(said))
-        self._runs = {}
+            self._take_all(request, run, told)
+        alive = any(request.blocks for request in self._following)
+        self._runs, self._following = self._following if alive else {}, {}
 
     def fail(self, error: Callable[[], TrifocalError]) -> None:
         """Ends every request with an error of its own and forgets what the blocks hold."""
@@ -188,15 +216,23 @@ class Scheduler(Generic[Row]):
             request.blocks = []
         self.running.clear()
         self.waiting.clear()
-        self._runs = {}
+        self._runs, self._following = {}, {}
         self.blocks.clear()
         return dropped
 
     def _guess(self) -> None:
         """Makes the runs of answers longer by ids that may come, where that pays and they have the room."""
         runs = list(self._runs.values())
-        if len(runs) >= CROWD or any(run.count > 1 or not run.logits for run in runs):
-            return
+        for run, count in zip(runs, self._guesses(runs), strict=True):
+            if count and run.request.lookup is not None:
+                run.draft = run.request.lookup.guess(count, run.request.end_ids)
+                run.count += len(run.draft)
+                self.drafted += len(run.draft)
+
+    def _guesses(self, runs: Sequence[Run[Row]]) -> list[int]:
+        """How many ids to guess behind each run."""
+        if not self.ahead or len(runs) >= CROWD or any(run.count > 1 or not run.logits for run in runs):
+            return [0] * len(runs)
         lookups, most = [], []
         for run in runs:
             request = run.request
@@ -206,11 +242,18 @@ class Scheduler(Generic[Row]):
             lookups.append(request.lookup)
             room = len(request.blocks) * self.blocks.size - run.start - 1
             most.append(min(self.ahead, room, request.limit - len(request.ids) - 1))
-        for run, lookup, count in zip(runs, lookups, drafts(lookups, self.costs, most), strict=True):
-            if count:
-                run.draft = lookup.guess(count, run.request.end_ids)
-                run.count += len(run.draft)
-                self.drafted += len(run.draft)
+        return drafts(lookups, self.costs, most)
+
+    def _goes_on(self, run: Run[Row]) -> bool:
+        """Whether an answer has another token behind the one that the run tells, unless that ends it."""
+        request = run.request
+        return run.logits and not run.draft and not request.left and len(request.ids) + 1 < request.limit
+
+    def _holds(self, request: Request[Row], positions: int) -> bool:
+        """Whether a request has blocks for so many positions, or gets one that is free."""
+        if len(request.blocks) < self.blocks.needed(positions) and (block := self.blocks.take()) is not None:
+            request.blocks.append(block)
+        return len(request.blocks) >= self.blocks.needed(positions)
 
     def _let_go(self) -> None:
         """Drops the requests for which nobody waits any more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,10 @@ from checkpoint_maker import llama_tokenizer, save_tokenizer
 from recipes import written
 from trifocal.engines.language import open_language
 from trifocal.engines.native import Native, load
+from trifocal.engines.native.runner import NativeRunner
 from trifocal.engines.native.shape import FAMILIES, shape_of
 from trifocal.engines.recipe import Recipe
+from trifocal.engines.scheduler import Run
 from trifocal.engines.speculation import Costs
 from trifocal.engines.transformers import load as load_transformers
 from trifocal.errors import CheckpointError
@@ -131,6 +134,32 @@ def test_guessing_changes_no_answer(kind: str, tokenizer: Path, monkeypatch: pyt
         for prompt in PROMPTS:
             assert said(engine, prompt, Sampling(max_tokens=96, ignore_end=True)) == generated(reference, prompt, 96)
         assert engine.state().drafted > engine.state().accepted > 0
+
+
+@pytest.mark.parametrize("sampling", [LONG, replace(LONG, temperature=1.0, top_p=0.9, seed=5)], ids=["greedy", "drawn"])
+def test_steps_begun_ahead_change_no_answer(
+    sampling: Sampling, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half, _ = language(KINDS["mistral, window"], tokenizer)
+    with closing(load(half, CPU, speculate=False, overlap=False)) as engine:
+        wanted = [said(engine, prompt, sampling) for prompt in PROMPTS]
+    begun: list[int] = []
+    follow = NativeRunner.follow
+
+    def counted(self: NativeRunner, runs: Sequence[Run[Any]], ids: torch.Tensor) -> torch.Tensor:
+        begun.append(len(runs))
+        return follow(self, runs, ids)
+
+    monkeypatch.setattr(NativeRunner, "follow", counted)
+    with closing(load(half, CPU, speculate=False, overlap=True)) as engine:
+        assert [said(engine, prompt, sampling) for prompt in PROMPTS] == wanted
+        assert len(begun) == sum(len(ids) - 1 for ids in wanted)  # all but the first token of each
+        streams = [engine.stream(prompt, sampling) for prompt in PROMPTS]
+        told = [[next(stream).id] for stream in streams]
+        for ids, stream in zip(told, streams, strict=True):
+            ids += [token.id for token in stream]
+        assert told == wanted
+        assert max(begun) > 1
 
 
 def test_every_family_of_the_table_is_held() -> None:

@@ -50,6 +50,7 @@ class _Options:
     kernels: bool
     graphs: bool
     speculate: bool
+    overlap: bool | None
 
 
 class Native(Batching):
@@ -87,6 +88,7 @@ def load(
     kernels: bool = True,
     graphs: bool = True,
     speculate: bool = True,
+    overlap: bool | None = None,
 ) -> Native:
     """Loads a language model of the LLaMA family onto its device.
 
@@ -96,6 +98,7 @@ def load(
     dense; left out, they stay packed on cards, and where the dense model would be large. ``kernels`` and ``graphs``
     switch off our own kernels and CUDA graphs, each to find out what it does, and ``speculate`` the guessing of what an
     answer says next from what stands before it, which changes no answer and is done only while it is measured to pay.
+    ``overlap`` says whether the next step is begun before the tokens of this one are read; left out, it is on cards.
 
     Raises:
         CheckpointError: no model of the family, or tensors missing, unknown, damaged or of another shape.
@@ -109,7 +112,10 @@ def load(
         )
     if threads:
         torch.set_num_threads(threads)
-    options = _Options(context, positions, int4, kernels, graphs, speculate)
+    if placement.resolve()[0].type == "cuda":
+        # cuDNN's attention builds a kernel for every new length of a prompt, up to a second each
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    options = _Options(context, positions, int4, kernels, graphs, speculate, overlap)
 
     def start() -> Model:
         try:
@@ -164,6 +170,7 @@ def _started(recipe: Recipe, placement: Placement, options: _Options) -> Model:
         able=ABLE,
         block=BLOCK,
         piece=PIECE if device.type == "cuda" else CPU_PIECE,
+        follow=runner.follow if (device.type == "cuda" if options.overlap is None else options.overlap) else None,
         prepare=runner.prepare,
         ahead=LONGEST if options.speculate else 0,
         constraint=constraint,

@@ -28,21 +28,29 @@ class Graphs:
     def __init__(self, model: Model, operations: Kernels, columns: int) -> None:
         self._model, self._operations, self._columns = model, operations, columns
         device, most = model.embedding.device, SIZES[-1]
-        self._host = torch.zeros(_SECTIONS * most + most * columns, dtype=torch.int32).pin_memory()
-        self._numbers = self._host.numpy()
-        self._device = torch.zeros_like(self._host, device=device)
+        # two, by turns: the card may not have read one of them when the next step is written
+        self._hosts = [torch.zeros(_SECTIONS * most + most * columns, dtype=torch.int32).pin_memory() for _ in range(2)]
+        self._device = torch.zeros_like(self._hosts[0], device=device)
         self._x = torch.zeros(most, model.embedding.shape[1], dtype=model.embedding.dtype, device=device)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._memory: Any = None
         none = torch.zeros(0, dtype=torch.long, device=device)
         self._step = Step(none, none, none, (), none)
 
-    def logits(self, runs: Sequence[Run[Any]], rows: torch.Tensor | None) -> torch.Tensor:
-        """The logits ``[positions that are wanted, vocabulary]``; ``rows`` are the inputs, None where all are ids."""
+    def logits(
+        self, runs: Sequence[Run[Any]], rows: torch.Tensor | None, ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The logits ``[positions that are wanted, vocabulary]``.
+
+        ``rows`` are the inputs, None where all are ids; ``ids`` ``[runs]`` are those of runs of one position each that
+        only the device knows.
+        """
         count = sum(run.count for run in runs)
         size = next(size for size in SIZES if size >= count)
-        self._fill(runs, size)
+        self._fill(runs, size, known=ids is None)
         self._send(size)
+        if ids is not None:
+            self._device[:count].copy_(ids)
         if rows is None:
             torch.index_select(self._model.embedding, 0, self._device[:size], out=self._x[:size])
         else:
@@ -71,17 +79,18 @@ class Graphs:
     def _send(self, size: int) -> None:
         """Brings what `_fill` wrote to the device."""
         used = _SECTIONS * SIZES[-1] + size * self._columns
-        self._device[:used].copy_(self._host[:used], non_blocking=True)
+        self._device[:used].copy_(self._hosts[0][:used], non_blocking=True)
 
-    def _fill(self, runs: Sequence[Run[Any]], size: int) -> None:
+    def _fill(self, runs: Sequence[Run[Any]], size: int, *, known: bool = True) -> None:
         """Writes where each row stands: ids, positions, slots, lengths, known, tables, one section behind the other."""
-        most, columns, numbers = SIZES[-1], self._columns, self._numbers
+        self._hosts.reverse()
+        most, columns, numbers = SIZES[-1], self._columns, self._hosts[0].numpy()
         sections = numbers[: _SECTIONS * most].reshape(_SECTIONS, most)
         sections[:, :size] = ((0,), (0,), (-1,), (0,), (0,))
         tables = numbers[_SECTIONS * most :].reshape(most, columns)
         at = 0
         for run in runs:
-            blocks, ids = run.blocks[:columns], run.ids
+            blocks, ids = run.blocks[:columns], run.ids if known else None
             for offset in range(run.count):
                 place = run.start + offset
                 slot = blocks[place // BLOCK] * BLOCK + place % BLOCK

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
 
 from trifocal.engines.native import cuda
 from trifocal.engines.native.linear import Dense, Linear, Packed
@@ -106,6 +107,8 @@ class Plain:
         if near and (piece.rows == 1 or not piece.start):
             return None
         device = self.pool.keys.device
+        if near and device.type == "cuda":  # a shape that attention kernels know without reading a mask
+            return causal_lower_right(piece.rows, piece.start + piece.rows - piece.begins)
         rows = torch.arange(piece.start, piece.start + piece.rows, device=device)[:, None]
         columns = torch.arange(piece.begins, piece.start + piece.rows, device=device)
         mask = columns <= rows

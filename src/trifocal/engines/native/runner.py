@@ -59,13 +59,22 @@ class NativeRunner:
     def forward(self, runs: Sequence[Run[Any]]) -> torch.Tensor:
         """The logits of the positions that are wanted; see `trifocal.engines.batching.Runner.forward`."""
         count = sum(run.count for run in runs)
-        if self._graphs is not None and count <= SIZES[-1]:
-            return self._graphs.logits(runs, self._spliced(runs))
-        device = self.model.embedding.device
         rows = self._spliced(runs)
+        if self._graphs is not None and count <= SIZES[-1]:
+            return self._graphs.logits(runs, rows)
         if rows is None:
             rows = self.embed(torch.tensor([i for run in runs for i in run.ids or ()]))
-        step = step_of(runs, self._operations.shape.window, device, kernels=self._kernels is not None)
+        return self._logits(runs, rows)
+
+    def follow(self, runs: Sequence[Run[Any]], ids: torch.Tensor) -> torch.Tensor:
+        """The same for runs of one position each, whose ids ``[runs]`` only the device knows."""
+        if self._graphs is not None and len(runs) <= SIZES[-1]:
+            return self._graphs.logits(runs, None, ids)
+        return self._logits(runs, self.embed(ids))
+
+    def _logits(self, runs: Sequence[Run[Any]], rows: torch.Tensor) -> torch.Tensor:
+        """Operation by operation, from the input rows ``[rows, hidden]`` of all runs."""
+        step = step_of(runs, self._operations.shape.window, rows.device, kernels=self._kernels is not None)
         if self._kernels is not None:
             self._kernels.use(self._places(runs, step))
         hidden = self.model.forward(rows, step, self._operations)

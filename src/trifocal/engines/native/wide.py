@@ -78,9 +78,9 @@ def _plan(rows: int, high: int, chunks: int, processors: int) -> tuple[int, int]
     """
 
     def cost(columns: int, splits: int) -> float:
-        room = processors * (2 if columns <= _TWO else 1)
-        waves = -(-(-(-rows // columns) * high * splits) // room)
-        return waves * (chunks / splits * (0.35 + 0.0037 * columns) + 3) + (6 if splits > 1 else 0)
+        shared = 2 if columns <= _TWO else 1
+        waves = -(-(-(-rows // columns) * high * splits) // (shared * processors))
+        return waves * (chunks / splits * shared * (0.35 + 0.0038 * columns) + 3) + (6 if splits > 1 else 0)
 
     most = max(1, min(_MOST_SPLITS, chunks // 4))
     return min(((c, s) for c in _COLUMNS for s in range(1, most + 1)), key=lambda plan: cost(*plan))
