@@ -49,7 +49,8 @@ class Model:
     """A runner, and what the engine around it must know of its language model.
 
     ``context`` is how many positions prompt and answer may take together, ``block`` how many a block has, ``rows`` how
-    many requests run in one step and ``piece`` how many positions of prompts beside streams; ``share`` says whether
+    many requests run in one step, ``piece`` how many positions of prompts beside streams and ``whole`` how many where
+    nothing streams; ``share`` says whether
     common beginnings are computed once, and ``ahead`` how many ids of an answer may be guessed and computed with the
     next one (`trifocal.engines.speculation`). The others are there where there are such: ``follow`` is `Runner.forward`
     for runs of one position each whose ids ``[runs]`` only the device knows, so that it works on while the last ones
@@ -67,6 +68,7 @@ class Model:
     block: int = 16
     rows: int = 64
     piece: int = 512
+    whole: int | None = None
     share: bool = True
     ahead: int = 0
     follow: Callable[[Sequence[Run[Any]], torch.Tensor], torch.Tensor] | None = None
@@ -299,7 +301,7 @@ class _Loop:
             return False
         self.blocks = Blocks(model.runner.positions // model.block, model.block)
         self.scheduler = Scheduler(
-            self.blocks, rows=model.rows, piece=model.piece, share=model.share, ahead=model.ahead
+            self.blocks, rows=model.rows, piece=model.piece, whole=model.whole, share=model.share, ahead=model.ahead
         )
         self._model, self._prepare = model, model.prepare
         self._started.put(None)

@@ -33,7 +33,8 @@ __all__ = ["Native", "load", "unfit"]
 
 AT_ONCE = 8  # full contexts that the pool holds where there is room and nothing else is said
 LARGE_BYTES = 4 << 30  # of a dense model, from which on four-bit layers stay packed on a CPU too
-PIECE, CPU_PIECE = 1024, 128  # positions of prompts in a step beside streams
+PIECE, CPU_PIECE = 2048, 128  # positions of prompts in a step beside streams
+WHOLE, CPU_WHOLE = 4096, 512  # and where nothing streams
 LEAST = 2048  # positions that the pool holds however little room there is
 POOL_BYTES = 4 << 30  # of keys and values where no system tells how much memory there is
 SPARE_BYTES = 2 << 30  # of a card, left for the other parts and for prompts under way
@@ -170,6 +171,7 @@ def _started(recipe: Recipe, placement: Placement, options: _Options) -> Model:
         able=ABLE,
         block=BLOCK,
         piece=PIECE if device.type == "cuda" else CPU_PIECE,
+        whole=WHOLE if device.type == "cuda" else CPU_WHOLE,
         follow=runner.follow if (device.type == "cuda" if options.overlap is None else options.overlap) else None,
         prepare=runner.prepare,
         ahead=LONGEST if options.speculate else 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,8 @@ __all__ = ["HEIGHT", "product", "supported", "variants"]
 HEIGHT = 128  # rows of the weight a block computes
 _THREADS = 288  # two warpgroups that multiply and a warp that fetches
 _MEMORY = 224 << 10  # bytes of shared memory a processor
-_COLUMNS = (32, 48, 64, 96, 128, 160, 192, 208)  # rows of x a block computes; more would not fit the registers
+# rows of x a block computes; more, or the last of them with several scales a chunk, would not fit the registers
+_COLUMNS = (32, 48, 64, 96, 128, 160, 192, 208, 224)
 _TWO, _SUMS = 64, 48  # columns up to which two blocks share a processor, and up to which scales are applied to the sums
 _MOST_SPLITS = 6
 
@@ -27,7 +29,7 @@ def supported(weight: FourBit, device: torch.device) -> bool:
 
 def variants(weight: FourBit, dtype: torch.dtype, then: int) -> list[cuda.Source]:
     """What `cuda.prepare` is told for every number of rows."""
-    return [("wide", _macros(weight.group, weight.offset, dtype, columns, then)) for columns in _COLUMNS]
+    return [("wide", _macros(weight.group, weight.offset, dtype, columns, then)) for columns in _fitting(weight.group)]
 
 
 def product(weight: FourBit, x: torch.Tensor, out: torch.Tensor, then: int) -> None:
@@ -56,7 +58,7 @@ def _way(
     rows: int, outputs: int, inputs: int, group: int, offset: bool, dtype: torch.dtype, then: int, device: torch.device
 ) -> _Way:
     processors, high = torch.cuda.get_device_properties(device).multi_processor_count, outputs // HEIGHT
-    columns, splits = _plan(rows, high, inputs // 128, processors)
+    columns, splits = _plan(rows, high, inputs // 128, processors, _fitting(group))
     tiles = -(-rows // columns)
     macros = _macros(group, offset, dtype, columns, then)
     shared = int(dict(macros)["STAGES"]) * (_stage(columns, group) + 16)
@@ -70,7 +72,11 @@ def _way(
     )
 
 
-def _plan(rows: int, high: int, chunks: int, processors: int) -> tuple[int, int]:
+def _fitting(group: int) -> Sequence[int]:
+    return _COLUMNS if group == 128 else _COLUMNS[:-1]
+
+
+def _plan(rows: int, high: int, chunks: int, processors: int, fitting: Sequence[int]) -> tuple[int, int]:
     """Rows of x a block computes, and over how many blocks each output's columns are split: what takes least.
 
     Times in microseconds as they were measured on an H100: how long a block is at a chunk, what a block costs besides,
@@ -83,7 +89,7 @@ def _plan(rows: int, high: int, chunks: int, processors: int) -> tuple[int, int]
         return waves * (chunks / splits * shared * (0.35 + 0.0038 * columns) + 3) + (6 if splits > 1 else 0)
 
     most = max(1, min(_MOST_SPLITS, chunks // 4))
-    return min(((c, s) for c in _COLUMNS for s in range(1, most + 1)), key=lambda plan: cost(*plan))
+    return min(((c, s) for c in fitting for s in range(1, most + 1)), key=lambda plan: cost(*plan))
 
 
 def _stage(columns: int, group: int) -> int:

@@ -13,6 +13,7 @@
 #define OWN (COLUMNS / 2)  // accumulators a thread
 #define HEIGHT (THEN == 2 ? 64 : 128)
 #define CONSUMERS 256
+#define TURN (COLUMNS > 208 ? 2 : 4)  // steps whose values are made together: registers, against waiting
 
 DEV u32 level(u32 q, u32 minus) {  // two nibbles as values less ``minus``, exactly
   u32 r;
@@ -201,7 +202,7 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 32, BLOCKS) product(
 #pragma unroll
   for (int i = 0; i < OWN; i++) sum[i] = 0.f;
   int stage = 0, phase = 0;
-  u32 a[8][4];
+  u32 a[SUMS ? 8 : 2 * TURN][4];
   for (int i = 0; i < count; i++) {
     wait(full + stage * 8, phase);
     const u32 at = ring + stage * STAGE + VALUES + (warp >> 1) * CHUNK;
@@ -241,12 +242,12 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 32, BLOCKS) product(
     if (lane == 0 && i + STAGES < count) leave(empty + stage * 8);
 #else
 #pragma unroll
-    for (int h = 0; h < 2; h++) {  // values of one half are made while the other half is multiplied
+    for (int h = 0; h < 8 / TURN; h++) {  // values of one turn are made while those of the one before are multiplied
 #pragma unroll
-      for (int s = h * 4; s < h * 4 + 4; s++) values(a[s], q[s], scales[s / STEPS][0], scales[s / STEPS][1]);
+      for (int s = h * TURN; s < (h + 1) * TURN; s++) values(a[s % (2 * TURN)], q[s], scales[s / STEPS][0], scales[s / STEPS][1]);
       begin();
 #pragma unroll
-      for (int s = h * 4; s < h * 4 + 4; s++) multiply(sum, a[s], b + s * (COLUMNS * 2), 1);
+      for (int s = h * TURN; s < (h + 1) * TURN; s++) multiply(sum, a[s % (2 * TURN)], b + s * (COLUMNS * 2), 1);
       commit();
       finish<1>();
       if (h == 0 && i && lane == 0 && i - 1 + STAGES < count) leave(empty + (stage ? stage - 1 : STAGES - 1) * 8);
