@@ -102,7 +102,8 @@ class Context:
     """
 
     def __init__(self, file: Path, wishes: Wishes) -> None:
-        self._c = c = _library()
+        self._c, self.file = _library(), file
+        c = self._c
         self._model = _model(file, wishes)
         self._context = _context(self._model, file, wishes)
         self._free = weakref.finalize(self, _freed, self._context, self._model)
@@ -131,7 +132,7 @@ class Context:
         """Computes ids, or rows of embeddings ``[n, hidden]``, and keeps their keys and values.
 
         Row ``i`` stands at ``positions[i]`` of the sequence ``sequences[i]``. The logits of the rows ``wanted``, in
-        ascending order: ``[wanted, vocabulary]`` in float32.
+        ascending order: ``[wanted, vocabulary]`` in float32, in the library's own memory, until the next call.
 
         Raises:
             EngineError: the library refused or failed; `OutOfMemory` where it had no room.
@@ -142,8 +143,8 @@ class Context:
             raise _failure(status, _SAID.take())
         if not wanted:
             return torch.empty(0, self.vocabulary)
-        told = np.ctypeslib.as_array(self._c.llama_get_logits(self._context), (len(wanted), self.vocabulary))
-        return torch.from_numpy(told.copy())
+        told = self._c.llama_get_logits(self._context)
+        return torch.from_numpy(np.ctypeslib.as_array(told, (len(wanted), self.vocabulary)))
 
     def copy(self, source: int, target: int, begin: int, end: int) -> None:
         """Lets a sequence share the positions from ``begin`` up to ``end`` of another."""
@@ -174,6 +175,13 @@ class _Batch:
         # for every row a pointer to its sequences, of which it has one
         self._pointers = self._sequences.ctypes.data + 4 * np.arange(size, dtype=np.uint64)
         self._rows: Any = None  # must live until the call is over
+        c = _library()
+        self._given = c.llama_batch()
+        self._token = self._ids.ctypes.data_as(ctypes.POINTER(c.llama_token))
+        self._given.pos = self._positions.ctypes.data_as(ctypes.POINTER(c.llama_pos))
+        self._given.n_seq_id = self._ones.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        self._given.seq_id = self._pointers.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(c.llama_seq_id)))
+        self._given.logits = self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
 
     def filled(
         self,
@@ -183,23 +191,18 @@ class _Batch:
         wanted: Sequence[int],
     ) -> Any:
         """The library's structure over the arrays."""
-        c, count = _library(), len(positions)
-        batch = c.llama_batch()
+        count, batch = len(positions), self._given
         if isinstance(rows, torch.Tensor):
             self._rows = np.ascontiguousarray(rows.detach().to("cpu", torch.float32).numpy())
-            batch.embd = self._rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            batch.embd, batch.token = self._rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), None
         else:
             self._ids[:count] = rows
-            batch.token = self._ids.ctypes.data_as(ctypes.POINTER(c.llama_token))
+            batch.token, batch.embd = self._token, None
         self._positions[:count] = positions
         self._sequences[:count] = sequences
         self._wanted[:count] = 0
         self._wanted[list(wanted)] = 1
         batch.n_tokens = count
-        batch.pos = self._positions.ctypes.data_as(ctypes.POINTER(c.llama_pos))
-        batch.n_seq_id = self._ones.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        batch.seq_id = self._pointers.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(c.llama_seq_id)))
-        batch.logits = self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
         return batch
 
 

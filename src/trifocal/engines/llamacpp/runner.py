@@ -52,16 +52,22 @@ class LlamaRunner:
 
     def forward(self, runs: Sequence[Run[Any]]) -> torch.Tensor:
         """The logits of the positions that are wanted; see `trifocal.engines.batching.Runner.forward`."""
-        logits = torch.empty(sum(run.wanted for run in runs), self.context.vocabulary)
         try:
-            for call in _calls(runs, self._sequences.of(runs), self.context.hidden):
-                given = torch.cat(call.rows) if call.rows else call.ids
-                logits[call.answers] = self.context.decode(given, call.positions, call.sequences, call.wanted)
+            calls = _calls(runs, self._sequences.of(runs), self.context.hidden)
+            if len(calls) == 1:
+                return self._computed(calls[0])
+            logits = torch.empty(sum(run.wanted for run in runs), self.context.vocabulary)
+            for call in calls:
+                logits[call.answers] = self._computed(call)
+            return logits
         except Exception:
             self.context.clear()  # who was under way ends, and nothing is found again
             self._sequences.clear()
             raise
-        return logits
+
+    def _computed(self, call: _Call) -> torch.Tensor:
+        given = torch.cat(call.rows) if call.rows else call.ids
+        return self.context.decode(given, call.positions, call.sequences, call.wanted)
 
 
 def _calls(runs: Sequence[Run[Any]], sequences: Sequence[int], hidden: int) -> list[_Call]:
