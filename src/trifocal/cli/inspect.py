@@ -21,15 +21,18 @@ from trifocal.checkpoints import (
     Preprocessing,
     Release,
     find_checkpoint,
+    language_recipe,
     read_json,
 )
 from trifocal.cli.configuration import Configured
 from trifocal.cli.options import model_options
 from trifocal.conversation.brought import own_template
 from trifocal.conversation.jinja import find_template
+from trifocal.engines.choosing import choices
 from trifocal.errors import CheckpointError
 from trifocal.hub.locate import CONFIGS, EVERYTHING, is_whole
 from trifocal.model.settings import Settings
+from trifocal.placement import Placement
 from trifocal.source import source_of
 from trifocal.weights.lora import language_weights
 from trifocal.weights.tensors import part_weights, stored_names
@@ -98,7 +101,7 @@ def inspect(folder: str | None, known: bool, as_json: bool, settings: Settings) 
         patterns=EVERYTHING if here else CONFIGS,
     )
     parts = part_facts(checkpoint, allow_pickle=settings.allow_pickle) if here else expected_facts(checkpoint)
-    facts = _facts(checkpoint, settings.template)
+    facts = _facts(checkpoint, settings.template, settings.language)
     if not here:
         facts["on this machine"] = "its configuration alone" + (
             f"; {name} has no weights in it" if bare else f"; trifocal pull {name} fetches the rest"
@@ -221,7 +224,7 @@ def _language(checkpoint: Checkpoint) -> str:
     return f"{text.config['model_type']}, {blocks} blocks of {text.hidden}{lora}"
 
 
-def _facts(checkpoint: Checkpoint, template: str | None) -> dict[str, Any]:
+def _facts(checkpoint: Checkpoint, template: str | None, placement: Placement) -> dict[str, Any]:
     """What concerns the whole checkpoint."""
     own = checkpoint.vision if isinstance(checkpoint.vision, OwnVision) else None
     chosen = template or checkpoint.template
@@ -238,7 +241,14 @@ def _facts(checkpoint: Checkpoint, template: str | None) -> dict[str, Any]:
         **({"sees with": f"the output of block {own.tower.blocks} of {own.tower.layers}"} if own else {}),
         "context": checkpoint.language.context,
         "quantised": _quantised(checkpoint),
+        "engine": _engine(checkpoint, placement),
     }
+
+
+def _engine(checkpoint: Checkpoint, placement: Placement) -> str:
+    """What runs the language model where nothing else is said, and why."""
+    first = choices(language_recipe(checkpoint, placement))[0]
+    return f"{first.engine}: {first.why}"
 
 
 def _pictures(preprocessing: Preprocessing) -> str:

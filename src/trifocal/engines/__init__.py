@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import entry_points
 
 from trifocal.engines.base import Engine, Tokenizer
 from trifocal.engines.recipe import Recipe
-from trifocal.errors import MissingExtra, UnknownName, UsageError
+from trifocal.errors import MissingExtra, TrifocalError, UnknownName, UsageError
 
 __all__ = [
     "ENGINES",
@@ -37,6 +39,8 @@ KEY_VARIABLE = "TRIFOCAL_ENGINE_KEY"  # of a server that an engine asks
 AUTO = "auto"  # the fastest of ours that can run a language model
 NARROW = 512  # the width up to which CPU threads only wait for each other
 
+log = logging.getLogger("trifocal")
+
 
 def engine_names() -> list[str]:
     """Ours and those of installed packages (entry points of the group ``trifocal.engines``)."""
@@ -60,7 +64,9 @@ def load_engine(recipe: Recipe) -> Engine:
         raise UsageError(
             f"the engine {PASSED_ON} takes no embeddings, it has a whole model: trifocal.open_model asks it"
         )
-    name = _fitting(recipe) if recipe.engine == AUTO else recipe.engine
+    if recipe.engine == AUTO:
+        return _fastest(recipe)
+    name = recipe.engine
     load = _loader(name)
     known = list(inspect.signature(load).parameters)[2:]  # after recipe and placement, whatever they are called
     for option in recipe.options:
@@ -77,11 +83,18 @@ def load_engine(recipe: Recipe) -> Engine:
     return engine
 
 
-def _fitting(recipe: Recipe) -> str:
-    """Our own engine where it has all that a language model needs, else that over transformers."""
-    from trifocal.engines.native.shape import unfit
+def _fastest(recipe: Recipe) -> Engine:
+    """The fastest engine; where it can't after all, the next one, which is told."""
+    from trifocal.engines.choosing import choices
 
-    return "native" if recipe.attention == "causal" and not unfit(recipe.config) else "transformers"
+    for choice in choices(recipe):
+        try:
+            return load_engine(replace(recipe, engine=choice.engine))
+        except TrifocalError as error:
+            if choice.engine != "llamacpp":
+                raise
+            log.warning("the engine llamacpp was the first choice (%s), but: %s", choice.why, error)
+    raise AssertionError("the last choice loads or raises")
 
 
 def spare_threads(recipe: Recipe) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trifocal.weights.packed import PackedLinear
     from trifocal.weights.parts import Parts, Scheme
 
-__all__ = ["SCHEMES", "Dense", "find_scheme", "open_weights"]
+__all__ = ["SCHEMES", "Dense", "described", "find_scheme", "open_weights"]
 
 SCHEMES = {
     "gptq": "trifocal.weights.gptq:Gptq",
@@ -58,15 +58,7 @@ def find_scheme(
 ) -> Scheme | None:
     """The scheme by the configuration, by a file beside it, or by the tensors; None for ordinary weights."""
     packed = next((name for name in tensors if name.endswith(_PACKED)), None)
-    source = folder / "config.json"
-    given = config.get("quantization_config") or (read_object(source) if source.is_file() else {}).get(
-        "quantization_config"
-    )
-    given = given if isinstance(given, dict) else {}
-    method = given.get("quant_method")
-    for name, kind in _FILES.items():
-        if method is None and (folder / name).is_file():
-            given, method, source = read_object(folder / name), kind, folder / name
+    given, method, source = described(config, folder)
     if method is None and packed is None:
         return None
     if method is None:
@@ -78,6 +70,20 @@ def find_scheme(
     if method in ("gptq", "awq") and packed is None:
         raise CheckpointError(f"{source}: says the weights are {method}, but no tensor is called '...qweight'")
     return _load(method).from_config(given, str(source))  # type: ignore[no-any-return]
+
+
+def described(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], Any, Path]:
+    """How the weights are said to be quantised, by which method (None: it is not said), and the file that says so."""
+    source = folder / "config.json"
+    given = config.get("quantization_config") or (read_object(source) if source.is_file() else {}).get(
+        "quantization_config"
+    )
+    given = given if isinstance(given, dict) else {}
+    method = given.get("quant_method")
+    for name, kind in _FILES.items():
+        if method is None and (folder / name).is_file():
+            given, method, source = read_object(folder / name), kind, folder / name
+    return given, method, source
 
 
 class Dense(Mapping[str, "torch.Tensor"]):

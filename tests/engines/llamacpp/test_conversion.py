@@ -11,7 +11,8 @@ import torch
 
 from trifocal.engines.language import Language
 from trifocal.engines.llamacpp import kept
-from trifocal.engines.llamacpp.conversion import convert, unfit
+from trifocal.engines.llamacpp.conversion import convert
+from trifocal.engines.shape import unfit_for_gguf
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.gguf import writing
 from trifocal.gguf.container import GgufFile
@@ -155,8 +156,8 @@ def test_what_is_missing_too_much_or_of_another_shape_is_said(tmp_path: Path) ->
     ],
 )
 def test_what_cannot_be_converted_is_known_before(config: dict[str, Any], reason: str) -> None:
-    assert reason in (unfit({**CONFIG, **config}) or "")
-    assert unfit(CONFIG) is None
+    assert reason in (unfit_for_gguf({**CONFIG, **config}) or "")
+    assert unfit_for_gguf(CONFIG) is None
 
 
 def test_a_file_is_made_once_and_anew_when_the_checkpoint_changes(

@@ -17,7 +17,7 @@ from trifocal.engines.native.memory import Pool
 from trifocal.engines.native.model import Layer, Model, Plain
 from trifocal.engines.native.packing import packed
 from trifocal.engines.native.runner import NativeRunner
-from trifocal.engines.native.shape import Shape, rotary_table
+from trifocal.engines.shape import Shape, rotary_table
 from trifocal.weights.packed import PackedLinear
 
 CARD = torch.device("cuda:0")

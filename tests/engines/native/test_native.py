@@ -17,9 +17,9 @@ from recipes import written
 from trifocal.engines.language import open_language
 from trifocal.engines.native import Native, load
 from trifocal.engines.native.runner import NativeRunner
-from trifocal.engines.native.shape import FAMILIES, shape_of
 from trifocal.engines.recipe import Recipe
 from trifocal.engines.scheduler import Run
+from trifocal.engines.shape import FAMILIES, shape_of
 from trifocal.engines.speculation import Costs
 from trifocal.engines.transformers import load as load_transformers
 from trifocal.errors import CheckpointError

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import torch
 
+from trifocal.engines import NARROW
 from trifocal.engines.base import Abilities
 from trifocal.engines.batching import Batching, Model
 from trifocal.engines.grammar import Constraint, Grammars
 from trifocal.engines.language import Language, config_file, end_ids, open_language, tokenizer_of
-from trifocal.engines.llamacpp.conversion import ROUNDINGS, unfit
+from trifocal.engines.llamacpp.conversion import ROUNDINGS
 from trifocal.engines.llamacpp.kept import made_of
 from trifocal.engines.llamacpp.library import Context, Wishes, offloads
 from trifocal.engines.llamacpp.runner import LlamaRunner
-from trifocal.engines.native.shape import shape_of
 from trifocal.engines.recipe import Recipe
+from trifocal.engines.shape import shape_of, unfit_for_gguf
 from trifocal.engines.speculation import LONGEST
 from trifocal.errors import CheckpointError, UnknownName, UsageError
 from trifocal.placement import Part, Placement
@@ -67,8 +68,9 @@ def load(
 
     ``context`` caps the positions of prompt and answer, ``positions`` is how many the memory of keys and values holds
     for all requests together (left out: four contexts, `MOST_POSITIONS` at most). ``threads`` are the CPU threads of
-    its own (left out: one for each core that this process may use). ``gpu_layers`` says how many layers lie on a GPU
-    (left out: all, where this build of llama.cpp has one and the placement is not the CPU). The placement's precision
+    its own (left out: one for each core that this process may use, and one alone for a narrow model).
+    ``gpu_layers`` says how many layers lie on a GPU (left out: all, where this build of llama.cpp has one and the
+    placement is not the CPU). The placement's precision
     is that of keys and values: float16, but float32 where that is asked for. ``quantise`` makes another type of the
     matrices that are floats (``F32``, ``F16``, ``Q8_0`` or ``Q4_0``); left out, they stay as they are. ``speculate``
     lets it guess what an answer says next from what stands before it, while that is measured to pay.
@@ -98,7 +100,7 @@ def _is_ready(recipe: Recipe, quantise: str | None) -> bool:
 def _rounding(recipe: Recipe, quantise: str | None) -> str | None:
     """How a folder's matrices are rounded; refuses what can't be loaded here."""
     reason = "its pictures see each other" if recipe.attention != "causal" else None
-    if reason := reason or (None if _is_ready(recipe, quantise) else unfit(recipe.config)):
+    if reason := reason or (None if _is_ready(recipe, quantise) else unfit_for_gguf(recipe.config)):
         raise CheckpointError(
             f"{config_file(recipe.path)}: the engine llamacpp can't run this language model: {reason}; "
             "the engine transformers may"
@@ -135,7 +137,7 @@ def _started(recipe: Recipe, rounding: str | None, placement: Placement, gpu: in
             positions=positions,
             sequences=SEQUENCES,
             batch=ROWS + 4 * PIECE,
-            threads=options.threads or _cores(),
+            threads=options.threads or (1 if recipe.hidden <= NARROW else _cores()),
             keys=getattr(torch, placement.dtype) if placement.dtype != "auto" else torch.float16,
             gpu_layers=0 if gpu is None else -1 if options.gpu_layers is None else options.gpu_layers,
             gpu=gpu if gpu is not None and gpu >= 0 else None,

@@ -10,20 +10,18 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from trifocal.engines.language import HEAD, TABLE, Language, check_blocks, check_finite, file_of, stored_twice
-from trifocal.engines.native.shape import FAMILIES, Shape, rotary_factors, shape_of
-from trifocal.engines.native.shape import unfit as unfit_for_family
+from trifocal.engines.shape import FAMILIES, Shape, rotary_factors, shape_of
 from trifocal.errors import CheckpointError
 from trifocal.gguf import language as names
 from trifocal.gguf.encoding import BLOCK, encode, on_grid
 from trifocal.gguf.writing import Entry, Tell, write
 from trifocal.weights.packed import PackedLinear, PackedWeights
 
-__all__ = ["ROUNDINGS", "convert", "unfit"]
+__all__ = ["ROUNDINGS", "convert"]
 
 ROUNDINGS = ("F32", "F16", "Q8_0", "Q4_0")
 # model type -> the architecture that computes it; LLaMA's has the rows of queries and keys interleaved
@@ -34,16 +32,6 @@ _GGUF |= {"self_attn.k_norm": "attn_k_norm"}
 _TOP = {theirs: ours for ours, theirs in names.TOP.items()}
 
 log = logging.getLogger("trifocal")
-
-
-def unfit(config: Mapping[str, Any]) -> str | None:
-    """Why a folder's language model can't be converted, as half a sentence; None where it can."""
-    if reason := unfit_for_family(config):
-        return reason
-    if config.get("model_type", "llama") not in _ARCHITECTURES:
-        return f"model_type {config.get('model_type')!r} has no GGUF architecture here"
-    shape = shape_of(config)
-    return "only a part of each head is turned by the position" if shape.rope["rotated"] != shape.dim else None
 
 
 def convert(language: Language, file: Path, *, rounding: str | None = None, tell: Tell | None = None) -> None:

@@ -22,8 +22,8 @@ from trifocal.engines.native.looking import attention_of
 from trifocal.engines.native.memory import BLOCK, Pool
 from trifocal.engines.native.model import Plain
 from trifocal.engines.native.runner import NativeRunner
-from trifocal.engines.native.shape import Shape, rotary_table, shape_of, unfit
 from trifocal.engines.recipe import Recipe
+from trifocal.engines.shape import Shape, rotary_table, shape_of, unfit
 from trifocal.engines.speculation import LONGEST
 from trifocal.errors import CheckpointError, OutOfMemory
 from trifocal.placement import Part, Placement

@@ -9,7 +9,7 @@ import torch
 from trifocal.engines.native import cuda
 from trifocal.engines.native.memory import BLOCK, Pool, Step
 from trifocal.engines.native.model import Layer, Plain
-from trifocal.engines.native.shape import Shape
+from trifocal.engines.shape import Shape
 
 __all__ = ["Kernels", "Places"]
 

@@ -12,7 +12,7 @@ from trifocal.engines.native import cuda
 from trifocal.engines.native.linear import Dense, Linear, Packed, Stored
 from trifocal.engines.native.model import Layer, Model
 from trifocal.engines.native.packing import packed
-from trifocal.engines.native.shape import FAMILIES, Shape
+from trifocal.engines.shape import FAMILIES, Shape
 from trifocal.errors import CheckpointError
 from trifocal.weights.packed import PackedLinear, PackedWeights
 

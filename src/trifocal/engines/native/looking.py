@@ -6,7 +6,7 @@ import torch
 
 from trifocal.engines.native.memory import BLOCK, Piece, Pool, alone
 from trifocal.engines.native.model import Model, Plain
-from trifocal.engines.native.shape import Shape
+from trifocal.engines.shape import Shape
 
 __all__ = ["attention_of"]
 

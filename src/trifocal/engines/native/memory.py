@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from trifocal.engines.native.shape import Shape
 from trifocal.engines.scheduler import Run
+from trifocal.engines.shape import Shape
 
 __all__ = ["BLOCK", "Piece", "Pool", "Step", "alone", "step_of"]
 

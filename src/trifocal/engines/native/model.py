@@ -11,7 +11,7 @@ from torch.nn.attention.bias import causal_lower_right
 from trifocal.engines.native import cuda
 from trifocal.engines.native.linear import Dense, Linear, Packed
 from trifocal.engines.native.memory import Piece, Pool, Step
-from trifocal.engines.native.shape import Shape
+from trifocal.engines.shape import Shape
 
 __all__ = ["Layer", "Model", "Plain"]
 

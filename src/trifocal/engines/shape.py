@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-__all__ = ["FAMILIES", "Family", "Shape", "rotary_factors", "rotary_table", "shape_of", "unfit"]
+__all__ = ["FAMILIES", "Family", "Shape", "rotary_factors", "rotary_table", "shape_of", "unfit", "unfit_for_gguf"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,14 @@ def unfit(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def unfit_for_gguf(config: Mapping[str, Any]) -> str | None:
+    """Why a configuration is none for which a GGUF file can be written, as half a sentence; None where it is one."""
+    if reason := unfit(config):
+        return reason
+    shape = shape_of(config)
+    return "only a part of each head is turned by the position" if shape.rope["rotated"] != shape.dim else None
+
+
 def shape_of(config: Mapping[str, Any]) -> Shape:
     """The sizes that a configuration tells, with what its family leaves unsaid."""
     said = _said(config)
@@ -167,6 +176,8 @@ def _said(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def rotary_table(shape: Shape, positions: int) -> torch.Tensor:
     """Cosines and then sines of every position, float32 ``[positions, rotated]``, as transformers computes them."""
+    import torch
+
     rope = shape.rope
     width = int(rope["rotated"])
     inverse = 1.0 / (rope["rope_theta"] ** (torch.arange(0, width, 2, dtype=torch.int64).float() / width))
@@ -183,6 +194,8 @@ def rotary_factors(shape: Shape) -> torch.Tensor | None:
     rope = shape.rope
     if rope["rope_type"] != "llama3":
         return None
+    import torch
+
     inverse = 1.0 / (rope["rope_theta"] ** (torch.arange(0, int(rope["rotated"]), 2).float() / int(rope["rotated"])))
     factors: torch.Tensor = inverse / _stretched(inverse, rope)
     return factors
@@ -200,6 +213,8 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _stretched(inverse: torch.Tensor, rope: Mapping[str, Any]) -> torch.Tensor:
     """Llama 3.1's frequencies: long waves by the factor, short ones as they are, smoothly between."""
+    import torch
+
     factor, low, high = (float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     old = float(rope["original_max_position_embeddings"])
     wave = 2 * math.pi / inverse
