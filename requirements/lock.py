@@ -6,12 +6,14 @@ CPU build does not need. Run it with `make lock`.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
 TORCH = "torch==2.13.0"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 BUILD = ["hatchling", "editables"]  # what an editable install without build isolation needs
 
 
@@ -38,8 +40,11 @@ def compile_clients() -> None:
     subprocess.run([*command, "--output-file", "requirements.txt"], check=True, cwd=folder, stdout=subprocess.DEVNULL)
 
 
-def compile_engine(name: str, *, leave_out: tuple[str, ...] = (), against: str | None = None) -> None:
-    """Resolves what an engine of tests/engines_real needs; ``leave_out`` is there already, as ``against`` has it."""
+def compile_engine(name: str, *, leave_out: tuple[str, ...] = (), against: str | None = None, index: str = "") -> None:
+    """Resolves what an engine of tests/engines_real needs; ``leave_out`` is there already, as ``against`` has it.
+
+    ``index`` is asked beside the usual one, unless ``UV_FIND_LINKS`` says where its wheels lie.
+    """
     folder = HERE.parent / "tests" / "engines_real"
     command = [sys.executable, "-m", "uv", "pip", "compile", f"{name}.in", "--generate-hashes", "--upgrade"]
     command += ["--python-version", "3.11", "--no-header", "--no-annotate", "--quiet"]
@@ -47,6 +52,8 @@ def compile_engine(name: str, *, leave_out: tuple[str, ...] = (), against: str |
         command += ["--no-emit-package", package]
     if against:
         command += ["--constraint", str(HERE / f"{against}.lock")]
+    if index and "UV_FIND_LINKS" not in os.environ:
+        command += ["--extra-index-url", index, "--index-strategy", "unsafe-best-match"]
     subprocess.run([*command, "--output-file", f"{name}.txt"], check=True, cwd=folder, stdout=subprocess.DEVNULL)
 
 
@@ -56,3 +63,5 @@ if __name__ == "__main__":
     compile_clients()
     shared = ("jinja2", "markupsafe", "numpy", "typing-extensions")
     compile_engine("llamacpp", leave_out=shared, against="run")
+    # what vLLM asks for and a language model on a CPU does not need: none of the first three imports beside our torch
+    compile_engine("vllm", leave_out=("torchaudio", "torchcodec", "torchvision", "triton", "torch"), index=CPU_INDEX)

@@ -40,7 +40,7 @@ def events(*told: Any, done: bool = True) -> bytes:
 
 
 @contextlib.contextmanager
-def little(*answers: bytes | None, models: Sequence[str] = ("one",)) -> Iterator[Little]:
+def little(*answers: bytes | None, models: Sequence[str | dict[str, Any]] = ("one",)) -> Iterator[Little]:
     """Gives one of ``answers`` a connection, the last one for ever; None keeps silent until the other side leaves.
 
     The list of models is told beside.
@@ -48,7 +48,7 @@ def little(*answers: bytes | None, models: Sequence[str] = ("one",)) -> Iterator
     listening = socket.create_server(("127.0.0.1", 0))
     found = Little(f"http://127.0.0.1:{listening.getsockname()[1]}")
     left = list(answers)
-    listed = answer({"object": "list", "data": [{"id": name} for name in models]})
+    listed = answer({"object": "list", "data": [{"id": each} if isinstance(each, str) else each for each in models]})
 
     def serve(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):

@@ -18,6 +18,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+TORCH = ROOT / "requirements" / "torch.lock"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trifocal-tests"
 
 
@@ -27,18 +29,25 @@ class Environment:
 
     ``tests`` are pytest's arguments. A ``shared`` one sees the packages of the environment that runs this, and
     ``NAME.txt`` has only what comes on top; another has all in ``NAME.txt``. ``built`` are packages without a wheel of
-    their own.
+    their own. One that is not shared has a torch of its own, ours of requirements/torch.lock, and ``stands_for`` are
+    packages under whose name an engine looks for itself though another one brought it.
     """
 
     tests: tuple[str, ...]
     shared: bool = True
     built: tuple[str, ...] = ()
+    stands_for: tuple[str, ...] = ()
 
 
 ENGINES = {
     "llamacpp": Environment(
         ("tests/engines", "tests/test_real_language.py", "-k", "llamacpp or llama_cpp"),
         built=("llama-cpp-python",),
+    ),
+    "vllm": Environment(
+        ("tests/engines/over_vllm", "-W", "default"),  # the warnings of its libraries are not ours to mend
+        shared=False,
+        stands_for=("vllm==0.32.0+cpu",),
     ),
 }
 
@@ -72,10 +81,19 @@ def installed(name: str, environment: Environment) -> Path:
     plain = folder / "requirements.txt"
     plain.write_text("\n".join(pinned.values()))
     pip = (str(python), "-m", "pip", "install", "-q", "--no-deps")
+    if not environment.shared:
+        run(*pip, "--require-hashes", "--extra-index-url", CPU_INDEX, "--retries", "1", "-r", str(TORCH))
     if pinned:
         run(*pip, "--require-hashes", "-r", str(plain))
     if wheels:
         run(*pip, *wheels)
+    if not environment.shared:
+        run(*pip, "--no-build-isolation", "-e", str(ROOT))
+    for package in environment.stands_for:
+        name, version = package.split("==")
+        told = site(python) / f"{name}-{version}.dist-info"
+        told.mkdir(exist_ok=True)
+        (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     return python
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "ENGINES",
     "KEY_VARIABLE",
     "PASSED_ON",
+    "WITH_PROCESSES",
     "Engine",
     "Recipe",
     "Tokenizer",
@@ -32,8 +33,10 @@ ENGINES = {
     "native": "trifocal.engines.native:load",
     "transformers": "trifocal.engines.transformers:load",
     "echo": "trifocal.engines.echo:load",
+    "vllm": "trifocal.engines.vllm:load",
 }
 GROUP = "trifocal.engines"
+WITH_PROCESSES = ("vllm",)  # engines that have processes of their own
 PASSED_ON = "openai"  # no engine of spans: a whole model of another server's (`trifocal.model.relay`)
 KEY_VARIABLE = "TRIFOCAL_ENGINE_KEY"  # of a server that an engine asks
 AUTO = "auto"  # the fastest of ours that can run a language model

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from trifocal.engines import PASSED_ON, spare_threads
+from trifocal.engines import PASSED_ON, WITH_PROCESSES, spare_threads
 from trifocal.engines.base import STEP_LIMIT
 from trifocal.engines.remote import load_remote
 from trifocal.model.llava import Llava, find, load, load_vision, put_together
@@ -40,7 +40,8 @@ def open_model(settings: Settings | None = None, apart: Apart = Apart(), **value
     settings = (settings or Settings()).with_values(values)
     if settings.engine == PASSED_ON:
         return open_relay(settings)
-    return _load_apart(settings, apart) if apart.replicas else load(settings)
+    few = 1 if settings.engine in WITH_PROCESSES else 0  # one of these runs apart from us by itself
+    return _load_apart(settings, apart) if apart.replicas > few else load(settings)
 
 
 def _load_apart(settings: Settings, apart: Apart) -> Llava:

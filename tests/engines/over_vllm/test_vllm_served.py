@@ -1,0 +1,96 @@
+"""vLLM's server as one that sees: what is asked of it, and what of its answers is not believed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import needs
+import trifocal
+from little_server import answer, events, little
+from trifocal import PeerError, Sampling, UsageError
+from trifocal.errors import MissingExtra, PeerBusy
+
+MODELS = ({"id": "half", "max_model_len": 512},)
+
+
+def said(*ids: int, finish: str | None = "length", **more: Any) -> bytes:
+    return events({"choices": [{"index": 0, "text": "x", "token_ids": list(ids), "finish_reason": finish, **more}]})
+
+
+def opened(url: str, **options: Any) -> trifocal.Llava:
+    return trifocal.load(engine="vllm", engine_options={"url": url, **options})
+
+
+def test_a_prompt_with_a_picture_goes_as_embeddings_and_one_without_as_ids() -> None:
+    with little(said(5, 6), models=MODELS) as there:
+        llava = opened(there.url, key="some-key")
+        llava.complete([llava.question("Hi")], Sampling(max_tokens=2, top_k=3))
+        picture = trifocal.open_image("docs/example.png")
+        llava.complete([llava.question("Hi", [picture])], Sampling(max_tokens=2, temperature=0.5))
+    assert [sorted({"prompt", "prompt_embeds"} & set(body)) for body in there.bodies] == [
+        ["prompt_embeds"],
+        ["prompt"],
+        ["prompt"],
+        ["prompt_embeds"],
+    ]
+    assert there.bodies[2]["top_k"] == 3
+    assert there.bodies[3]["temperature"] == 0.5
+    assert all("authorization: bearer some-key" in head.lower() for head in there.requests)
+    assert llava.context == 512
+
+
+@pytest.mark.parametrize(
+    ("answers", "said_of_it"),
+    [
+        (
+            (answer({"error": {"message": "You must set `--enable-prompt-embeds`"}}, "400 Bad Request"),),
+            "--enable-prompt",
+        ),
+        ((said(1, 2), said(1, 3)), "another language model"),
+    ],
+)
+def test_a_server_that_is_not_the_one(answers: tuple[bytes, ...], said_of_it: str) -> None:
+    with little(*answers, models=MODELS) as there, pytest.raises(UsageError, match=said_of_it):
+        opened(there.url)
+
+
+@pytest.mark.parametrize(
+    ("told", "kind", "words"),
+    [
+        (said(1 << 30), PeerError, "no ids of this vocabulary"),
+        (said(-1), PeerError, "no ids of this vocabulary"),
+        (said(True), PeerError, "no ids of this vocabulary"),
+        (said(), PeerError, "tells no ids"),
+        (said(5, finish=None), PeerError, "in the middle"),
+        (events({"hello": 1}), PeerError, "no completion"),
+        (events({"choices": [1]}), PeerError, "no completion"),
+        (said(5, logprobs={"tokens": []}), PeerError, "not known here"),
+        (answer({"error": {"message": "Too many."}}, "429 Too Many Requests"), PeerBusy, "Too many."),
+        (answer({"error": {"message": "Not so."}}, "400 Bad Request"), PeerError, "Not so."),
+    ],
+)
+def test_answers_that_are_not_believed(told: bytes, kind: type[Exception], words: str) -> None:
+    with little(said(5), said(5), told, models=MODELS) as there:
+        llava = opened(there.url)
+        with pytest.raises(kind, match=words):
+            llava.complete([llava.question("Hi")], Sampling(max_tokens=2, top_logprobs=1))
+        llava.close()
+        with pytest.raises(trifocal.EngineError, match="closed"):
+            llava.complete([llava.question("Hi")])
+
+
+def test_options_of_the_other_way() -> None:
+    with pytest.raises(UsageError, match="other end"):
+        opened("http://127.0.0.1:1", kv_gib=1.0)
+    with pytest.raises(UsageError, match="without -e url"):
+        trifocal.load(engine="vllm", engine_options={"model": "half"})
+    with pytest.raises(UsageError, match="is no address"):
+        opened("127.0.0.1")
+
+
+@pytest.mark.skipif(needs.has("vllm"), reason="vLLM is installed")
+def test_where_vllm_is_not_installed() -> None:
+    with pytest.raises(MissingExtra, match="vllm"):
+        trifocal.load(engine="vllm")
