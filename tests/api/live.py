@@ -21,6 +21,7 @@ from starlette.routing import BaseRoute
 
 from trifocal.api.app import create_app
 from trifocal.api.errors import dialect_of
+from trifocal.api.models import Offered
 from trifocal.api.server import Listener, listen
 from trifocal.api.settings import ServerSettings
 from trifocal.checkpoints import find_checkpoint
@@ -133,12 +134,19 @@ class Live:
 
 
 @contextlib.contextmanager
-def running(llava: Llava | None = None, page: Sequence[BaseRoute] = (), **settings: Any) -> Iterator[Live]:
-    """A live server for as long as the block lasts; ``page`` are the routes of its page."""
+def running(
+    llava: Llava | None = None, page: Sequence[BaseRoute] = (), offers: Sequence[Offered] = (), **settings: Any
+) -> Iterator[Live]:
+    """A live server for as long as the block lasts; ``page`` are the routes of its page.
+
+    Of several ``offers`` the first is loaded: it is ``llava``.
+    """
     llava = llava or make_llava()
     chosen = replace(ServerSettings(port=0, slots=1), **settings)
     sockets = listen(chosen)
-    app = create_app(llava, chosen, page)
+    app = create_app(None if offers else llava, chosen, page, offers)
+    if offers:
+        app.state.server.models.took(llava)
     listener = Listener(app, chosen)
     thread = threading.Thread(target=lambda: asyncio.run(listener.serve(sockets)), name="server")
     thread.start()

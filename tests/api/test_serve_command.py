@@ -139,7 +139,7 @@ def test_the_page_is_shown_unless_told_not_to(started: list[tuple[object, ...]])
         (["--open"], (routes, open_in_browser)),
     ):
         assert runner.invoke(serve, options, catch_exceptions=False).exit_code == 0
-        assert started.pop()[2:] == expected
+        assert started.pop()[2:4] == expected
     with pytest.raises(UsageError, match="--no-page"):
         runner.invoke(serve, ["--open", "--no-page"], catch_exceptions=False)
     assert not started

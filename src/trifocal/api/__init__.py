@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,12 @@ def serve(
     server: ServerSettings,
     page: Callable[[], Any] | None = None,
     ready: Callable[[str], None] | None = None,
+    others: Sequence[str] = (),
 ) -> None:
     """Loads the model and serves it until a signal ends it; see `trifocal.api.server.serve`."""
     with _installed():
         from trifocal.api.server import serve as run
-    run(settings, server, page, ready)
+    run(settings, server, page, ready, others)
 
 
 def serve_vision(settings: Settings, server: ServerSettings) -> None:

@@ -19,8 +19,9 @@ from trifocal.api import anthropic, health, ollama, openai, places, responses, t
 from trifocal.api.errors import ErrorBody, Refusal, error_model, explain
 from trifocal.api.guard import AccessCheck, BodyLimit, Reporter, Sockets
 from trifocal.api.model import Model
+from trifocal.api.models import Offered
 from trifocal.api.needs import check_needs
-from trifocal.api.serving import Server
+from trifocal.api.serving import Server, Uses
 from trifocal.api.settings import ServerSettings
 from trifocal.api.wire import Json, invalid
 from trifocal.errors import TrifocalError
@@ -67,7 +68,7 @@ class App(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """The guards around the routes, the outermost last."""
         server: Server = self.state.server
-        inner = BodyLimit(super().build_middleware_stack(), server)
+        inner = BodyLimit(Uses(super().build_middleware_stack()), server)
         guarded = AccessCheck(Sockets(inner, server.settings), server.settings)
         return places.Places(Reporter(guarded, server, self.router.routes))
 
@@ -134,16 +135,25 @@ class _StrictRoute(APIRoute):
         return strict
 
 
-def create_app(llava: Model | None, settings: ServerSettings, page: Sequence[BaseRoute] = ()) -> App:
+def create_app(
+    llava: Model | None,
+    settings: ServerSettings,
+    page: Sequence[BaseRoute] = (),
+    offers: Sequence[Offered] = (),
+) -> App:
     """The server's app around a loaded model, or one that is still to come (`trifocal.api.serving.Server.take`).
 
     ``page`` are the routes of a page for people. What of them needs no key says so (`trifocal.api.needs`), so none of
-    these may match what it does not serve: a mount at ``/`` would open every unknown path.
+    these may match what it does not serve: a mount at ``/`` would open every unknown path. Several ``offers`` are
+    loaded when they are asked for, the first of them by the caller (`trifocal.api.models.Models.took`).
 
     Raises:
         UsageError: a route that does not say where its requests wait.
     """
-    return App(Server(llava, settings), page)
+    server = Server(llava, settings)
+    if len(offers) > 1:
+        server.offer(offers)
+    return App(server, page)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

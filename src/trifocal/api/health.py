@@ -28,7 +28,7 @@ async def readyz(server: Serving) -> Response:
     """200 while requests are taken and the engine can answer them, 503 otherwise: its code and message say why."""
     if server.draining:
         raise server_busy("shutting_down", "the server is shutting down")
-    state = server.llava.state()
+    state = server.state()
     if state.phase != "ready":
         raise server_busy(f"engine_{state.phase}", state.reason or f"the language engine is {state.phase}")
     return Json({"status": "ok", **({"reason": state.reason} if state.reason else {})})

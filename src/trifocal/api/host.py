@@ -77,16 +77,21 @@ class Host:
                 return
             await asyncio.sleep(0.02)
 
+    @property
+    def all_pools(self) -> Iterable[WorkerPool]:
+        """All that end with it."""
+        return self.pools.values()
+
     def close(self) -> None:
         """Frees the worker threads."""
-        for pool in self.pools.values():
+        for pool in self.all_pools:
             pool.threads.shutdown(wait=False, cancel_futures=True)
         self._readers.shutdown(wait=False, cancel_futures=True)
 
     def _cut_off(self) -> None:
         """Ends whatever waits for anything, so that everybody can be told."""
         self.cut = True
-        for pool in self.pools.values():
+        for pool in self.all_pools:
             pool.admission.end()
         now = asyncio.get_running_loop().time()
         for wait in self.waits():

@@ -15,7 +15,8 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 class Metrics:
     """The counters of one server, in a registry of its own. Every label is one of a few known words."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, *admissions: Admission) -> None:
+        self.admissions = [*admissions]  # of each model's answers
         self.registry = CollectorRegistry()
         own = self.registry
         self.requests = Counter("trifocal_requests", "Requests by route and status.", ["route", "status"], registry=own)
@@ -32,9 +33,9 @@ class Metrics:
         running = Gauge("trifocal_running", "Answers being made.", registry=own)
         waiting = Gauge("trifocal_waiting", "Requests in the queue.", registry=own)
         slots = Gauge("trifocal_slots", "Answers that can be made at once.", registry=own)
-        running.set_function(lambda: admission.running)
-        waiting.set_function(lambda: admission.waiting)
-        slots.set(admission.slots)
+        running.set_function(lambda: sum(each.running for each in self.admissions))
+        waiting.set_function(lambda: sum(each.waiting for each in self.admissions))
+        slots.set_function(lambda: sum(each.slots for each in self.admissions))
 
     def answered(self, end: End) -> None:
         """Counts an answer that came to its end."""

@@ -203,18 +203,16 @@ async def generate(request: Request, body: GenerateRequest, server: Serving) -> 
     return await _reply(request, server, body, job, lambda step, text: {"response": text})
 
 
-@router.get("/api/tags", summary="The served model")
+@router.get("/api/tags", summary="The served models")
 async def tags(server: Serving) -> Response:
-    """The one model that is served, and its other names."""
-    return Json({"models": _models(server, {"modified_at": _time(server.modified)})})
+    """The models that are served, loaded or not, and other names."""
+    return Json({"models": [_model(each, name, modified_at=_time(each.modified)) for each, name in _named(server)]})
 
 
-@router.get("/api/ps", summary="The model that is loaded")
+@router.get("/api/ps", summary="The models that are loaded")
 async def loaded(server: Serving) -> Response:
-    """The one model: it stays."""
-    context = server.llava.context
-    more = {"size_vram": server.gpu_bytes, **({"context_length": context} if context else {})}
-    return Json({"models": _models(server, {"expires_at": "2318-01-01T00:00:00Z", **more})})
+    """Those that are loaded; each stays until its room is needed."""
+    return Json({"models": [_held(each, name) for each, name in _named(server) if each.is_loaded]})
 
 
 @router.post("/api/show", summary="What the served model is")
@@ -222,8 +220,7 @@ async def loaded(server: Serving) -> Response:
 async def show(body: ModelRequest, server: Serving) -> Response:
     """Family, context and capabilities."""
     server.check_model(body.model or body.name)
-    family, context = server.llava.family, server.llava.context
-    has_tools = server.llava.template.has_tools
+    family, context, has_tools = server.facts.family, server.facts.context, server.facts.has_tools
     lengths = {"context_length": context, f"{family}.context_length": context} if context else {}
     info = {"general.architecture": family, **lengths}
     return Json(
@@ -253,7 +250,7 @@ async def pull(body: ModelRequest, server: Serving) -> Response:
     try:
         server.check_model(name)
     except Refusal as error:
-        words = f"{name}: this server has one model, {server.name}; on the command line: trifocal pull NAME"
+        words = f"{name}: this server has {', '.join(server.names)}; on the command line: trifocal pull NAME"
         raise Refusal(404, "model_not_found", words, param="model") from error
     done = {"status": "success"}
     return Json(done) if body.stream is False else Response(dump(done) + "\n", media_type="application/x-ndjson")
@@ -380,13 +377,25 @@ def _picture(data: str, name: str) -> Picture:
     return Picture(data if data[:8].lower().startswith(("http:", "https:")) else from_base64(data, name), name)
 
 
-def _models(server: Server, more: dict[str, Any]) -> list[dict[str, Any]]:
+def _named(server: Server) -> list[tuple[Server, str]]:
+    """Each model's server under its name; the first one under its other names too."""
+    own = [(each, each.name) for each in server.all]
+    return [*own, *((server.all[0], alias) for alias in server.settings.aliases)]
+
+
+def _model(server: Server, name: str, **more: Any) -> dict[str, Any]:
     facts = {"size": server.bytes, "digest": server.digest, "details": _details(server), **more}
-    return [{"name": name, "model": name, **facts} for name in (server.name, *server.settings.aliases)]
+    return {"name": name, "model": name, **facts}
+
+
+def _held(server: Server, name: str) -> dict[str, Any]:
+    context = server.facts.context
+    more = {"size_vram": server.gpu_bytes, **({"context_length": context} if context else {})}
+    return _model(server, name, expires_at="2318-01-01T00:00:00Z", **more)
 
 
 def _details(server: Server) -> dict[str, Any]:
-    family = server.llava.family
+    family = server.facts.family
     details = {"format": "safetensors", "family": family, "families": [family], "parent_model": ""}
     return {**details, "parameter_size": "", "quantization_level": ""}
 

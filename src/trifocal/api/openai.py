@@ -234,10 +234,10 @@ async def complete(request: Request, body: CompletionRequest, server: Serving) -
     return await _reply(request, server, job, body, _Text)
 
 
-@router.get("/v1/models", summary="The served model")
+@router.get("/v1/models", summary="The served models")
 async def models(server: Serving) -> Response:
-    """The one model that is served, and its other names."""
-    return Json({"object": "list", "data": [_model(server, name) for name in (server.name, *server.settings.aliases)]})
+    """The models that are served, loaded or not, and other names."""
+    return Json({"object": "list", "data": [_model(server, name) for name in server.names]})
 
 
 @router.get("/v1/models/{name:path}", summary="One model")

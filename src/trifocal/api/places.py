@@ -119,7 +119,7 @@ async def model_info(server: Serving) -> Response:
 @router.get("/v1/internal/model/list", summary="The served model's names")
 async def model_list(server: Serving) -> Response:
     """Its name and its other names."""
-    return Json({"model_names": [server.name, *server.settings.aliases]})
+    return Json({"model_names": server.names})
 
 
 @router.get("/v1/internal/lora/list", summary="There are no LoRAs to switch")

@@ -20,6 +20,7 @@ from trifocal.api.accepting import SPARE, LimitedListener, room_for_connections
 from trifocal.api.app import create_app
 from trifocal.api.guard import LogFormat
 from trifocal.api.loading import Loading
+from trifocal.api.models import offers_of
 from trifocal.api.protocol import protocol
 from trifocal.api.settings import ServerSettings
 from trifocal.errors import UsageError
@@ -121,8 +122,11 @@ def serve(
     server: ServerSettings,
     page: Callable[[], Sequence[BaseRoute]] | None = None,
     ready: Callable[[str], None] | None = None,
+    others: Sequence[str] = (),
 ) -> None:
     """Loads the model, serves it until a signal ends it, and frees it. What needs no model is answered meanwhile.
+
+    ``others`` are checkpoints that are offered beside it, and loaded when somebody asks for them.
 
     ``page`` gives the routes of a page for people, see `trifocal.api.app.create_app`. ``ready`` is told the page's
     address as soon as the model is there.
@@ -131,25 +135,31 @@ def serve(
         UsageError: an address that is taken.
         TrifocalError: the model can't be loaded.
     """
+    offers = offers_of(settings, [settings.checkpoint, *others])
     sockets = listen(server)
     log_to_stderr(server)
     sys.setswitchinterval(SWITCH)
-    app = create_app(None, server, page() if page else ())
+    app = create_app(None, server, page() if page else (), offers)
     listener = Listener(app, server)
 
     def came(llava: Opened) -> None:
-        app.state.server.take(llava)
+        models = app.state.server.models
+        (models.took if models else app.state.server.take)(llava)
         places = ", ".join(addresses(server, sockets))
         address = f"http://{_host(_LOOPBACK.get(server.host, server.host))}:{sockets[0].getsockname()[1]}/"
         shown = f"; the page: {address}" if page else ""
-        print(f"{llava.name} is served at {places}{shown} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        names = ", ".join(each.name for each in app.state.server.all) + (" are" if others else " is")
+        print(f"{names} served at {places}{shown} (Ctrl-C ends it)", file=sys.stderr, flush=True)
         if ready:
             ready(address)
 
     listener.loading = loading = Loading(lambda: open_model(settings, Apart(server.replicas, server.step_limit)), came)
     listener.run(sockets=sockets)
     app.state.server.close()
-    loading.close()
+    if app.state.server.models:
+        app.state.server.models.close()
+    if loading.error or not app.state.server.models:
+        loading.close()
     if any(thread.name.startswith(("answer", "fetch", "load")) for thread in threading.enumerate()):
         os._exit(0)  # a step that can't be interrupted is still under way; its client is gone
 

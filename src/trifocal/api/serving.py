@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager, closing
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trifocal.api import tracing
 from trifocal.api.admission import Admission, Place
@@ -22,6 +23,7 @@ from trifocal.api.errors import Refusal, refuse, server_busy, shutting_down
 from trifocal.api.fetch import Fetcher
 from trifocal.api.host import Host, WorkerPool
 from trifocal.api.model import Model
+from trifocal.api.models import Models, Offered
 from trifocal.api.needs import Pool
 from trifocal.api.parameters import drawn
 from trifocal.api.pump import Pump
@@ -32,12 +34,26 @@ from trifocal.api.tools import Offer, Reader, numbered
 from trifocal.api.wire import Draft, Picture, Rows, Tagged, check_signs, decode, too_long
 from trifocal.conversation.history import Keep
 from trifocal.conversation.templates import ChatTemplate
+from trifocal.engines.base import State
 from trifocal.errors import BadSampling
 from trifocal.images import Limits
 from trifocal.messages import Call, Chunk, End, Message, Sampling, TokenLogprob
+from trifocal.model.opening import Apart, open_model
 from trifocal.model.talking import Ready
 
-__all__ = ["SLOTS", "Answers", "ClientGone", "Job", "Server", "Serving", "Step", "caller_of", "while_connected"]
+__all__ = [
+    "SLOTS",
+    "Answers",
+    "ClientGone",
+    "Facts",
+    "Job",
+    "Server",
+    "Serving",
+    "Step",
+    "Uses",
+    "caller_of",
+    "while_connected",
+]
 
 log = logging.getLogger("trifocal.api")
 Result = TypeVar("Result")
@@ -118,6 +134,40 @@ class _Run:
     wait: asyncio.Timeout | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is told of a model, loaded or not: what it is, and what it took when it was."""
+
+    family: str = ""
+    context: int | None = None
+    has_tools: bool = False
+    bytes: int = 0
+    gpu_bytes: int = 0
+    made: tuple[str, ...] = ()
+    modified: float | None = None
+
+    @classmethod
+    def of(cls, llava: Model) -> Facts:
+        """Those of a model that is loaded."""
+        parts = llava.parts
+        try:
+            modified = llava.checkpoint.language.source.stat().st_mtime if llava.checkpoint else None
+        except OSError:
+            modified = None
+        return cls(
+            llava.family,
+            llava.context,
+            llava.template.has_tools,
+            sum(part.nbytes for part in parts),
+            sum(part.nbytes for part in parts if part.device != "cpu"),
+            tuple(f"{part.name} {part.what} {part.nbytes}" for part in parts),
+            modified,
+        )
+
+
+_NO_FACTS = Facts()
+
+
 class Server(Host):
     """A model with its admission, its worker threads and its counters; without one while it loads.
 
@@ -141,6 +191,11 @@ class Server(Host):
             },
         )
         self._llava: Model | None = None
+        self._facts = _NO_FACTS
+        self._called: str | None = None
+        self._models: Models[Server] | None = None
+        self._all: Sequence[Server] = (self,)
+        self._first = self  # which knows whether all of them end
         self.fetcher = Fetcher(settings.url_hosts, settings.image_bytes)
         self.responses = StoredResponses(settings.responses, settings.responses_bytes)
         self.started = int(time.time())
@@ -158,6 +213,89 @@ class Server(Host):
         self.admission.capacity = state.positions
         self.admission.slots = self.settings.slots or (SLOTS if state.positions or state.several else 1)
         self._llava = llava
+        self._facts = Facts.of(llava)
+
+    def put_away(self) -> None:
+        """Serves no model until it is given one again."""
+        self._llava = None
+
+    def beside(self, name: str) -> Server:
+        """A server for another model of the same process: with answers of its own, and all else in common."""
+        other = copy.copy(self)
+        answers = self.pools["answers"]
+        slots = answers.admission.slots
+        mine = Admission(slots, answers.admission.queue, answers.admission.per_caller)
+        pool = WorkerPool(mine, ThreadPoolExecutor(slots, thread_name_prefix="answer"))
+        other.pools, other.admission = {**self.pools, "answers": pool}, mine
+        other._called, other._runs = name, set()
+        self.metrics.admissions.append(mine)
+        return other
+
+    def offer(self, offers: Sequence[Offered]) -> None:
+        """Serves several models, of which this one speaks for the first."""
+        settings = self.settings
+        self._called = offers[0].name
+        apart = Apart(settings.replicas, settings.step_limit)
+        models = Models(
+            offers,
+            self,
+            lambda wanted: open_model(wanted, apart),
+            memory=settings.memory_bytes,
+            queue=settings.queue,
+            aliases=settings.aliases,
+        )
+        for server in models.servers:
+            server._models, server._all, server._first = models, models.servers, self
+
+    def state(self) -> State:
+        """How the model's engine is; one that is put away is as good as ready.
+
+        Raises:
+            Refusal: none was loaded yet.
+        """
+        if self._llava is None and self._models is not None and self._models.started:
+            return State("ready")
+        return self.llava.state()
+
+    @property
+    def all(self) -> Sequence[Server]:
+        """The servers of all models that are offered, in order."""
+        return self._all
+
+    @property
+    def models(self) -> Models[Server] | None:
+        """Where several are offered, which."""
+        return self._models
+
+    @property
+    def names(self) -> list[str]:
+        """All names that a request may ask for."""
+        return [*(server.name for server in self._all), *self.settings.aliases]
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the model is there now."""
+        return self._llava is not None
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of the model, even while it is put away.
+
+        Raises:
+            Refusal: the one model that is served is not loaded yet.
+        """
+        if self._models is None:
+            assert self.llava is not None
+        return self._facts
+
+    @asynccontextmanager
+    async def using(self, name: str | None) -> AsyncGenerator[Server, None]:
+        """The server of the model that a request asks for, which stays loaded meanwhile; see `Models.using`."""
+        if self._models is None:
+            yield self
+            return
+        async with self._models.using(name, self._patience) as server:
+            yield server
 
     @property
     def llava(self) -> Model:
@@ -173,32 +311,27 @@ class Server(Host):
     @property
     def name(self) -> str:
         """The served model's name."""
-        return self.llava.name
+        return self._called or self.llava.name
 
     @property
     def bytes(self) -> int:
-        """Of the weights as they are loaded."""
-        return sum(part.nbytes for part in self.llava.parts)
+        """Of the weights as they are loaded, or were when they last were."""
+        return self.facts.bytes
 
     @property
     def gpu_bytes(self) -> int:
         """Those of them that are not in the main memory."""
-        return sum(part.nbytes for part in self.llava.parts if part.device != "cpu")
+        return self.facts.gpu_bytes
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """A name for the served model by what it is made of: the same at every start."""
-        made = (self.name, *(f"{part.name} {part.what} {part.nbytes}" for part in self.llava.parts))
-        return hashlib.sha256("\n".join(made).encode("utf-8", "replace")).hexdigest()
+        return hashlib.sha256("\n".join((self.name, *self.facts.made)).encode("utf-8", "replace")).hexdigest()
 
-    @cached_property
+    @property
     def modified(self) -> float:
         """When the language model's files were last changed; the server's start where nobody knows."""
-        try:
-            held = self.llava.checkpoint
-            return held.language.source.stat().st_mtime if held else float(self.started)
-        except OSError:
-            return float(self.started)
+        return float(self.started) if self.facts.modified is None else self.facts.modified
 
     @property
     def _patience(self) -> float:
@@ -207,12 +340,22 @@ class Server(Host):
 
     @property
     def busy(self) -> bool:
-        """Whether a request is under way."""
+        """Whether a request is under way, whichever model it asks."""
+        return any(server.answering for server in self._all)
+
+    @property
+    def answering(self) -> bool:
+        """Whether a request to this one's model is under way."""
         return bool(self._runs) or bool(self.admission.running)
 
+    @property
+    def all_pools(self) -> Iterable[WorkerPool]:
+        """Those of all models."""
+        return {id(pool): pool for server in self._all for pool in server.pools.values()}.values()
+
     def check_model(self, given: str | None) -> None:
-        """Refuses a request for another model than the served one."""
-        known = {self.name, *self.settings.aliases}
+        """Refuses a request for another model than the served ones."""
+        known = set(self.names)
         if given is not None and given not in known and given.removesuffix(":latest") not in known:
             names = ", ".join(sorted(known))
             raise Refusal(404, "model_not_found", f"there is no such model here; known: {names}", param="model")
@@ -307,7 +450,7 @@ class Server(Host):
 
     def stop(self, caller: str) -> int:
         """Ends the stoppable runs of one caller, as if they had met a stop string; how many there were."""
-        mine = [run for run in self._runs if run.stoppable and run.caller == caller]
+        mine = [run for server in self._all for run in server._runs if run.stoppable and run.caller == caller]
         for run in mine:
             run.stopped = True
             if run.pump:
@@ -316,7 +459,7 @@ class Server(Host):
 
     def waits(self) -> Iterable[asyncio.Timeout]:
         """Those of bodies and of requests."""
-        return (*self.reading, *(run.wait for run in self._runs if run.wait))
+        return (*self.reading, *(run.wait for server in self._all for run in server._runs if run.wait))
 
     def close(self) -> None:
         """Frees the worker threads."""
@@ -339,7 +482,7 @@ class Server(Host):
         pool: WorkerPool,
     ) -> AsyncGenerator[Item, None]:
         """Runs what ``begin`` gives, once it has its place, in a thread and gives its items; the place goes with it."""
-        if self.draining:
+        if self._first.draining:
             raise shutting_down()
         deadline = asyncio.get_running_loop().time() + self.settings.deadline
         self._runs.add(run)
@@ -382,10 +525,10 @@ class Server(Host):
     async def _until(self, deadline: float, run: _Run, work: Coroutine[Any, Any, Result]) -> Result:
         """The result of ``work``, unless the request's deadline or the server's end comes first."""
         try:
-            async with asyncio.timeout_at(0 if self.cut else deadline) as run.wait:
+            async with asyncio.timeout_at(0 if self._first.cut else deadline) as run.wait:
                 return await work
         except TimeoutError as error:
-            if self.cut:
+            if self._first.cut:
                 raise shutting_down("the server shut down before the answer was whole") from error
             raise
         finally:
@@ -515,8 +658,29 @@ def caller_of(request: Any) -> str:
 
 
 async def _server(request: Request) -> Server:  # async, or FastAPI would ask for it in a thread
+    """The server of the model that a request names; one that works with it has it loaded until its answer is out."""
     server: Server = request.app.state.server
-    return server
+    if server.models is None:
+        return server
+    body = getattr(request, "_json", None)
+    given = body.get("model") or body.get("name") if isinstance(body, dict) else None
+    given = given if isinstance(given, str) else request.query_params.get("model")
+    if request.scope["trifocal.needs"].pool is None and "model" not in request.query_params:
+        return server.models.named(given)
+    uses: AsyncExitStack = request.scope["trifocal.uses"]
+    return await uses.enter_async_context(server.using(given))
+
+
+class Uses:
+    """ASGI: what a request uses is given back when its answer is out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes it on."""
+        async with AsyncExitStack() as uses:
+            await self._app({**scope, "trifocal.uses": uses}, receive, send)
 
 
 Serving = Annotated[Server, Depends(_server)]

@@ -31,7 +31,9 @@ class ServerSettings:
     hosts from which pictures are fetched (none: URLs are refused). At most ``slots`` answers are made at
     once (None: as many as the engine's positions allow, up to 32, and one where it does not count), ``queue`` requests
     wait, each key has at most ``per_key`` of both, and ``responses`` that are kept. A request may take ``deadline``
-    seconds in all and wait ``queue_wait`` of them. What was seen and computed for one key is found again for
+    seconds in all and wait ``queue_wait`` of them. Where several models are offered, the weights of those that are
+    loaded together take ``memory_bytes`` at most (0: one is loaded at a time).
+    What was seen and computed for one key is found again for
     that one alone, unless they ``share_caches``. Pictures are taken as embeddings, too, where
     ``image_embeds`` says so. The language engine runs in ``replicas`` processes of its own (0: in the server's), of
     which one that makes no step for ``step_limit`` seconds is started again.
@@ -73,6 +75,7 @@ class ServerSettings:
     decoded_bytes: int = 512 << 20
     text_bytes: int = 768 << 10
     answers: int = 8
+    memory_bytes: int = 0
     responses: int = 64
     responses_bytes: int = 64 << 20
     stops: int = 16

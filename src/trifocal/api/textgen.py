@@ -379,12 +379,13 @@ async def _answer_frame(socket: WebSocket, server: Server, kind: Kind, data: byt
     try:
         content = await server.read(data)
         body = kind.model_validate(content)
-        events = _Events(socket, server, body)
-        async with aclosing(server.steps(body.job(server), caller_of(socket))) as steps:
-            async for step in steps:
-                await events.add(step.text)
-                number = events.number
-        await events.end()
+        async with server.using(None) as used:
+            events = _Events(socket, used, body)
+            async with aclosing(used.steps(body.job(used), caller_of(socket))) as steps:
+                async for step in steps:
+                    await events.add(step.text)
+                    number = events.number
+            await events.end()
         number = events.number
     except _Gone:
         raise

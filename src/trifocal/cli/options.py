@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from trifocal.model.llava import Llava
     from trifocal.model.relay import Relay
 
-__all__ = ["load_shown", "model_options", "parse_engine_options", "sampling_options", "vision_options"]
+__all__ = [
+    "load_shown",
+    "model_options",
+    "models_options",
+    "parse_engine_options",
+    "sampling_options",
+    "vision_options",
+]
 
 Command = Callable[..., Any]
 Option = Callable[[Command], Command]
@@ -64,14 +71,38 @@ _SAMPLING: list[Option] = [
 def model_options(command: Command) -> Command:
     """Adds the options that choose and place a model; the command gets ``settings``."""
 
+    return _with(_MODEL, _gathering(command, _MODEL))
+
+
+def _gathering(command: Command, options: list[Option]) -> Command:
     @functools.wraps(command)
     def gathered(engine_option: tuple[str, ...], **values: Any) -> Any:
-        flags = {name: values.pop(name) for name in _names(_MODEL) if name in values}
+        flags = {name: values.pop(name) for name in _names(options) if name in values}
         if engine_option:
             flags["engine_options"] = parse_engine_options(engine_option)
         return command(settings=_settings(flags), **values)
 
-    return _with(_MODEL, gathered)
+    return gathered
+
+
+def models_options(command: Command) -> Command:
+    """As `model_options`, for several models: the command gets the first one's ``settings``, and ``others``."""
+    several = click.option(
+        "-m",
+        "--model",
+        "--checkpoint",
+        "checkpoint",
+        metavar="NAME",
+        multiple=True,
+        help="Folder, hub id or known name; several are loaded as they are asked for.  [default: thimble]",
+    )
+
+    @functools.wraps(command)
+    def gathered(settings: Settings, checkpoint: tuple[str, ...], **values: Any) -> Any:
+        first, *others = checkpoint or (settings.checkpoint,)
+        return command(settings=settings.with_values({"checkpoint": first}), others=others, **values)
+
+    return several(_with(_MODEL[1:], _gathering(gathered, _MODEL[1:])))
 
 
 def vision_options(command: Command) -> Command:

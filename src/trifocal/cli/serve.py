@@ -9,13 +9,14 @@ import click
 
 from trifocal.api.settings import KEY_VARIABLE, ServerSettings
 from trifocal.cli.configuration import Configured
-from trifocal.cli.options import model_options
+from trifocal.cli.options import models_options
 from trifocal.errors import UsageError
 from trifocal.model.settings import Settings
 
 __all__ = ["host_options", "serve", "server_options", "server_settings"]
 
 _DEFAULT = ServerSettings()
+MEMORY = "Of several models, keep loaded what fits; those not used for longest go.  [default: one model at a time]"
 
 
 def server_options(command: Any) -> Any:
@@ -97,15 +98,17 @@ _MODEL = [
     epilog="""\b
 Examples:
   trifocal serve --open                              the page in the browser, http://127.0.0.1:5000
+  trifocal serve -m A -m B --memory 24               two models, both loaded while they fit in 24 GB
   trifocal serve --legacy-port 5005                  old websocket clients too
   openssl rand -hex 32 > keys; trifocal serve --host 0.0.0.0 --api-key-file keys --public-host llava.example
   curl -s http://127.0.0.1:5000/v1/limits            what it takes""",
 )
 @click.option("--page/--no-page", default=True, help="Show the page for people at / (it is shown unless told not to).")
 @click.option("--open", "open_page", is_flag=True, help="Open the page in the browser.")
+@click.option("--memory", type=click.FloatRange(0), default=0, metavar="GB", help=MEMORY)
 @server_options
-@model_options
-def serve(settings: Settings, page: bool, open_page: bool, **values: Any) -> None:
+@models_options
+def serve(settings: Settings, others: list[str], page: bool, open_page: bool, memory: float, **values: Any) -> None:
     """Serves the model until Ctrl-C, on this machine alone unless a key is set.
 
     At / is a page to chat with it in the browser. The dialects of OpenAI (/v1), text-generation-webui (/api/v1),
@@ -114,11 +117,11 @@ def serve(settings: Settings, page: bool, open_page: bool, **values: Any) -> Non
     """
     if open_page and not page:
         raise UsageError("--open opens the page, and --no-page leaves it out: give one of them")
-    server = server_settings(**values)
+    server = server_settings(**values, memory_bytes=int(memory * 1e9))
     from trifocal.api import serve as run
     from trifocal.web import routes
 
-    run(settings, server, routes if page else None, open_in_browser if open_page else None)
+    run(settings, server, routes if page else None, open_in_browser if open_page else None, others)
 
 
 def open_in_browser(address: str) -> None:

@@ -27,12 +27,14 @@ class CountRequest(Wire):
     images: str | int | None = None
     max_tokens: int | None = Field(None, ge=1)
     template: str | None = None
+    model: str | None = None
 
 
 @router.post("/page/api/count", summary="What a conversation takes of the context")
 @needs(pool="light")
 async def count(request: Request, body: CountRequest, server: Serving) -> Response:
     """Positions of text and pictures, message by message. No picture is looked at."""
+    server.check_model(body.model)
     images, template = keep_of(body.images, "images"), template_of(body.template, "template")
     budget = await server.work(
         request,

@@ -29,6 +29,7 @@ class ExplainRequest(Wire):
     images: str | int | None = None
     max_tokens: int | None = Field(None, ge=1)
     template: str | None = None
+    model: str | None = None
 
 
 @router.post(
@@ -37,6 +38,7 @@ class ExplainRequest(Wire):
 @needs(pool="answers")
 async def explain(request: Request, body: ExplainRequest, server: Serving) -> Response:
     """The attention of each word of the last message over the patches of each picture that stays."""
+    server.check_model(body.model)
     llava = server.llava
     if llava.explains_not:
         raise Refusal(501, "not_supported", llava.explains_not)

@@ -35,15 +35,24 @@ SHARP = 2048  # pixels; no model of the line looks at more, and a photograph of 
 assert FIT_WORDS.keys() == FITS.keys()
 
 
+@router.get("/page/api/models", summary="Which models the page can switch between")
+async def models(server: Serving) -> Response:
+    """The name of each, and whether it is ready, loading or away."""
+    phases = server.models.phases if server.models else {server.name: "ready"}
+    return Json({"models": [{"name": name, "phase": phase} for name, phase in phases.items()]})
+
+
 @router.get("/page/api/info", summary="What the page shows of model and server")
-async def info(server: Serving) -> Response:
-    """The model, its three parts, its templates, and what the server takes."""
+async def info(server: Serving, model: str | None = None) -> Response:
+    """The model (loaded where it is named), its three parts, its templates, and what the server takes."""
+    server.check_model(model)
     llava = server.llava
     checkpoint = llava.checkpoint
     templates = TEMPLATES if checkpoint else {}  # another server writes conversations down itself
     return Json(
         {
             "name": server.name,
+            "models": [each.name for each in server.all],
             "family": llava.family,
             "bundled": is_bundled(checkpoint),
             "context": llava.context,

@@ -26,12 +26,14 @@ class PreviewRequest(Wire):
     """A picture as a ``data:`` URI."""
 
     image: str
+    model: str | None = None
 
 
 @router.post("/page/api/preview", summary="What the model sees of a picture", responses={501: {"model": ErrorBody}})
 @needs(pool="light")
 async def preview(request: Request, body: PreviewRequest, server: Serving) -> Response:
     """The squares that the vision tower is given, and which part of the picture each shows."""
+    server.check_model(body.model)
     draft = Draft("user", (Picture(body.image, "image"),))
     return Json(await server.work(request, [draft], lambda messages: _shown(server, messages)))
 
