@@ -234,8 +234,9 @@ def test_a_second_turn_runs_only_over_what_is_new() -> None:
     assert ran == 38 - 4 * ((30 + 6 - 1) // 4)  # the last id of an answer is told, never computed
 
 
-def test_prompts_that_come_together_are_computed_once() -> None:
-    scheduler: Scheduler[None] = Scheduler(Blocks(100, 4), piece=8, whole=16)
+@pytest.mark.parametrize("whole", [16, 60, 400])  # less than a prompt at once, more than one, all of them
+def test_prompts_that_come_together_are_computed_once(whole: int) -> None:
+    scheduler: Scheduler[None] = Scheduler(Blocks(100, 4), piece=8, whole=whole)
     clients = [Client(range(1, 41), limit=3) for _ in range(4)]
     other = Client(range(50, 60), limit=3)
     ledger = ask(scheduler, *clients, other)

@@ -12,7 +12,7 @@ __all__ = ["additions_of", "finish_of", "scored", "usage_of"]
 
 def usage_of(steps: Sequence[Step], each: int = 1) -> dict[str, Any]:
     """What answers cost, in positions, as OpenAI tells it; ``each`` of them are to one and the same prompt."""
-    ends = [step.end for step in steps if step.end]
+    ends = [step.end for step in sorted(steps, key=lambda step: step.index) if step.end]
     prompts = ends[::each]
     prompt, completion = sum(end.prompt_tokens for end in prompts), sum(end.completion_tokens for end in ends)
     images = sum(end.image_tokens for end in prompts)

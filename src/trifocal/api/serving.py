@@ -30,6 +30,7 @@ from trifocal.api.pump import Pump
 from trifocal.api.room import Lease, Room
 from trifocal.api.settings import ServerSettings
 from trifocal.api.stored import StoredResponses
+from trifocal.api.together import together
 from trifocal.api.tools import Offer, Reader, numbered
 from trifocal.api.wire import Draft, Picture, Rows, Tagged, check_signs, decode, too_long
 from trifocal.conversation.history import Keep
@@ -71,7 +72,7 @@ class ClientGone(Exception):
 class Job:
     """What a dialect asks for: a conversation, or raw prompts (``raw``), one a draft.
 
-    ``answers`` to each prompt are drawn one after the other, the second with the next seed and so on. ``room``
+    ``answers`` to each prompt are drawn together, the second with the next seed and so on. ``room``
     bounds prompt and answer together below the model's context. ``images`` says which past
     pictures stay, ``template`` how the conversation is written down. ``offer`` are the functions that may be called,
     ``notes`` what is to be told of the request, ``held`` the parameter that holds the answer to a schema.
@@ -437,7 +438,7 @@ class Server(Host):
                 drafts = await self._fetched(job.drafts)
                 loop = asyncio.get_running_loop()
                 prepared = await loop.run_in_executor(self._preparing, self._prepared, job, drafts, self.scope(caller))
-                await place.run(max(asked.positions for asked in prepared), patience)
+                await place.run(sum(asked.positions(job.answers) for asked in prepared), patience)
             return lambda: self._told(job, prepared)
 
         with tracing.span("trifocal.answer", answers=job.answers) as span:
@@ -572,13 +573,14 @@ class Server(Host):
             return [self.llava.prepare(self._written(job, talk), job.sampling, scope=scope) for talk in talks]
 
     def _told(self, job: Job, prepared: Sequence[Ready]) -> Generator[Step, None, None]:
-        """One answer after the other, from what was seen once."""
-        seed = job.sampling.seed
-        for at, asked in enumerate(prepared):
-            for index in range(job.answers):
-                again = asked if not index else asked.again(None if seed is None else seed + index)
-                with closing(_steps(at * job.answers + index, self.llava.tell(again), job)) as steps:
-                    yield from steps
+        """All answers together, from what was seen once; the engine shares what their prompts have in common."""
+        seed, answers = job.sampling.seed, range(job.answers)
+        asked = [
+            each if not index else each.again(None if seed is None else seed + index)
+            for each in prepared
+            for index in answers
+        ]
+        return together([_steps(index, self.llava.tell(each), job) for index, each in enumerate(asked)])
 
     def _decoded(self, drafts: Sequence[Draft], lease: Lease) -> list[Message]:
         limits, sides = self.settings, replace(self.image_limits, taking=lease.take)

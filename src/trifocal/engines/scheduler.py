@@ -278,13 +278,13 @@ class Scheduler(Generic[Row]):
             needed = self.blocks.needed(len(request.keys) + 1) - len(known)
             if needed > self.blocks.free - self.blocks.idle(known):
                 return  # nobody overtakes a request that waits for room
+            coming |= set(names[len(known) :])
             self.blocks.hold(known)
-            request.blocks, request.computed = known, len(known) * self.blocks.size
+            request.blocks, request.computed = known, len(known) * self.blocks.size  # it grows from here on
             self.waiting.remove(request)
             self.running.append(request)
             self._reserve(request)
             budget -= self._run(request, budget)
-            coming |= set(names[len(known) :])
 
     def _coming(self) -> set[bytes]:
         """The names of blocks that running requests will have computed when their prompts are."""

@@ -75,10 +75,9 @@ class Asked:
     facts: End
     timings: Timings
 
-    @property
-    def positions(self) -> int:
-        """How many positions prompt and answer take at most."""
-        return len(self.prompt) + (self.sampling.max_tokens or 0)
+    def positions(self, answers: int = 1) -> int:
+        """How many positions the prompt and so many answers to it take at most."""
+        return len(self.prompt) + answers * (self.sampling.max_tokens or 0)
 
     def again(self, seed: int | None) -> Asked:
         """The same for another answer, drawn from this seed; for it nothing is decoded or seen."""

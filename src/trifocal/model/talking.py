@@ -19,9 +19,8 @@ __all__ = ["Ready", "Talking"]
 class Ready(Protocol):
     """What was prepared for an answer."""
 
-    @property
-    def positions(self) -> int:
-        """How many positions prompt and answer take at most; 0 where nobody here can count."""
+    def positions(self, answers: int = 1) -> int:
+        """How many positions prompt and so many answers take at most; 0 where nobody here can count."""
         ...
 
     def again(self, seed: int | None) -> Self:
