@@ -1,12 +1,18 @@
-"""Padding a few rows at a time gives the very pixels of padding the whole square."""
+"""A few rows at a time, or products on a device: the very pixels of PIL's resizing of the whole square."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image as Pictures
 
-from trifocal.vision import preprocessing
+from trifocal.checkpoints import Fit, Preprocessing
+from trifocal.images import from_pil
+from trifocal.vision import preprocessing, resizing
+from trifocal.vision.resizing import KNOWN
 
 
 @pytest.mark.parametrize("size", [(61, 40), (40, 61), (200, 1), (1, 200), (33, 32), (500, 3), (14, 9), (1001, 997)])
@@ -23,3 +29,47 @@ def test_it_is_the_square_padded_whole(
     canvas.paste(picture, ((side - width) // 2, (side - height) // 2))
     whole = canvas.resize((28, 28), how)
     assert preprocessing._padded(picture, colour, 28, how).tobytes() == whole.tobytes()
+
+
+SHAPES = [(61, 40), (40, 61), (300, 300), (500, 33), (57, 411), (1001, 997), (640, 480), (33, 700)]
+
+
+@pytest.mark.parametrize("size", SHAPES)
+@pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
+@pytest.mark.parametrize("to", [None, 32])
+def test_products_of_whole_numbers_are_what_pil_makes(size: tuple[int, int], fit: Fit, to: int | None) -> None:
+    for how in sorted(KNOWN):
+        made = Preprocessing(28, fit, resample=int(how), resized=to)
+        for levels in (np.random.default_rng(5).integers(0, 256, (size[1], size[0], 3), np.uint8), _edges(size)):
+            image = from_pil(Pictures.fromarray(levels))
+            values = preprocessing.pixels_on(torch.device("cpu"), image, made)
+            assert values is not None
+            assert torch.equal(values, preprocessing.pixels([preprocessing.shown(image, made)], made))
+
+
+def test_a_picture_that_is_enlarged_is_left_to_pil() -> None:
+    image = from_pil(Pictures.new("RGB", (20, 90)))
+    assert preprocessing.pixels_on(torch.device("cpu"), image, Preprocessing(28, "crop")) is None
+    assert preprocessing.pixels_on(torch.device("cpu"), image, Preprocessing(14, "crop", resample=1)) is None
+
+
+def test_large_pictures_are_multiplied_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resizing, "_AT_ONCE", 5000)
+    image, made = from_pil(Pictures.fromarray(_edges((211, 90)))), Preprocessing(28, "pad")
+    values = preprocessing.pixels_on(torch.device("cpu"), image, made)
+    assert values is not None
+    assert torch.equal(values, preprocessing.pixels([preprocessing.shown(image, made)], made))
+
+
+def test_rows_come_first_whatever_pil_finds_cheaper() -> None:
+    levels = np.random.default_rng(2).integers(0, 256, (411, 41, 3), np.uint8)
+    made = preprocessing.resized(Pictures.fromarray(levels), (193, 184), Pictures.Resampling.BICUBIC)
+    across, down = resizing.Axis(41, 41, 0, 193, 0, 193), resizing.Axis(411, 411, 0, 184, 0, 184)
+    given = torch.from_numpy(levels).permute(2, 0, 1)
+    wanted = resizing.on_canvas(given, across, down, Pictures.Resampling.BICUBIC, (0, 0, 0))
+    assert np.array_equal(np.asarray(made), wanted.permute(1, 2, 0).numpy())
+
+
+def _edges(size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Black and white alone: sums that leave the range of levels on both sides."""
+    return np.random.default_rng(6).choice(np.array([0, 255], np.uint8), (size[1], size[0], 3))

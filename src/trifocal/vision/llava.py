@@ -15,10 +15,11 @@ from trifocal.timing import step
 from trifocal.vision.base import Look
 from trifocal.vision.graphed import Graphed
 from trifocal.vision.placing import room
-from trifocal.vision.preprocessing import pixels
+from trifocal.vision.preprocessing import pixels, pixels_on
 from trifocal.vision.showing import PatchGrid, View
 from trifocal.vision.towers import VisionTransformer
 from trifocal.vision.ways import Way, way_of
+from trifocal.vision.whole import OneSquare
 
 __all__ = ["BATCH", "LlavaVision"]
 
@@ -99,11 +100,21 @@ class LlavaVision:
         reads = f"{linears} linear layer{'s' * (linears != 1)} to width {self.hidden}"
         return (_part("tower", what, self.tower), _part("projector", reads, self.projector))
 
+    def _given(self, look: Look) -> torch.Tensor:
+        """`pixels`, on the tower's device where that is a card: what a picture is most often given as."""
+        device = next(self.tower.parameters()).device
+        if device.type == "cuda" and isinstance(look.way, OneSquare):
+            with room("vision tower"):
+                values = pixels_on(device, look.image, self.preprocessing)
+            if values is not None:
+                return values
+        return self.pixels(look)
+
     def _squares(self, looks: Sequence[Look], counts: list[int]) -> Iterator[torch.Tensor]:
         """The pixel values of all squares, one after the other; how many each picture has goes to ``counts``."""
         for look in looks:
             with step("preprocess"):
-                values = self.pixels(look)
+                values = self._given(look)
             counts.append(len(values))
             yield from values
 

@@ -12,9 +12,10 @@ from PIL import Image as Pictures
 
 from trifocal.checkpoints import Fit, Preprocessing
 from trifocal.images import Image
+from trifocal.vision.resizing import KNOWN, Axis, on_canvas
 from trifocal.vision.showing import Box
 
-__all__ = ["pixels", "shown", "square", "square_box"]
+__all__ = ["pixels", "pixels_on", "resized", "shown", "square", "square_box"]
 
 _STRIP = 1 << 20  # pixels of a padded picture that are held at a time
 
@@ -31,6 +32,31 @@ def shown(image: Image, preprocessing: Preprocessing) -> Pictures.Image:
 def pixels(squares: Sequence[Pictures.Image], preprocessing: Preprocessing) -> torch.Tensor:
     """The pixel values of squares, ``[squares, 3, size, size]`` in float32."""
     return torch.stack([_values(each, preprocessing) for each in squares])
+
+
+def pixels_on(device: torch.device, image: Image, preprocessing: Preprocessing) -> torch.Tensor | None:
+    """What `pixels` makes of the one square of `shown`, computed on a device that has float64: the same values there.
+
+    None where that is not worth it or not known: a filter of PIL's that is not built anew, a picture that is enlarged.
+    """
+    picture, size, fit = image.on(preprocessing.background), preprocessing.size, preprocessing.fit
+    width, height = picture.size
+    to, how = preprocessing.resized or size, Pictures.Resampling(preprocessing.resample)
+    if how not in KNOWN or min(width, height) < to:
+        return None
+    wide, high = (to, to * height // width) if width <= height else (to * width // height, to)
+    canvas, (wide, high) = ((width, height), (to, to) if fit == "stretch" else (wide, high))
+    if fit == "pad":
+        canvas, (wide, high) = (max(width, height), max(width, height)), (to, to)
+    across, down = (
+        Axis(own, whole, (whole - own) // 2, new, (new - size) // 2, size)
+        for own, whole, new in ((width, canvas[0], wide), (height, canvas[1], high))
+    )
+    given = torch.from_numpy(np.array(picture)).to(device).permute(2, 0, 1)  # [3, height, width]
+    levels = on_canvas(given, across, down, how, preprocessing.pad_colour)
+    told = (preprocessing.rescale, preprocessing.normalise, tuple(preprocessing.mean), tuple(preprocessing.std))
+    table = torch.from_numpy(_table(*told)).to(device)
+    return table.gather(1, levels.flatten(1).long()).view(1, 3, size, size)
 
 
 def _values(picture: Pictures.Image, preprocessing: Preprocessing) -> torch.Tensor:
@@ -65,7 +91,16 @@ def square(picture: Pictures.Image, preprocessing: Preprocessing, fit: Fit) -> P
     if fit == "stretch":
         wide, high = to, to
     left, top = (wide - size) // 2, (high - size) // 2  # below 0 where it is enlarged: the rest is black
-    return picture.resize((wide, high), how).crop((left, top, left + size, top + size))
+    return resized(picture, (wide, high), how).crop((left, top, left + size, top + size))
+
+
+def resized(picture: Pictures.Image, size: tuple[int, int], how: Pictures.Resampling) -> Pictures.Image:
+    """A picture resized along its rows first, then along its columns, with whole levels in between.
+
+    So PIL did it in every release's day; from 13 on it begins with whichever is cheaper, and levels differ.
+    """
+    across = picture.resize((size[0], picture.height), how)
+    return across.resize(size, how)
 
 
 def square_box(size: tuple[int, int], preprocessing: Preprocessing, fit: Fit) -> Box:
@@ -96,10 +131,10 @@ def _padded(picture: Pictures.Image, colour: tuple[int, int, int], to: int, how:
     narrow = Pictures.new("RGB", (to, side), colour)
     if not left and width == side:  # its rows are whole rows of the square
         narrow.paste(picture.resize((to, height), how), (0, top))
-        return narrow.resize((to, to), how)
+        return resized(narrow, (to, to), how)
     for at in range(top, top + height, step):
         rows = min(step, top + height - at)
         strip = Pictures.new("RGB", (side, rows), colour)
         strip.paste(picture.crop((0, at - top, width, at - top + rows)), (left, 0))
         narrow.paste(strip.resize((to, rows), how), (0, at))
-    return narrow.resize((to, to), how)
+    return resized(narrow, (to, to), how)
