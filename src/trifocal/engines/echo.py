@@ -35,6 +35,8 @@ VOCABULARY = len(CONTROLS) + 256
 ROWS = 64  # requests that are answered together
 SURE = 1e4  # a logit that no temperature makes doubtful
 
+ABLE = Abilities(sees=("causal", "images", "prompt"))  # an echo attends to nothing
+
 
 class Bytes:
     """A tokenizer whose ids are control tokens, then the 256 bytes."""
@@ -68,7 +70,7 @@ class Echo(Batching):
             hidden=hidden,
             context=context,
             end_ids=frozenset({END}),
-            able=Abilities(sees=("causal", "images", "prompt")),  # an echo attends to nothing
+            able=ABLE,
             rows=ROWS,
         )
         super().__init__(lambda: model)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from trifocal.engines import NARROW
 from trifocal.engines.base import Abilities
 from trifocal.engines.batching import Batching, Model
 from trifocal.engines.grammar import Constraint, Grammars
@@ -33,7 +32,7 @@ MOST_POSITIONS = 16384  # of the memory where nothing else is said: a step looks
 ROWS = 32  # requests in one step
 SEQUENCES = 160  # running ones and those in which blocks are kept
 PIECE = 128  # positions of prompts in a step beside streams
-ABLE = Abilities(logprobs=True, grammar=True)
+ABLE = Abilities(logprobs=True, grammar=True, speculates=True)
 
 log = logging.getLogger("trifocal")
 
@@ -68,12 +67,11 @@ def load(
 
     ``context`` caps the positions of prompt and answer, ``positions`` is how many the memory of keys and values holds
     for all requests together (left out: four contexts, `MOST_POSITIONS` at most). ``threads`` are the CPU threads of
-    its own (left out: one for each core that this process may use, and one alone for a narrow model).
-    ``gpu_layers`` says how many layers lie on a GPU (left out: all, where this build of llama.cpp has one and the
-    placement is not the CPU). The placement's precision
-    is that of keys and values: float16, but float32 where that is asked for. ``quantise`` makes another type of the
-    matrices that are floats (``F32``, ``F16``, ``Q8_0`` or ``Q4_0``); left out, they stay as they are. ``speculate``
-    lets it guess what an answer says next from what stands before it, while that is measured to pay.
+    its own (left out: torch's, and no more than cores that this process may use). ``gpu_layers`` says how many layers
+    lie on a GPU (left out: all, where this build of llama.cpp has one and the placement is not the CPU). The
+    placement's precision is that of keys and values: float16, but float32 where that is asked for. ``quantise`` makes
+    another type of the matrices that are floats (``F32``, ``F16``, ``Q8_0`` or ``Q4_0``); left out, they stay as they
+    are. ``speculate`` lets it guess what an answer says next from what stands before it, while that is measured to pay.
 
     Raises:
         CheckpointError: the file can't be loaded, or the folder can't become one.
@@ -137,7 +135,7 @@ def _started(recipe: Recipe, rounding: str | None, placement: Placement, gpu: in
             positions=positions,
             sequences=SEQUENCES,
             batch=ROWS + 4 * PIECE,
-            threads=options.threads or (1 if recipe.hidden <= NARROW else _cores()),
+            threads=options.threads or min(_cores(), torch.get_num_threads()),
             keys=getattr(torch, placement.dtype) if placement.dtype != "auto" else torch.float16,
             gpu_layers=0 if gpu is None else -1 if options.gpu_layers is None else options.gpu_layers,
             gpu=gpu if gpu is not None and gpu >= 0 else None,
@@ -189,12 +187,7 @@ def _blocks(positions: int) -> tuple[int, int]:
 
 
 def _cores() -> int:
-    """How many cores this process may use: its threads share nothing then. ``OMP_NUM_THREADS`` counts where it is set.
-
-    More threads than that only wait for each other.
-    """
-    if (told := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
-        return max(1, int(told))
+    """How many cores this process may use; more threads than that only wait for each other."""
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     pairs = [Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list") for number in usable]
     cores = len({file.read_text() for file in pairs if file.is_file()}) or len(usable)

@@ -38,7 +38,7 @@ WHOLE, CPU_WHOLE = 4096, 512  # and where nothing streams
 LEAST = 2048  # positions that the pool holds however little room there is
 POOL_BYTES = 4 << 30  # of keys and values where no system tells how much memory there is
 SPARE_BYTES = 2 << 30  # of a card, left for the other parts and for prompts under way
-ABLE = Abilities(logprobs=True, grammar=True, explains=True)
+ABLE = Abilities(logprobs=True, grammar=True, explains=True, speculates=True)
 
 log = logging.getLogger("trifocal")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,13 +12,15 @@ from trifocal.engines.batching import Batching, Model
 from trifocal.engines.language import open_language
 from trifocal.engines.recipe import Recipe
 from trifocal.engines.speculation import LONGEST
-from trifocal.engines.transformers.alone import ABLE, OneAtATime
+from trifocal.engines.transformers.alone import ABLE as ALONE
+from trifocal.engines.transformers.alone import OneAtATime
 from trifocal.engines.transformers.loading import Loaded, read
 from trifocal.engines.transformers.pooled import Pooled, pooled
 from trifocal.placement import Part, Placement
 
 __all__ = ["OneAtATime", "Transformers", "load"]
 
+ABLE = replace(ALONE, speculates=True)
 BLOCK = 16  # positions
 PIECE = 128  # positions of prompts beside streams, on a CPU
 
