@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 from trifocal.cancelling import is_unwanted, woken_by
 from trifocal.errors import PeerBusy, PeerError, PeerRefused, PeerTimeout, UsageError
 
-__all__ = ["Peer", "address", "key_headers", "object_of"]
+__all__ = ["KEY_VARIABLE", "Peer", "address", "key_headers", "object_of"]
 
+KEY_VARIABLE = "TRIFOCAL_ENGINE_KEY"  # of a server that an engine asks
 CONNECT_SECONDS = 5.0
 FIRST_SECONDS = 300.0  # until the first byte: a model on a CPU may read its prompt for minutes
 NEXT_SECONDS = 60.0  # between two bytes of an answer that has begun

@@ -45,7 +45,12 @@ ENGINES = {
         built=("llama-cpp-python",),
     ),
     "vllm": Environment(
-        ("tests/engines/over_vllm", "-W", "default"),  # the warnings of its libraries are not ours to mend
+        (
+            "tests/engines/test_vllm.py",
+            "tests/engines/test_served.py",
+            "-W",
+            "default",
+        ),  # the warnings of its libraries are not ours to mend
         shared=False,
         stands_for=("vllm==0.32.0+cpu",),
     ),

@@ -16,7 +16,6 @@ from trifocal.errors import MissingExtra, TrifocalError, UnknownName, UsageError
 
 __all__ = [
     "ENGINES",
-    "KEY_VARIABLE",
     "PASSED_ON",
     "WITH_PROCESSES",
     "Engine",
@@ -34,11 +33,11 @@ ENGINES = {
     "transformers": "trifocal.engines.transformers:load",
     "echo": "trifocal.engines.echo:load",
     "vllm": "trifocal.engines.vllm:load",
+    "sglang": "trifocal.engines.sglang:load",
 }
 GROUP = "trifocal.engines"
-WITH_PROCESSES = ("vllm",)  # engines that have processes of their own
+WITH_PROCESSES = ("vllm", "sglang")  # engines that have processes of their own
 PASSED_ON = "openai"  # no engine of spans: a whole model of another server's (`trifocal.model.relay`)
-KEY_VARIABLE = "TRIFOCAL_ENGINE_KEY"  # of a server that an engine asks
 AUTO = "auto"  # the fastest of ours that can run a language model
 NARROW = 512  # the width up to which CPU threads only wait for each other
 

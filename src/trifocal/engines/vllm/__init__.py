@@ -36,11 +36,13 @@ def load(
         PeerError: the server can't be asked.
     """
     if url:
-        from trifocal.engines.vllm.served import Served
+        from trifocal.engines.served import Served
+        from trifocal.engines.vllm.served import Completions
 
         here = {"gpu_memory": gpu_memory != 0.9, "kv_gib": kv_gib, "tensor_parallel": tensor_parallel != 1}
         _refuse({**here, "eager": eager is not None}, "the model is loaded at the other end of url")
-        return Served(recipe, url, key=key, model=model, context=context, seconds=(first_seconds, next_seconds))
+        seconds = (first_seconds, next_seconds)
+        return Served(recipe, url, Completions(), key=key, model=model, context=context, seconds=seconds)
     there = {"key": key, "model": model, "first_seconds": first_seconds != 300.0, "next_seconds": next_seconds != 60.0}
     _refuse(there, "without -e url= the model is loaded here")
     from trifocal.engines.vllm.local import Local

@@ -21,6 +21,7 @@ from trifocal.cancelling import woken_by
 from trifocal.engines.base import Abilities, State, Token
 from trifocal.engines.language import end_ids, open_language, tokenizer_of
 from trifocal.engines.recipe import Recipe
+from trifocal.engines.vllm.scopes import salt
 from trifocal.errors import (
     BadSampling,
     CheckpointError,
@@ -35,7 +36,7 @@ from trifocal.messages import Sampling
 from trifocal.placement import Part, Placement
 from trifocal.prompt import ImageSpan, Prompt
 
-__all__ = ["EMBEDDING", "Local", "salt"]
+__all__ = ["Local"]
 
 # before vLLM is imported: it tells its makers what is run, talks on the terminal, and forks a process that has threads
 ENVIRONMENT = {
@@ -43,7 +44,6 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
-EMBEDDING = "model.embed_tokens.weight"
 Said = Token | TrifocalError | None
 
 
@@ -237,13 +237,7 @@ def _prompt(prompt: Prompt, hidden: int) -> dict[str, Any]:
             ids += [not isinstance(span, ImageSpan)] * len(span)
             at += len(span)
         asked |= {"prompt_embeds": rows, "prompt_is_token_ids": ids}
-    return {**asked, **salt(prompt)}
-
-
-def salt(prompt: Prompt) -> dict[str, str]:
-    """What keeps a prompt's beginning from being found again in another scope; without a scope nobody finds it."""
-    scope = uuid.uuid4().hex if prompt.scope is None else prompt.scope
-    return {"cache_salt": scope} if scope else {}
+    return {**asked, **salt(prompt.scope)}
 
 
 def _wanted(sampling: Sampling, room: int, ends: frozenset[int]) -> Any:

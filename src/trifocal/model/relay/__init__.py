@@ -12,7 +12,7 @@ from typing import Any
 from trifocal.conversation.history import Keep, keep_images
 from trifocal.conversation.templates import ChatTemplate, Piece
 from trifocal.embedded import Embedded
-from trifocal.engines import KEY_VARIABLE, PASSED_ON
+from trifocal.engines import PASSED_ON
 from trifocal.engines.base import State, Tokenizer
 from trifocal.errors import (
     BadImage,
@@ -33,7 +33,7 @@ from trifocal.model.relay.request import Dialect, chat_body, text_body
 from trifocal.model.relay.turns import Passed
 from trifocal.model.settings import Settings
 from trifocal.model.talking import Talking
-from trifocal.peer import FIRST_SECONDS, NEXT_SECONDS, Peer, address, key_headers
+from trifocal.peer import FIRST_SECONDS, KEY_VARIABLE, NEXT_SECONDS, Peer, address, key_headers
 from trifocal.placement import Part
 from trifocal.prompt import Scope
 

@@ -1,4 +1,4 @@
-"""vLLM's server as one that sees: what is asked of it, and what of its answers is not believed."""
+"""Servers that take embeddings as ones that see: what is asked of them, and what of their answers is not believed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_answers_that_are_not_believed(told: bytes, kind: type[Exception], words
     with little(said(5), said(5), told, models=MODELS) as there:
         llava = opened(there.url)
         with pytest.raises(kind, match=words):
-            llava.complete([llava.question("Hi")], Sampling(max_tokens=2, top_logprobs=1))
+            llava.complete([llava.question("Hi")], Sampling(max_tokens=2, top_logprobs=1 if "known" in words else None))
         llava.close()
         with pytest.raises(trifocal.EngineError, match="closed"):
             llava.complete([llava.question("Hi")])
@@ -94,3 +94,48 @@ def test_options_of_the_other_way() -> None:
 def test_where_vllm_is_not_installed() -> None:
     with pytest.raises(MissingExtra, match="vllm"):
         trifocal.load(engine="vllm")
+
+
+def told(*ids: int, total: int, finish: str | None = "length", **more: Any) -> dict[str, Any]:
+    facts = {"completion_tokens": total, "finish_reason": finish and {"type": finish}, **more}
+    return {"text": "x", "output_ids": list(ids), "meta_info": facts}
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        (told(5, total=1, finish=None), told(5, 6, total=2, finish=None), told(5, 6, 7, total=3)),  # all ids so far
+        (told(5, total=1, finish=None), told(6, total=2, finish=None), told(7, total=3)),  # the new ones alone
+    ],
+)
+def test_sglang_tells_ids_in_either_way(answers: tuple[dict[str, Any], ...]) -> None:
+    trial = events(told(8, total=1))
+    with little(trial, trial, events(*answers), models=MODELS) as there:
+        llava = trifocal.load(engine="sglang", engine_options={"url": there.url})
+        asked = llava.prepare(llava.write([llava.question("Hi")]), Sampling(max_tokens=3, seed=2))
+        assert [token.id for token in llava.engine.stream(asked.prompt, asked.sampling)] == [5, 6, 7]
+    assert isinstance(there.bodies[0]["input_embeds"][0][0], float)
+    assert isinstance(there.bodies[1]["input_ids"][0], int)
+    assert there.bodies[2]["sampling_params"]["sampling_seed"] == 2
+    assert all(head.startswith("POST /generate ") for head in there.requests)
+
+
+def test_sglang_tells_how_likely_they_are() -> None:
+    scores = {
+        "output_token_logprobs": [[-0.5, 5, None], [-0.25, 6, None]],
+        "output_top_logprobs": [[[-0.5, 5, None], [-2.0, 9, None]], [[-0.25, 6, None]]],
+    }
+    trial = events(told(8, total=1))
+    with little(trial, trial, events(told(5, 6, total=2, **scores)), models=MODELS) as there:
+        llava = trifocal.load(engine="sglang", engine_options={"url": there.url})
+        asked = llava.prepare(llava.write([llava.question("Hi")]), Sampling(max_tokens=3, top_logprobs=2))
+        tokens = list(llava.engine.stream(asked.prompt, asked.sampling))
+    assert [(token.id, token.logprob) for token in tokens] == [(5, -0.5), (6, -0.25)]
+    assert tokens[0].top == ((5, -0.5), (9, -2.0))
+
+
+def test_sglang_without_an_address() -> None:
+    with pytest.raises(UsageError, match="-e url"):
+        trifocal.load(engine="sglang")
+    with little(events({"hello": 1}), models=MODELS) as there, pytest.raises(PeerError, match="no answer"):
+        trifocal.load(engine="sglang", engine_options={"url": there.url})
