@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from trifocal.engines import int4
 from trifocal.engines.int4 import Int4Linear, bind
 from trifocal.weights.packed import PackedLinear
 
 CPU = torch.device("cpu")
 DEVICES = [CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])]
-OUT, IN = 64, 256
+OUT, IN = 128, 256
 
 
 def layer(group: torch.Tensor, *, bits: int = 4, bias: bool = False) -> PackedLinear:
@@ -44,7 +45,7 @@ GROUPS = {
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("rows", [(1,), (2, 5)])
+@pytest.mark.parametrize("rows", [(1,), (2, 5), (int4.MANY + 3,)])
 def test_equal_to_the_dense_layer_within_bfloat16(
     device: torch.device, group: str, bias: bool, rows: tuple[int, ...]
 ) -> None:
@@ -70,6 +71,27 @@ def test_equal_to_the_dense_layer_within_bfloat16(
 def test_what_the_product_cannot_do_is_not_tried(packed: PackedLinear) -> None:
     assert not Int4Linear.fits(packed, CPU)
     assert not Int4Linear.fits(layer(GROUPS["128"]), torch.device("meta"))
+
+
+@pytest.mark.parametrize("group", ["32", "act-order"])
+def test_many_rows_meet_the_weight_unpacked_exactly(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = int4._lanes()
+    if not wide:
+        pytest.skip("on this CPU torch packs otherwise, and many rows are multiplied as few")
+    packed = layer(GROUPS[group])
+    made = Int4Linear(packed, CPU)
+    columns = torch.argsort(packed.group, stable=True)
+    pairs = made.scales_and_offsets.float()[torch.arange(IN) // made.group_size]  # [in, out, 2]
+    own = (pairs[..., 0] * (packed.levels[:, columns].T.float() - 8) + pairs[..., 1]).bfloat16()
+    assert torch.equal(made._dense(0, OUT, wide, torch.bfloat16), own)
+    assert torch.equal(made._dense(0, OUT, wide, torch.float32).bfloat16(), own)
+    assert int4._sooner() in (torch.bfloat16, torch.float32)
+    x = torch.randn(int4.MANY, IN, generator=torch.Generator().manual_seed(3)).bfloat16()
+    whole = made(x)
+    monkeypatch.setattr(int4, "_PIECE", 1)  # one block after the other
+    assert (made(x).float() - whole.float()).abs().max() <= whole.abs().max() / 128
+    monkeypatch.setattr(int4, "_lanes", lambda: 0)
+    assert (made(x) - whole).norm() / whole.norm() < 0.01
 
 
 class _Weights(Mapping[str, torch.Tensor]):

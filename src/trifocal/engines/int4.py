@@ -2,12 +2,16 @@
 
 A GPTQ or AWQ layer maps onto it exactly but for the rounding of scales and offsets to bfloat16:
 ``scale * (level - zero) = scale * (level - 8) + scale * (8 - zero)``. An act-order layer has its columns sorted by
-group, and its input likewise. Inputs and outputs of the product are bfloat16.
+group, and its input likewise. Inputs and outputs of the product are bfloat16. On a CPU that product costs by the row:
+long prompts unpack the weight piece by piece, once for all their rows.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 from torch import nn
@@ -18,6 +22,8 @@ __all__ = ["Int4Linear", "bind"]
 
 _GROUPS = (256, 128, 64, 32)  # columns a scale, as the product can have them
 _TILES = 8  # CUDA's innerKTiles
+MANY = 128  # rows from which on a CPU multiplies by an unpacked weight sooner than by a packed one
+_PIECE = 1 << 19  # numbers of a weight that are unpacked at once: more leave the cache, and are memory asked for anew
 
 
 class Int4Linear(nn.Module):
@@ -50,10 +56,39 @@ class Int4Linear(nn.Module):
         rows = x.reshape(-1, x.shape[-1])
         if self.order is not None:
             rows = rows[:, self.order]
-        product = _product(rows.to(torch.bfloat16), self.packed, self.group_size, self.scales_and_offsets)
+        rows = rows.to(torch.bfloat16)
+        if len(rows) >= MANY and self.packed.device.type == "cpu" and (wide := _wide(self.outputs)):
+            product = self._by_pieces(rows.to(_sooner()), wide)
+        else:
+            product = _product(rows, self.packed, self.group_size, self.scales_and_offsets)
         if self.bias is not None:
             product = product + self.bias
         return product.to(x.dtype).reshape(*x.shape[:-1], self.outputs)
+
+    def _by_pieces(self, rows: torch.Tensor, wide: int) -> torch.Tensor:
+        """The product of rows ``[rows, in]`` with the weight unpacked, some of its outputs after the other."""
+        inputs, product = rows.shape[1], rows.new_empty(len(rows), self.outputs)
+        step = max(1, _PIECE // (inputs * wide)) * wide
+        for first in range(0, self.outputs, step):
+            last = min(first + step, self.outputs)
+            product[:, first:last] = rows @ self._dense(first, last, wide, rows.dtype)
+        return product
+
+    def _dense(self, first: int, last: int, wide: int, dtype: torch.dtype) -> torch.Tensor:
+        """The weights of some outputs, ``[in, outputs]``.
+
+        Of ``wide`` outputs and one input a CPU has bytes whose low halves are the first outputs. A level with its
+        highest bit turned over, as the upper half of a byte, is the signed number ``16 * (level - 8)``.
+        """
+        own = self.packed.view(self.outputs // wide, -1, wide // 2)[first // wide : last // wide]
+        both = own.transpose(0, 1).bitwise_xor(0x88)  # [in, blocks, wide / 2]
+        halves = both.new_empty(*both.shape[:2], 2, wide // 2)
+        torch.mul(both, 16, out=halves[:, :, 0])  # what is beyond eight bits is lost
+        torch.bitwise_and(both, 0xF0, out=halves[:, :, 1])
+        groups, inputs = len(self.scales_and_offsets), len(both)
+        levels = halves.view(torch.int8).view(groups, -1, last - first).to(dtype)
+        scales, offsets = self.scales_and_offsets[:, first:last].movedim(-1, 0).to(dtype).contiguous()[:, :, None]
+        return torch.addcmul(offsets, levels, scales, value=1 / 16).view(inputs, last - first)
 
     @staticmethod
     def fits(layer: PackedLinear, device: torch.device) -> bool:
@@ -105,6 +140,37 @@ def _pack(levels: torch.Tensor) -> torch.Tensor:
         pairs = levels[:, 0::2] << 4 | levels[:, 1::2]
         tiled = torch.ops.aten._convert_weight_to_int4pack(pairs.contiguous(), _TILES)
     return tiled
+
+
+@cache
+def _lanes() -> int:
+    """How many outputs torch lays side by side on this CPU, half of them in the low halves of bytes; 0 if otherwise."""
+    levels = torch.randint(0, 16, (128, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    tiled = _pack(levels).flatten()
+    for wide in (64, 32):
+        low, high = levels.view(-1, 2, wide // 2, 32).unbind(1)
+        if torch.equal(tiled, (low | high << 4).transpose(1, 2).flatten()):
+            return wide
+    return 0
+
+
+@cache
+def _sooner() -> torch.dtype:
+    """The type in which this CPU multiplies many rows sooner, as measured: bfloat16 is the slower one on some."""
+    seconds: dict[torch.dtype, float] = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        rows, weight = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+        for _ in range(4):
+            began = time.perf_counter()
+            rows @ weight
+            seconds[dtype] = min(seconds.get(dtype, math.inf), time.perf_counter() - began)
+    return min(seconds, key=lambda dtype: seconds[dtype])
+
+
+def _wide(outputs: int) -> int:
+    """`_lanes` where so many outputs are whole blocks of it, else 0: then a weight is not unpacked."""
+    wide = _lanes()
+    return wide if wide and outputs % wide == 0 else 0
 
 
 def _product(rows: torch.Tensor, packed: torch.Tensor, group: int, scales_and_offsets: torch.Tensor) -> torch.Tensor:
