@@ -1,6 +1,6 @@
 """llama.cpp through Trifocal against llama.cpp by itself, and against our other engines: the same weights, one run.
 
-    python benchmarks/llamacpp.py CHECKPOINT [--threads 1] [--rounds 7] [--others] [-e NAME=VALUE ...]
+    python benchmarks/llamacpp.py CHECKPOINT [--threads 1] [--rounds 7] [--others] [--only decode] [-e NAME=VALUE ...]
 
 CHECKPOINT is a GGUF file, a folder, or the name of a shape with random weights (``llava-1.1b``), as GPTQ. Bursts of
 every way by turns, medians; the clock is the CPU time of the process with one thread (other work on the machine does
@@ -33,13 +33,18 @@ def main() -> None:
     ways = {"llama.cpp itself": Bare(ways["llamacpp through Trifocal"], asked.threads), **ways}
     if asked.others:
         ways |= {"native": Ours(asked, "native", []), "native, bfloat16": Ours(asked, "native", [], dtype="bfloat16")}
-    figures = {"decode": DECODED, f"prompt of {PROMPT}": PROMPT, f"{AT_ONCE} at once": AT_ONCE * DECODED}
+    figures = {
+        "decode": (Ours.decode.__name__, DECODED),
+        f"prompt of {PROMPT}": (Ours.prompt.__name__, PROMPT),
+        f"{AT_ONCE} at once": (Ours.together.__name__, AT_ONCE * DECODED),
+    }
+    figures = {name: told for name, told in figures.items() if asked.only in (None, told[0])}
     rates: dict[tuple[str, str], list[float]] = {(way, name): [] for way in ways for name in figures}
     foreign = Foreign()
     for burst in range(asked.rounds + 1):
-        for number, (name, count) in enumerate(figures.items()):
+        for name, (act, count) in figures.items():
             for way, engine in ways.items():
-                seconds = (engine.decode, engine.prompt, engine.together)[number](clock, 1000 * burst + 7)
+                seconds = getattr(engine, act)(clock, 1000 * burst + 7)
                 if burst:  # the first warms
                     rates[way, name].append(count / seconds)
     kind = "CPU time of one thread" if asked.threads == 1 else f"{asked.threads} threads, wall clock"
@@ -61,6 +66,7 @@ def arguments() -> Any:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--others", action="store_true")
+    parser.add_argument("--only", help="a figure: decode, prompt or together")
     parser.add_argument("-e", "--option", action="append", default=[])
     return parser.parse_args()
 

@@ -18,7 +18,7 @@ import needs
 from checkpoint_maker import llama_tokenizer, save_tokenizer
 from recipes import written
 from trifocal.engines.base import Engine
-from trifocal.engines.llamacpp import LlamaCpp, library, load
+from trifocal.engines.llamacpp import MOST_POSITIONS, LlamaCpp, library, load
 from trifocal.engines.recipe import Recipe
 from trifocal.engines.transformers import load as load_transformers
 from trifocal.errors import CheckpointError, EngineError, OutOfMemory, UnknownName, UsageError
@@ -162,6 +162,19 @@ def test_a_context_is_no_longer_than_a_window(folder: Path, caplog: pytest.LogCa
         engine = load(language, CPU, threads=1)
     assert engine.context == 64
     assert "sees 64 before it" in caplog.text
+    engine.close()
+
+
+def test_a_long_context_is_as_long_as_there_is_room_for(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    language = random_language(folder, model_type="llama", max_position_embeddings=1 << 20)
+    with caplog.at_level("WARNING", "trifocal"):
+        engine = load(language, CPU, threads=1)
+    assert engine.context == MOST_POSITIONS
+    assert f"{MOST_POSITIONS} positions, not {1 << 20}; -e context=N" in caplog.text
+    engine.close()
+    engine = load(language, CPU, threads=1, context=20000)
+    assert engine.context == 20000
+    assert (engine.state().positions or 0) < 21000
     engine.close()
 
 

@@ -28,7 +28,8 @@ __all__ = ["LlamaCpp", "load"]
 
 AT_ONCE = 4  # full contexts that the memory holds where nothing else is said
 BLOCK = 16  # positions, at least
-MOST_POSITIONS = 16384  # of the memory where nothing else is said: a step looks through all that are in use
+LEAST, MOST_POSITIONS = 4096, 16384  # of the memory where nothing else is said: a step looks through all in use
+POOL_BYTES = 1 << 30  # of keys and values where nothing else is said: llama.cpp takes them when it starts
 ROWS = 32  # requests in one step
 SEQUENCES = 160  # running ones and those in which blocks are kept
 PIECE = 128  # positions of prompts in a step beside streams
@@ -66,12 +67,13 @@ def load(
     """Loads a GGUF file's language half, or that of a folder, which becomes a GGUF file once.
 
     ``context`` caps the positions of prompt and answer, ``positions`` is how many the memory of keys and values holds
-    for all requests together (left out: four contexts, `MOST_POSITIONS` at most). ``threads`` are the CPU threads of
-    its own (left out: torch's, and no more than cores that this process may use). ``gpu_layers`` says how many layers
-    lie on a GPU (left out: all, where this build of llama.cpp has one and the placement is not the CPU). The
-    placement's precision is that of keys and values: float16, but float32 where that is asked for. ``quantise`` makes
-    another type of the matrices that are floats (``F32``, ``F16``, ``Q8_0`` or ``Q4_0``); left out, they stay as they
-    are. ``speculate`` lets it guess what an answer says next from what stands before it, while that is measured to pay.
+    for all requests together (left out: four contexts, as far as `MOST_POSITIONS` and `POOL_BYTES` allow). ``threads``
+    are the CPU threads of its own (left out: torch's, and no more than cores that this process may use).
+    ``gpu_layers`` says how many layers lie on a GPU (left out: all, where this build of llama.cpp has one and the
+    placement is not the CPU). The placement's precision is that of keys and values: float16, but float32 where that is
+    asked for. ``quantise`` makes another type of the matrices that are floats (``F32``, ``F16``, ``Q8_0`` or ``Q4_0``);
+    left out, they stay as they are. ``speculate`` lets it guess what an answer says next from what stands before it,
+    while that is measured to pay.
 
     Raises:
         CheckpointError: the file can't be loaded, or the folder can't become one.
@@ -127,8 +129,9 @@ def _started(recipe: Recipe, rounding: str | None, placement: Placement, gpu: in
     language = open_language(recipe)
     file = recipe.path if _is_ready(recipe, rounding) else made_of(language, rounding)
     began = time.perf_counter()
-    most = min(filter(None, (options.context, _trained(language))))
-    block, positions = _blocks(options.positions or (most if options.context else _roomy(most)))
+    keys = getattr(torch, placement.dtype) if placement.dtype != "auto" else torch.float16
+    most, positions = _room(language, options, keys)
+    block, positions = _blocks(positions)
     own = Context(
         file,
         Wishes(
@@ -136,7 +139,7 @@ def _started(recipe: Recipe, rounding: str | None, placement: Placement, gpu: in
             sequences=SEQUENCES,
             batch=ROWS + 4 * PIECE,
             threads=options.threads or min(_cores(), torch.get_num_threads()),
-            keys=getattr(torch, placement.dtype) if placement.dtype != "auto" else torch.float16,
+            keys=keys,
             gpu_layers=0 if gpu is None else -1 if options.gpu_layers is None else options.gpu_layers,
             gpu=gpu if gpu is not None and gpu >= 0 else None,
         ),
@@ -175,9 +178,21 @@ def _trained(language: Language) -> int:
     return min(context, window or context)
 
 
-def _roomy(context: int) -> int:
-    """The memory's positions where nothing is said."""
-    return max(context, min(AT_ONCE * context, MOST_POSITIONS))
+def _room(language: Language, options: _Options, keys: torch.dtype) -> tuple[int, int]:
+    """The positions of prompt and answer, and of the memory for all requests."""
+    context = _trained(language)
+    if options.context is not None:
+        context = min(context, options.context)
+        return context, max(context, options.positions or 0)
+    config = language.config
+    heads = int(config.get("num_attention_heads") or 32)
+    dim = int(config.get("head_dim") or config["hidden_size"] // heads)
+    wide = 2 * int(config.get("num_hidden_layers") or 32) * int(config.get("num_key_value_heads") or heads) * dim
+    fits = max(LEAST, POOL_BYTES // (wide * keys.itemsize))
+    positions = options.positions or min(AT_ONCE * context, MOST_POSITIONS, fits)
+    if positions < context:
+        log.warning("language model: a context of %d positions, not %d; -e context=N says another", positions, context)
+    return min(context, positions), positions
 
 
 def _blocks(positions: int) -> tuple[int, int]:
