@@ -81,12 +81,12 @@ export class Header {
 export function modelCard(info: Info): HTMLElement[] {
   return [
     h("h3", {}, info.name),
-    h("p", { class: "muted" }, `${info.family}, ${plural(info.context, "position")} of context. ${info.fit_words}`),
+    h("p", { class: "muted" }, `${info.family}${info.context === null ? "" : `, ${plural(info.context, "position")} of context`}. ${info.fit_words}`),
     h("ul", { class: "parts" }, ...info.parts.map((part) =>
       h("li", { class: `part ${part.part}` },
         h("span", { class: "part-dot", "aria-hidden": "true" }),
         h("div", {},
           h("strong", {}, NAMES[part.part]), h("span", { class: "muted" }, part.what),
-          h("span", { class: "part-place" }, `${part.device} · ${part.dtype} · ${megabytes(part.bytes)}`))))),
+          h("span", { class: "part-place" }, [part.device, part.dtype, part.bytes ? megabytes(part.bytes) : ""].filter(Boolean).join(" · ")))))),
   ];
 }

@@ -134,7 +134,8 @@ export interface Info {
   name: string;
   family: string;
   bundled: boolean;
-  context: number;
+  /** Null where another server has the model and does not tell. */
+  context: number | null;
   template: string;
   templates: string[];
   system: string;

@@ -106,7 +106,7 @@ class Served:
         self._model, longest = _served(self._peer, model)
         self.context = min(context or longest, longest)
         self._running, self._closed = 0, False
-        self.parts = (Part("language", f"{self._model} in {dialect.name}", base, "", 0),)
+        self.parts = (Part("language", f"{self._model} in {dialect.name}", "another server", "", 0),)
         self._try()
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[Token, None, None]:
