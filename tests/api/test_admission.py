@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import random
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,8 +15,9 @@ from live import Gated, error_of, make_llava, png, running, user
 
 from trifocal.api.admission import Admission
 from trifocal.api.errors import Refusal
+from trifocal.api.settings import hash_key
 from trifocal.engines.base import State
-from waiting import until
+from waiting import PATIENCE, until
 
 
 def tried(work: Coroutine[Any, Any, None]) -> None:
@@ -71,6 +74,80 @@ def test_who_leaves_while_waiting_leaves_nothing_behind() -> None:
         assert (admission.running, admission.waiting, admission.positions) == (0, 0, 0)
 
     tried(main())
+
+
+def test_a_place_is_taken_as_long_as_a_thread_works_for_it() -> None:
+    async def main(threads: ThreadPoolExecutor) -> None:
+        admission, gate = Admission(2, 2), threading.Event()
+        first, second = admission.enter("a"), admission.enter("b")
+        running = asyncio.create_task(first.during(threads, gate.wait, PATIENCE))
+        waiting = asyncio.create_task(second.during(threads, gate.wait, PATIENCE))  # there is one thread
+        await asyncio.sleep(0)
+        for task, place in ((running, first), (waiting, second)):
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            place.release()
+            place.release()
+        assert admission.waiting == 1  # what had not begun never will
+        gate.set()
+        while admission.waiting:
+            await asyncio.sleep(0.001)
+        assert (admission.running, admission.waiting) == (0, 0)
+
+    with ThreadPoolExecutor(1) as threads:
+        tried(asyncio.wait_for(main(threads), PATIENCE))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_happens_to_many_all_places_come_back(seed: int) -> None:
+    """Requests that leave, are refused, wait too long or give back twice, at odd moments."""
+    dice = random.Random(seed)
+
+    async def request(admission: Admission, caller: str) -> None:
+        try:
+            place = admission.enter(caller)
+        except Refusal:
+            return
+        try:
+            await place.run(dice.choice([0, 5, 40, 200]), dice.choice([0, 0, 0.001, 1]))
+            assert admission.running <= admission.slots
+            assert admission.running == 1 or admission.positions <= 100
+            for _ in range(dice.randrange(4)):
+                await asyncio.sleep(0)
+        except Refusal:
+            pass
+        finally:
+            place.release()
+            if dice.random() < 0.5:
+                place.release()
+
+    async def main() -> None:
+        admission = Admission(3, 40, per_caller=20, capacity=100)
+        tasks = []
+        for number in range(600):
+            tasks.append(asyncio.create_task(request(admission, "ab"[number % 2])))
+            if dice.random() < 0.3:
+                dice.choice(tasks[-20:]).cancel()
+            if dice.random() < 0.3:
+                await asyncio.sleep(0)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert not [task for task in tasks if not task.cancelled() and task.exception()]
+        assert (admission.running, admission.waiting, admission.positions) == (0, 0, 0)
+
+    tried(main())
+
+
+def test_whoever_has_his_answer_can_ask_again_at_once() -> None:
+    """With one request a key, a place that is given back behind the answer refuses the next question."""
+    key = "k" * 20
+    with running(keys=frozenset([hash_key(key)]), per_key=1) as live, live.client() as client:
+        client.headers["Authorization"] = f"Bearer {key}"
+        for _ in range(100):
+            assert client.post("/v1/internal/token-count", json={"text": "Hi"}).status_code == 200
+        for _ in range(20):
+            answer = {"messages": [user("Hi")], "max_tokens": 1}
+            assert client.post("/v1/chat/completions", json=answer).status_code == 200
 
 
 def test_readyz_tells_the_engines_truth() -> None:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from trifocal.api.errors import Refusal, server_busy, shutting_down
 
 __all__ = ["Admission", "Place"]
+
+Result = TypeVar("Result")
 
 
 class Place:
@@ -17,6 +23,7 @@ class Place:
     def __init__(self, admission: Admission, caller: str) -> None:
         self._admission, self._caller, self._held = admission, caller, True
         self._positions: int | None = None  # while it runs
+        self._work: Future[Any] | None = None
 
     @property
     def runs(self) -> bool:
@@ -32,11 +39,27 @@ class Place:
         await self._admission._turn(positions, wait)
         self._positions = positions
 
+    async def during(self, threads: Executor, work: Callable[..., Result], *values: Any) -> Result:
+        """The result of ``work``, done in a thread: as long as that is at it, the place is not given back.
+
+        A thread can't be stopped; whoever leaves meanwhile would let others in while it still works for him.
+        """
+        self._work = threads.submit(work, *values)
+        return await asyncio.shield(asyncio.wrap_future(self._work))
+
     def release(self) -> None:
-        """Gives it back; the longest waiting request gets it."""
-        if self._held:
+        """Gives it back, when no thread works for it any more; the longest waiting request gets it."""
+        if self._work is not None and not self._work.cancel() and not self._work.done():
+            loop = asyncio.get_running_loop()
+            self._work.add_done_callback(lambda _: _call_in(loop, self.release))
+        elif self._held:
             self._held = False
             self._admission._give_back(self._caller, self._positions)
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(function)
 
 
 @dataclass(slots=True, eq=False)

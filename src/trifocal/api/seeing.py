@@ -134,22 +134,16 @@ class Seeing(Host):
             raise shutting_down()
         pool = self.pools[request.scope["trifocal.needs"].pool]
         place = pool.admission.enter(caller_of(request))
-        work: asyncio.Future[Result] | None = None
 
         async def working() -> Result:
-            nonlocal work
             async with asyncio.timeout(self.settings.deadline):
                 await place.run(0, self.settings.queue_wait)
-                work = asyncio.get_running_loop().run_in_executor(pool.threads, do)
-                return await asyncio.shield(work)
+                return await place.during(pool.threads, do)
 
         try:
             return await while_connected(request, working())
         finally:
-            if work is None or work.done():
-                place.release()
-            else:  # a thread can't be stopped: the place is taken until it is done
-                work.add_done_callback(lambda _: place.release())
+            place.release()
 
     def looks(self, asked: _LooksRequest) -> list[dict[str, Any]]:
         """How pictures of these sizes will be seen in one prompt."""

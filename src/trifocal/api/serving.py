@@ -420,8 +420,8 @@ class Server(Host):
         async def working() -> Result:
             run = _Run(caller_of(request), stoppable=False)
             async with aclosing(self._run(run, begin, pool)) as results:
-                result: Result = await anext(results)
-                return result
+                found: list[Result] = [result async for result in results]  # to its end: then the place is free
+                return found[0]
 
         return await while_connected(request, working())
 
@@ -436,8 +436,7 @@ class Server(Host):
         async def begin(place: Place) -> Callable[[], Generator[Step, None, None]]:
             async with self._getting_ready() as patience:
                 drafts = await self._fetched(job.drafts)
-                loop = asyncio.get_running_loop()
-                prepared = await loop.run_in_executor(self._preparing, self._prepared, job, drafts, self.scope(caller))
+                prepared = await place.during(self._preparing, self._prepared, job, drafts, self.scope(caller))
                 await place.run(sum(asked.positions(job.answers) for asked in prepared), patience)
             return lambda: self._told(job, prepared)
 
