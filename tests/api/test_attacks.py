@@ -221,7 +221,17 @@ ATTACKS: dict[str, Callable[[], tuple[str, bytes]]] = {
     **{f"fat: {name}": lambda data=data: (CHAT, pictured(data)) for name, data in FAT.items()},  # type: ignore[misc]
     **{f"bomb: {name}": lambda data=data: (CHAT, pictured(data)) for name, (data, _) in BOMBS.items()},  # type: ignore[misc]
 }
-KEPT = (214, 235, 255, 455)  # numbers of generated ones that were over a bound once, or nearly
+KEPT = (
+    214,
+    235,
+    255,
+    455,
+    691,
+    780,
+    1048,
+    1162,
+    1648,
+)  # numbers of generated ones that were over a bound once, or nearly
 DECODED = {"16 bits": 4 * 7990 * 8000}  # bytes of pixels that a request is told to hold
 
 

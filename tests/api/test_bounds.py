@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Generator
 from contextlib import ExitStack
 from typing import Any
@@ -223,3 +224,22 @@ def test_whatever_an_engine_raises_the_client_is_told_and_the_server_lives(
         assert client.get("/readyz").status_code == 200
         assert "secret" not in text
     assert "Traceback" not in capfd.readouterr().err
+
+
+LISTS = {
+    "messages": (CHAT, {"messages": [1] * 49_000}),
+    "parts": (CHAT, {"messages": [user(*[{"type": "text"}] * 24_000)]}),
+    "stops": (CHAT, {"messages": [user("Hi")], "stop": [1] * 49_000}),
+    "tokens": ("/v1/internal/decode", {"tokens": ["x"] * 49_000}),
+    "a history": ("/api/v1/chat", {"user_input": "x", "history": {"internal": [1] * 1000}}),
+    "another's turns": ("/v1/messages", {"model": "echo", "max_tokens": 1, "messages": [{"role": 1}] * 20_000}),
+    "items": ("/v1/responses", {"input": [{"type": "message"}] * 1000}),
+    "the page's": ("/page/api/count", {"messages": [{}] * 20_000}),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_of_a_list_the_first_bad_member_is_told_and_no_other_is_looked_at(name: str, client: httpx.Client) -> None:
+    path, body = LISTS[name]
+    message = error_of(client.post(path, json=body))["message"]
+    assert int((re.findall(r"\((\d+) more\)", message) or ["0"])[0]) < 40, message

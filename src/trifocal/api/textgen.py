@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import Response
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema
 from starlette.websockets import WebSocketState
 
 from trifocal.api.errors import explain, refuse
 from trifocal.api.needs import needs
 from trifocal.api.serving import Job, Server, Serving, caller_of
-from trifocal.api.wire import Draft, Json, Tagged, dump, invalid
+from trifocal.api.wire import Draft, Json, Tagged, dump, hasty, invalid
 from trifocal.messages import Sampling
 
 __all__ = ["ChatRequest", "GenerateRequest", "router"]
@@ -29,6 +30,11 @@ class Lenient(BaseModel):
     """A body as those clients send it: numbers may come as text, but no field is unknown."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """The rules, in which a list is read up to its first bad member."""
+        return hasty(handler(source))
 
 
 class Parameters(Lenient):
