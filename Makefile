@@ -18,7 +18,7 @@ QUESTION ?= What is in this picture?
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-clients test-engines page screenshots matrix chromium test-hostile check unit wheel lock format clean install install-test
+.PHONY: run test sbom licences audit fuzz test-safety test-clients test-engines page screenshots matrix chromium test-hostile check unit wheel lock format clean install install-test
 .DEFAULT_GOAL := run
 
 run: install
@@ -97,6 +97,29 @@ wheel: install
 	rm -rf build/one build/two
 	for at in one two; do $(BIN)/pip wheel -q --no-deps --no-build-isolation -w build/$$at .; done
 	cmp build/one/*.whl build/two/*.whl && mkdir -p dist && cp build/one/*.whl dist/ && sha256sum dist/*.whl
+
+# what a release is made of (CycloneDX), and every licence in it
+sbom: install
+	@mkdir -p dist && $(BIN)/python requirements/supply.py sbom > dist/trifocal.cdx.json && echo dist/trifocal.cdx.json
+
+licences: install-test
+	@$(BIN)/python requirements/supply.py licences
+
+# known vulnerabilities of what is locked; asks the registry for its advisories
+audit: install
+	$(BIN)/pip install -q pip-audit
+	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements/run.lock
+
+# what guards the promises of SECURITY.md, apart from the rest: with docs/security.md, minutes
+test-safety: install-test
+	$(BIN)/pytest -n 2 --dist loadfile tests/test_fuzz.py tests/test_growth.py tests/test_encoded.py tests/test_supply.py \
+	tests/test_bans.py tests/api/test_attacks.py tests/api/test_bounds.py tests/api/test_doors.py tests/api/test_fetch.py \
+	tests/api/test_hostile.py tests/api/test_load.py tests/api/test_scopes.py tests/api/test_slow.py tests/conversation/test_jinja.py \
+	tests/api/test_failpoints.py tests/api/test_strict_json.py tests/checkpoints/test_damaged.py
+
+# every reader of strangers' bytes against damaged ones, at full size: half an hour; what is found is kept in tests/corpus
+fuzz: install-test
+	TRIFOCAL_FULL=1 $(BIN)/pytest -s tests/test_fuzz.py
 
 lock: $(VENV)/torch-$(TORCH)
 	$(BIN)/pip install -q uv

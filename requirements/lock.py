@@ -14,14 +14,15 @@ from pathlib import Path
 HERE = Path(__file__).parent
 TORCH = "torch==2.13.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+CUDA = ("torch==", "triton==", "nvidia-", "cuda-")  # what the CPU build does not need
 BUILD = ["hatchling", "editables"]  # what an editable install without build isolation needs
 
 
 def compile_lock(name: str, *extras: str, against: str | None = None) -> None:
-    """Resolves the project with some extras for Python 3.11 and writes ``name``.lock with hashes."""
+    """Resolves the project with some extras, for every system and Python, and writes ``name``.lock with hashes."""
     out = HERE / f"{name}.lock"
     command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "-", "--generate-hashes"]
-    command += ["--python-version", "3.11", "--no-header", "--no-annotate", "--no-emit-package", "torch", "--quiet"]
+    command += ["--universal", "--python-version", "3.11", "--no-header", "--no-annotate", "--quiet"]
     for extra in extras:
         command += ["--extra", extra]
     if against:
@@ -29,7 +30,17 @@ def compile_lock(name: str, *extras: str, against: str | None = None) -> None:
     command += ["--output-file", str(out), "--upgrade"]
     wanted = "\n".join([*BUILD, TORCH])
     subprocess.run(command, input=wanted, text=True, check=True, cwd=HERE.parent)
+    out.write_text(without(out.read_text(), CUDA))
     print(f"{out.name}: {sum('==' in line for line in out.read_text().splitlines())} packages")
+
+
+def without(lock: str, beginnings: tuple[str, ...]) -> str:
+    """A lock without the packages whose lines begin so, and their hashes."""
+    kept, drop = list[str](), False
+    for line in lock.splitlines(keepends=True):
+        drop = line.startswith(beginnings) if not line[0].isspace() else drop
+        kept += [] if drop else [line]
+    return "".join(kept)
 
 
 def compile_clients() -> None:
