@@ -19,6 +19,8 @@ export function adviceFor(status: number, code: string): string {
     context_length_exceeded: "Leave earlier pictures out with the eye on them, shorten the question, or start a new chat.",
     request_too_large: "Send fewer or smaller pictures at once.",
     server_busy: "The server answers somebody else. Try again in a moment; your question is kept.",
+    model_loading: "It goes on loading. Try again in a moment; your question is kept.",
+    model_failed: "Choose another model at the top, or see the server's log.",
     insufficient_memory: "The server has no memory for this now. Try again with fewer pictures.",
     invalid_api_key: "Enter the key that the server was started with.",
     timeout: "Ask for a shorter answer, or raise the server's --deadline.",

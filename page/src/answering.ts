@@ -12,6 +12,7 @@ import { answerOf, freshAnswer, keptPictures } from "./types";
 import { MissingPicture, bytesOf, messagesOf, whole } from "./wire";
 import type { Source } from "./wire";
 
+const LOOK_EVERY = 1000; // milliseconds between two looks at whether the model that is asked is there
 const SAVE_EVERY = 600; // milliseconds between two savings of an answer that grows
 
 /** An answer that this tab is writing. */
@@ -30,6 +31,10 @@ export interface AnsweringEvents {
   keyNeeded: () => void;
   info: () => Info | null;
   settings: (conversation: Conversation) => Settings;
+  /** The model that a conversation asks; null where the server has but one. */
+  model: (conversation: Conversation) => string | null;
+  /** An answer waits for its model to be loaded. */
+  loading: (run: Run, model: string) => void;
 }
 
 export class Answering {
@@ -96,7 +101,7 @@ export class Answering {
     const info = this.on.info();
     const place = info?.places?.[template ?? info.template] ?? "first";
     await this.store.fetch(turns.flatMap((turn) => (turn.role === "user" ? keptPictures(turn) : [])));
-    return { messages: await messagesOf(turns, system, place, this.store, source), images: allImages ? "all" : "last", template };
+    return { messages: await messagesOf(turns, system, place, this.store, source), images: allImages ? "all" : "last", template, model: this.on.model(conversation) };
   }
 
   private async stream(conversation: Conversation, run: Run, more: boolean): Promise<Partial<Answer>> {
@@ -113,12 +118,21 @@ export class Answering {
       saved = performance.now();
       void this.keep(run, {}).then((kept) => kept ?? run.stop.abort()); // its chat is gone
     };
+    const looking = setInterval(() => void this.lookForModel(run, asked.model), LOOK_EVERY);
     try {
       const sampling = seeded(this.on.settings(conversation).sampling);
       return { outcome: await api.chat({ ...asked, sampling }, grow, run.stop.signal), edited: false };
     } catch (error) {
       throw error instanceof ApiError ? named(error, asked, turns, this.store) : error;
+    } finally {
+      clearInterval(looking);
     }
+  }
+
+  private async lookForModel(run: Run, model: string | null): Promise<void> {
+    if (model === null || run.text) return;
+    const phase = await api.phase(model).catch(() => "ready");
+    if (phase !== "ready" && !run.text && this.runs.get(run.turn) === run) this.on.loading(run, model);
   }
 
   private keep(run: Run, end: Partial<Answer>): Promise<Conversation | null> {

@@ -68,9 +68,15 @@ export class AnswerView {
     });
   }
 
+  /** Says what the answer waits for, beside the lenses that turn. */
+  wait(words: string): void {
+    const lenses = this.element.querySelector(".waiting");
+    if (lenses && !this.element.querySelector(".waits-for")) lenses.after(h("span", { class: "waits-for muted", role: "status" }, words));
+  }
+
   /** Shows the text of an answer that grows. */
   grow(text: string): void {
-    this.element.querySelector(".waiting")?.remove();
+    for (const wait of this.element.querySelectorAll(".waiting, .waits-for")) wait.remove();
     this.written.set(text, false);
   }
 

@@ -67,8 +67,17 @@ async function refusal(response: Response): Promise<ApiError> {
   return new ApiError(message, response.status, told.code ?? "", wait > 0 ? wait : null, told.param ?? null);
 }
 
-export async function info(): Promise<Info> {
-  return (await (await ask("/page/api/info")).json()) as Info;
+/** What a model is; one that is named is loaded for it, another is told of as it is. */
+export async function info(model?: string): Promise<Info> {
+  return (await (await ask(`/page/api/info${model ? `?model=${encodeURIComponent(model)}` : ""}`)).json()) as Info;
+}
+
+export type Phase = "ready" | "loading" | "away";
+
+/** How a model is now. */
+export async function phase(model: string): Promise<Phase> {
+  const { models } = (await (await ask("/page/api/models")).json()) as { models: { name: string; phase: Phase }[] };
+  return models.find((each) => each.name === model)?.phase ?? "away";
 }
 
 export async function alive(): Promise<boolean> {
@@ -84,14 +93,16 @@ export interface Asked {
   messages: WireMessage[];
   images: "all" | "last";
   template: string | null;
+  /** Null where the server has but one. */
+  model: string | null;
 }
 
 export async function count(asked: Asked & { max_tokens: number | null }, signal: AbortSignal): Promise<Count> {
   return (await (await ask("/page/api/count", slim(asked), signal)).json()) as Count;
 }
 
-export async function preview(image: string): Promise<Preview> {
-  return (await (await ask("/page/api/preview", { image })).json()) as Preview;
+export async function preview(image: string, model: string | null): Promise<Preview> {
+  return (await (await ask("/page/api/preview", slim({ image, model }))).json()) as Preview;
 }
 
 export async function explain(asked: Asked): Promise<Look> {
@@ -103,6 +114,7 @@ function slim(asked: object): object {
 }
 
 interface Event {
+  model?: string;
   choices?: { delta?: { content?: string }; finish_reason?: string | null }[];
   usage?: {
     prompt_tokens: number;
@@ -122,6 +134,7 @@ export async function chat(
   const started = performance.now();
   const { stop, ...sampling } = asked.sampling;
   const body = slim({
+    model: asked.model,
     messages: asked.messages,
     stream: true,
     stream_options: { include_usage: true },
@@ -131,6 +144,7 @@ export async function chat(
   });
   const response = await ask("/v1/chat/completions", body, signal);
   const outcome: Outcome = {
+    model: "",
     finish: "",
     promptTokens: 0,
     imageTokens: 0,
@@ -149,6 +163,7 @@ export async function chat(
       outcome.firstToken ||= (performance.now() - started) / 1000;
       grow(piece);
     }
+    outcome.model = event.model ?? outcome.model;
     outcome.finish = choice?.finish_reason ?? outcome.finish;
     outcome.promptTokens = event.usage?.prompt_tokens ?? outcome.promptTokens;
     outcome.completionTokens = event.usage?.completion_tokens ?? outcome.completionTokens;

@@ -67,7 +67,7 @@ export class OpenChat {
   }
 
   /** Adds a question and its answer, which this tab will write; `instead` is the question that they replace, with what follows it. */
-  async say(pieces: Piece[], instead: string | null): Promise<AssistantTurn | null> {
+  async say(pieces: Piece[], instead: string | null, model: string | null): Promise<AssistantTurn | null> {
     const question: UserTurn = { role: "user", id: newId(), at: Date.now(), pieces, leftOut: [] };
     const answer: AssistantTurn = { role: "assistant", id: newId(), answers: [freshAnswer(this.tab)], shown: 0 };
     let gone: Turn[] = [];
@@ -78,6 +78,7 @@ export class OpenChat {
       if (old?.role === "user") question.leftOut = old.leftOut.filter((id) => picturesOf(pieces).includes(id));
       found.turns.push(question, answer);
       found.updated = Date.now();
+      found.model ??= model; // from its first question on
       if (!found.named && found.turns.length === 2) found.title = titleOf(question);
     });
     if (gone.length) {
@@ -138,12 +139,17 @@ export class OpenChat {
     else this.conversation.settings = settings;
   }
 
+  async setModel(model: string): Promise<void> {
+    if (this.kept) await this.edit((found) => (found.model = model));
+    else this.conversation.model = model;
+  }
+
   /** A new chat with all that stands up to a turn. */
   async branch(turn: AssistantTurn): Promise<void> {
     const { turns, title } = this.conversation;
     const upTo = turns.slice(0, turns.findIndex((each) => each.id === turn.id) + 1);
     const copies = structuredClone(upTo).map((each): Turn => (each.role === "user" ? each : { ...each, answers: [answerOf(each)], shown: 0 }));
-    const made = { ...freshConversation(this.conversation.settings), title: `${title} (2)`, named: true, turns: copies };
+    const made = { ...freshConversation(this.conversation.settings), model: this.conversation.model, title: `${title} (2)`, named: true, turns: copies };
     await this.store.restore(made);
     this.show(made);
     toast("A new chat goes on from here; the old one stays as it was.");

@@ -5,6 +5,7 @@ import type { Preset, Settings } from "./types";
 import { PLAIN } from "./types";
 
 const SETTINGS = "trifocal.settings";
+const MODEL = "trifocal.model";
 const PRESETS_ = "trifocal.presets";
 
 export function read(name: string): string | null {
@@ -50,6 +51,15 @@ export function ownPresets(): Preset[] {
 
 export function keepPresets(presets: readonly Preset[]): void {
   write(PRESETS_, JSON.stringify(presets));
+}
+
+/** The model that new chats ask, where a server offers several. */
+export function modelOfNewChats(): string | null {
+  return read(MODEL);
+}
+
+export function keepModelOfNewChats(name: string): void {
+  write(MODEL, name);
 }
 
 /** The chat that this tab shows; a new tab begins with the one that was open last. */

@@ -26,6 +26,7 @@ export function costs(outcome: Outcome): HTMLElement {
 
 function rows(outcome: Outcome): [string, string][] {
   return [
+    ...(outcome.model ? [["model", outcome.model] as [string, string]] : []),
     ["first token", seconds(outcome.firstToken)],
     ...Object.entries(outcome.timings).map(([step, value]): [string, string] => [STEPS[step] ?? step, seconds(value)]),
     ["prompt", plural(outcome.promptTokens, "position")],

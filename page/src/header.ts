@@ -14,6 +14,15 @@ export interface HeaderActions {
   rename: (title: string) => void;
   exportChat: () => void;
   removeChat: () => void;
+  choose: (model: string) => void;
+}
+
+/** What the header shows of the model. */
+export interface Shown {
+  info: Info | null;
+  /** The model that the chat asks; null where there is but one. */
+  model: string | null;
+  loading: boolean;
 }
 
 export class Header {
@@ -22,9 +31,11 @@ export class Header {
   private readonly model = h("button", { type: "button", class: "model-button", hidden: true });
   private readonly chat: HTMLButtonElement;
   private info: Info | null = null;
+  private models: readonly string[] = [];
+  private chosen = "";
 
   constructor(private readonly on: HeaderActions) {
-    opens(this.model, "The model", () => (this.info ? modelCard(this.info) : []));
+    opens(this.model, "The model", () => [...this.choices(), ...(this.info ? modelCard(this.info) : [])]);
     this.chat = opens(h("button", { type: "button", class: "icon-button", "aria-label": "This chat", title: "This chat" }, icon("more")), "This chat", () => this.menu());
     this.element = h("header", { class: "top" },
       iconButton("menu", "Chats", on.chats, { class: "only-small", "aria-controls": "talks" }),
@@ -34,17 +45,29 @@ export class Header {
       iconButton("tune", "Settings", on.settings, { "aria-controls": "settings", "aria-expanded": "false", id: "settings-button" }));
   }
 
-  draw(title: string, info: Info | null, kept: boolean): void {
+  draw(title: string, { info, model, loading }: Shown, kept: boolean): void {
     this.title.textContent = title || "New chat";
     this.title.title = title;
     this.chat.hidden = !kept;
-    this.info = info;
+    const name = model ?? info?.name ?? "";
+    this.info = info?.name === name ? info : null;
+    this.models = info?.models ?? [];
+    this.chosen = name;
     this.model.hidden = !info;
-    if (info && this.model.dataset.name !== info.name) {
-      this.model.dataset.name = info.name;
-      this.model.replaceChildren(logo(), h("span", {}, info.name));
-      this.model.setAttribute("aria-label", `The model: ${info.name}`);
-    }
+    const words = loading ? `${name}, loading…` : name;
+    if (this.model.dataset.words === words) return;
+    this.model.dataset.words = words;
+    this.model.replaceChildren(logo(), h("span", {}, words));
+    this.model.setAttribute("aria-label", `The model: ${words}`);
+    this.model.setAttribute("aria-busy", String(loading));
+  }
+
+  /** Where there are several, one button each. */
+  private choices(): HTMLElement[] {
+    if (this.models.length < 2) return [];
+    return [h("div", { class: "models", role: "group", "aria-label": "Models" }, ...this.models.map((name) =>
+      h("button", { type: "button", class: "menu-item", "aria-pressed": String(name === this.chosen), "data-closes": "", onClick: () => this.on.choose(name) },
+        name === this.chosen ? icon("check") : h("span", { class: "icon" }), h("span", {}, name))))];
   }
 
   private menu(): HTMLElement[] {

@@ -5,7 +5,7 @@ import { Answering, begin } from "./answering";
 import type { Run } from "./answering";
 import * as api from "./api";
 import { OpenChat } from "./chat";
-import { keepSettingsOfNewChats, settingsOfNewChats } from "./choices";
+import { keepModelOfNewChats, keepSettingsOfNewChats, settingsOfNewChats } from "./choices";
 import { Composer } from "./composer";
 import { Connection } from "./connection";
 import { Counting, NOTHING } from "./counting";
@@ -40,7 +40,7 @@ class App {
   private readonly tabs = new Tabs((news) => void this.hear(news));
   private readonly chat: OpenChat;
   private readonly answering: Answering;
-  private readonly connection = new Connection(() => this.connected());
+  private readonly connection = new Connection(() => this.connected(), () => this.modelChanged());
   private readonly composer: Composer;
   private readonly adding: Adding;
   private readonly counting: Counting;
@@ -72,6 +72,8 @@ class App {
       keyNeeded: () => void this.connection.askKey(),
       info,
       settings: (conversation) => conversation.settings ?? settingsOfNewChats(),
+      model: (conversation) => this.connection.modelOf(conversation.model),
+      loading: (run, model) => run.conversation === this.chat.id && this.transcript.wait(run.turn, `${model} is being loaded…`),
     });
     this.composer = new Composer(this.store, {
       change: () => this.written(),
@@ -91,6 +93,7 @@ class App {
       rename: (title) => this.rename(this.chat.id, title),
       exportChat: () => void this.exportChat(),
       removeChat: () => void this.remove(this.chat.id),
+      choose: (model) => this.choose(model),
     });
     this.panel = this.makePanel();
     const toEnd = h("div", { class: "to-end-place" });
@@ -188,6 +191,12 @@ class App {
   // ------------------------------------------------------------------ what happens elsewhere
 
   private connected(): void {
+    this.modelChanged();
+    void this.connection.use(this.model, false);
+    void this.answering.askWaiting();
+  }
+
+  private modelChanged(): void {
     const { info } = this.connection;
     if (!info) return;
     this.transcript.explains = info.engine.explains || (info.engine.explains_not ?? "This engine can't tell where it looked.");
@@ -195,7 +204,18 @@ class App {
     this.panel.draw();
     this.draw();
     this.recount();
-    void this.answering.askWaiting();
+  }
+
+  /** The model that the open chat asks; null where the server has but one. */
+  private get model(): string | null {
+    return this.connection.modelOf(this.chat.conversation.model);
+  }
+
+  /** Has the open chat, and every new one, ask this model from now on. */
+  private choose(model: string): void {
+    keepModelOfNewChats(model);
+    announce(`This chat asks ${model} now`);
+    void this.chat.setModel(model).then(() => this.connection.use(model, true));
   }
 
   private async hear(news: News): Promise<void> {
@@ -254,7 +274,7 @@ class App {
     this.editing = null;
     this.composer.pieces = editing?.before ?? [];
     this.drawNotices();
-    const answer = await this.chat.say(pieces, editing?.turn ?? null);
+    const answer = await this.chat.say(pieces, editing?.turn ?? null, this.model);
     if (id === this.chat.id) this.saveDraftNow();
     if (!answer) return;
     this.follower.toEnd();
@@ -356,6 +376,7 @@ class App {
     if (conversation.turns.length) this.follower.toEnd();
     else this.follower.toStart();
     this.panel.draw();
+    void this.connection.use(this.model, false);
     await this.takeDraft(true, typed);
     this.composer.focus();
     this.recount();
@@ -416,7 +437,7 @@ class App {
 
   private show(id: string, straight = false): void {
     const picture = this.store.picture(id);
-    if (picture) pictureDialog(picture, this.store.url(id), () => whole(picture).then(api.preview), straight);
+    if (picture) pictureDialog(picture, this.store.url(id), () => whole(picture).then((data) => api.preview(data, this.model)), straight);
   }
 
   // ------------------------------------------------------------------ drawing
@@ -435,6 +456,12 @@ class App {
   private async count(): Promise<void> {
     const { conversation } = this.chat;
     if (this.answering.in(conversation.id)) return;
+    // a chat that is only read loads no model; once somebody writes in it, its model counts
+    if (this.composer.empty && !(await this.connection.isReady())) return this.meter.show(null, []);
+    if (!this.connection.isRight) {
+      this.meter.show(null, []);
+      return this.connection.use(this.model, true);
+    }
     const draft = this.composer.empty ? [] : trimmed(this.composer.pieces);
     const leftOut = await this.counting.count(conversation, draft, this.editing?.turn ?? null, this.settings.sampling.max_tokens);
     if (!leftOut || conversation.id !== this.chat.id) return;
@@ -444,7 +471,8 @@ class App {
 
   private draw(): void {
     const { conversation } = this.chat;
-    this.header.draw(conversation.title, this.connection.info, this.chat.isKept);
+    const { model } = this;
+    this.header.draw(conversation.title, { info: this.connection.info, model, loading: model !== null && this.connection.loading === model }, this.chat.isKept);
     this.transcript.draw(conversation.turns, this.leftOut);
     const wanted = conversation.turns.length ? this.transcript.element : this.welcomed();
     if (this.frame.content.firstChild !== wanted) this.frame.content.replaceChildren(wanted);

@@ -41,6 +41,7 @@ export function soundConversation(value: unknown): Conversation | null {
     updated: time(value.updated) || Date.now(),
     turns,
     settings: soundSettings(value.settings),
+    model: text(value.model),
     origin: text(value.origin),
   };
 }
@@ -101,6 +102,7 @@ function soundOutcome(value: unknown): Outcome | null {
   if (!isObject(value)) return null;
   const timings = isObject(value.timings) ? Object.entries(value.timings).map(([step, took]) => [step.slice(0, 40), number(took)]) : [];
   return {
+    model: text(value.model) ?? "",
     finish: text(value.finish) ?? "",
     promptTokens: number(value.promptTokens),
     imageTokens: number(value.imageTokens),

@@ -51,6 +51,11 @@ export class Transcript {
     this.forget(new Set(turns.map((turn) => turn.id)));
   }
 
+  /** Says what an answer waits for. */
+  wait(turn: string, words: string): void {
+    this.answers.get(turn)?.wait(words);
+  }
+
   /** Shows the text of an answer that grows. */
   grow(turn: string, text: string): void {
     this.answers.get(turn)?.grow(text);

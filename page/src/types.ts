@@ -21,6 +21,8 @@ export interface Timings {
 
 /** How an answer ended and what it cost, as the server told it. */
 export interface Outcome {
+  /** Who answered. */
+  model: string;
   finish: string;
   promptTokens: number;
   imageTokens: number;
@@ -86,6 +88,8 @@ export interface Conversation {
   turns: Turn[];
   /** Its own settings; null where it takes those of every new chat. */
   settings: Settings | null;
+  /** The model that it asks, where the server offers several; null where it asks that of every new chat. */
+  model: string | null;
   /** What it was imported as, so that the same file is not everything twice. */
   origin: string | null;
 }
@@ -132,6 +136,8 @@ export interface Sample {
 
 export interface Info {
   name: string;
+  /** All that the server offers. */
+  models: string[];
   family: string;
   bundled: boolean;
   /** Null where another server has the model and does not tell. */
@@ -226,7 +232,7 @@ export function newId(): string {
 }
 
 export function freshConversation(settings: Settings | null = null): Conversation {
-  return { id: newId(), title: "", named: false, updated: Date.now(), turns: [], settings, origin: null };
+  return { id: newId(), title: "", named: false, updated: Date.now(), turns: [], settings, model: null, origin: null };
 }
 
 export function freshAnswer(writer: string | null): Answer {

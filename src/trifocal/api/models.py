@@ -233,7 +233,7 @@ class Models(Generic[Server]):
             elif turn.done() and not turn.cancelled() and turn.exception() is None:
                 entry.uses -= 1  # it came in the very moment in which we left
             if isinstance(error, TimeoutError):
-                words = f"{entry.offer.name} is loading; come back in a moment"
+                words = f"the model {entry.offer.name} is loading; come back in a moment"
                 raise server_busy("model_loading", words) from error
             raise
 
@@ -252,7 +252,7 @@ class Models(Generic[Server]):
             except Exception as error:
                 log.exception("%s can't be loaded", entry.offer.name)
                 told = explain(error)
-                refusal = Refusal(503, "model_failed", f"{entry.offer.name} can't be loaded: {told.message}")
+                refusal = Refusal(503, "model_failed", f"the model {entry.offer.name} can't be loaded: {told.message}")
             turns, entry.turns = entry.turns, []
             for turn in turns:
                 if turn.done():
