@@ -172,3 +172,9 @@ def test_what_was_guessed_changes_no_draw(ahead: int) -> None:
             ]
             for each in scores[at][: came + 1]:
                 pick(each[None], [alone[at]])
+
+
+def test_of_equal_scores_the_first_id_is_told() -> None:
+    logits = torch.zeros(2, 300)
+    logits[0, [17, 40]] = 2.0
+    assert [token.id for token in pick(logits, [Drawing(Sampling()), Drawing(Sampling())])] == [17, 0]

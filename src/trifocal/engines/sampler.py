@@ -187,7 +187,7 @@ def _picked(logits: torch.Tensor, rows: Sequence[Drawing], ahead: Sequence[int])
 def _drawn_ids(logits: torch.Tensor, rows: Sequence[Drawing], ahead: Sequence[int]) -> torch.Tensor:
     """Ids, and whether they come from finite logits, ``[2, rows]``, on the device."""
     scores = _allowed(_penalised(logits.float(), rows), rows)
-    best, ids = scores.max(-1)  # [rows] each
+    best, ids = _largest(scores)  # [rows] each
     drawn = [at for at, row in enumerate(rows) if not row.sampling.greedy]
     if drawn:
         where = _put(drawn, ids.device)
@@ -198,6 +198,15 @@ def _drawn_ids(logits: torch.Tensor, rows: Sequence[Drawing], ahead: Sequence[in
 
 def _token(token: int, sound: int) -> Picked:
     return Token(token) if sound else EngineError(_NOT_FINITE)
+
+
+def _largest(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest score of each row of ``[rows, vocabulary]``, and the first id that has it."""
+    if scores.device.type != "cpu":
+        best, ids = scores.max(-1)
+        return best, ids
+    ids = torch.from_numpy(scores.numpy().argmax(-1))  # a tenth of the time of torch's own
+    return scores.gather(-1, ids[:, None])[:, 0], ids
 
 
 _MOST = 1e30  # what an extreme penalty makes of a score at most
