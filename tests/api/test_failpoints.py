@@ -217,9 +217,9 @@ class Sweep:
 
 
 @pytest.fixture(scope="module")
-def sweep() -> Iterator[Sweep]:
+def sweep(hf15: Path) -> Iterator[Sweep]:
     names = [f"failpoint-{at:08}" for at in range(3000)]
-    with load() as llava:
+    with load(checkpoint=str(hf15)) as llava:
         keys = frozenset(map(hash_key, names))
         with running(llava, keys=keys, slots=2) as live:
             for pool in live.server.pools.values():  # threads start when they are wanted; here they are counted
@@ -263,16 +263,16 @@ def test_a_leak_would_be_found(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("at", [1, 2, -1])
-def test_a_load_that_fails_holds_nothing_and_the_next_one_loads(at: int) -> None:
+def test_a_load_that_fails_holds_nothing_and_the_next_one_loads(hf15: Path, at: int) -> None:
     where = "trifocal.weights.tensors:Weights.__getitem__"
-    with planted(where) as counted, load():
+    with planted(where) as counted, load(checkpoint=str(hf15)):
         pass
     gc.collect()
     held = Held.now()
     with planted(where, at % (counted.turns + 1)) as point, pytest.raises(RuntimeError, match="planted"):
-        load()
+        load(checkpoint=str(hf15))
     assert point.turns
     gc.collect()
     assert Held.now() == held
-    with load() as llava:
+    with load(checkpoint=str(hf15)) as llava:
         assert llava.state().phase == "ready"
