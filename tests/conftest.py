@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRIFOCAL_LOG"] = "no"  # nothing is written into the log of whoever runs the tests
 
+import gc
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,12 @@ from trifocal.images import Image, from_pil
 
 torch.set_num_threads(1)
 logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collector need not look through a million objects of torch again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
