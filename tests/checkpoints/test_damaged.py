@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -490,7 +491,14 @@ def rebuilt(sizes: tuple[int, ...]) -> Spoil:
 
 def squeezed(folder: Path) -> None:
     """A pickle's zip whose content is squeezed: two thousand times larger when it is opened."""
-    zipped(folder / BIN, b"\x80\x02}." + bytes(1 << 30), packing=zipfile.ZIP_DEFLATED)
+    (folder / BIN).write_bytes(bomb())
+
+
+@cache
+def bomb() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        zipped(Path(folder, BIN), b"\x80\x02}." + bytes(1 << 30), packing=zipfile.ZIP_DEFLATED)
+        return Path(folder, BIN).read_bytes()
 
 
 PICKLES = {
