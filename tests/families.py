@@ -31,7 +31,7 @@ from layouts import (
     save_lora,
     save_original,
 )
-from logits import ends_of
+from logits import ends_of, greedy
 from trifocal.images import Image
 from trifocal.model.llava import Llava
 from trifocal.placement import Placement
@@ -55,18 +55,9 @@ class Pair:
         seen = self.made.model.get_image_features(**inputs_of(self, images))
         return list(getattr(seen, "pooler_output", seen))
 
-    def greedy(self, ids: torch.Tensor, inputs: dict[str, torch.Tensor], count: int = 64) -> list[int]:
-        """What transformers' own generation says, with the end tokens forbidden."""
-        said = self.made.model.generate(
-            input_ids=ids,
-            **inputs,
-            max_new_tokens=count,
-            min_new_tokens=count,
-            do_sample=False,
-            eos_token_id=ends_of(self.llava.engine),
-            pad_token_id=0,
-        )
-        return list(said[0, ids.shape[1] :].tolist())
+    def greedy(self, ids: torch.Tensor, inputs: dict[str, torch.Tensor], said: list[int]) -> list[int]:
+        """What transformers' class says where we said that, with the end tokens forbidden."""
+        return greedy(self.made.model, said, ends_of(self.llava.engine), input_ids=ids, **inputs)
 
 
 def inputs_of(pair: Pair, images: Sequence[Image]) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ import torch
 
 import trifocal
 from foreign_models import make_foreign
-from logits import ends_of, logits_of
+from logits import ends_of, greedy, logits_of
 from trifocal.conversation.templates import Piece, get_template
 from trifocal.engines.native import Native
 from trifocal.engines.transformers.alone import masks_of
@@ -69,17 +69,10 @@ class ForeignPair:
         masks = {} if isinstance(engine, Native) else masks_of(engine.loaded, prompt, 0)
         return logits_of(engine, prompt, **masks).cpu()
 
-    def greedy(self, inputs: dict[str, Any], count: int = 64) -> list[int]:
-        """What transformers' own generation says, with the end tokens forbidden."""
-        said = self.model.generate(
-            **inputs,
-            max_new_tokens=count,
-            min_new_tokens=count,
-            do_sample=False,
-            eos_token_id=ends_of(self.llava.engine),
-            pad_token_id=0,
-        )
-        return list(said[0, inputs["input_ids"].shape[1] :].tolist())
+    @torch.no_grad()
+    def greedy(self, inputs: dict[str, Any], said: list[int]) -> list[int]:
+        """What transformers says where we said that, with the end tokens forbidden."""
+        return greedy(self.model, said, ends_of(self.llava.engine), **inputs)
 
 
 @contextmanager

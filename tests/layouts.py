@@ -209,13 +209,10 @@ class ByHand(torch.nn.Module):
         rows[ids == SENTINEL] = pictures
         return rows[None]
 
-    def forward(self, input_ids: torch.Tensor, pixel_values: torch.Tensor) -> Any:
-        return self.language(inputs_embeds=self.spliced(input_ids, pixel_values))
-
-    @torch.no_grad()
-    def generate(self, input_ids: torch.Tensor, pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
-        said = self.language.generate(inputs_embeds=self.spliced(input_ids, pixel_values), **options)
-        return torch.cat([input_ids, said], 1)
+    def forward(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None = None, **options: Any) -> Any:
+        if pixel_values is None:
+            return self.language(input_ids=input_ids, **options)
+        return self.language(inputs_embeds=self.spliced(input_ids, pixel_values), **options)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Under the names that transformers' own classes give them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from trifocal.engines.native import Native
 from trifocal.prompt import Prompt
 
-__all__ = ["ends_of", "logits_of"]
+__all__ = ["ends_of", "greedy", "logits_of"]
 
 
 @torch.inference_mode()
@@ -21,6 +22,27 @@ def logits_of(engine: Any, prompt: Prompt, **inputs: Any) -> torch.Tensor:
         return engine.runner.logits(rows)
     logits: torch.Tensor = engine.model(inputs_embeds=rows[None], **inputs).logits[0]
     return logits
+
+
+@torch.no_grad()
+def greedy(model: Any, said: list[int], ends: Sequence[int], **inputs: torch.Tensor) -> list[int]:
+    """What a transformers model says greedily after a prompt, held along ``said``: its own choice before each of them.
+
+    Where all that was said before is its own choice, so is this: it equals ``said`` just if generating gives ``said``.
+    That takes two runs of the model instead of one for each token. ``ends`` are forbidden; ``inputs`` are the prompt's.
+    """
+    begun = model(**inputs, use_cache=True)
+    more = torch.tensor([said[:-1]])
+    on = {} if "attention_mask" not in inputs else {"attention_mask": ones(inputs["attention_mask"], len(said) - 1)}
+    rest = model(input_ids=more, past_key_values=begun.past_key_values, **on)
+    logits = torch.cat([begun.logits[0, -1:], rest.logits[0]])
+    logits[:, list(ends)] = -torch.inf
+    return list(logits.argmax(-1).tolist())
+
+
+def ones(mask: torch.Tensor, count: int) -> torch.Tensor:
+    """A mask of so many more positions."""
+    return torch.nn.functional.pad(mask, (0, count), value=1)
 
 
 def ends_of(engine: Any) -> list[int]:

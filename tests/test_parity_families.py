@@ -69,7 +69,7 @@ def test_logits_and_64_tokens_are_those_of_transformers(pair: Pair, drawn: Drawn
         ours = logits_of(llava.engine, prompt)
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     said = [token.id for token in llava.engine.stream(prompt, Sampling(max_tokens=64, ignore_end=True))]
-    assert said == pair.greedy(ids, inputs)
+    assert said == pair.greedy(ids, inputs, said)
 
 
 def test_a_video_is_its_frames(tmp_path: Path, drawn: Drawn) -> None:

@@ -49,8 +49,9 @@ def test_ids_rows_logits_and_tokens_are_those_of_transformers(foreign: ForeignPa
     wanted = foreign.model(**inputs).logits[0]
     torch.testing.assert_close(foreign.logits(prompt), wanted, atol=1e-4, rtol=0)
 
-    said, options = foreign.greedy(inputs), Sampling(max_tokens=64, ignore_end=True)
-    assert [token.id for token in foreign.llava.engine.stream(prompt, options)] == said
+    options = Sampling(max_tokens=64, ignore_end=True)
+    said = [token.id for token in foreign.llava.engine.stream(prompt, options)]
+    assert said == foreign.greedy(inputs, said)
     assert [token.id for token in foreign.llava.engine.stream(prompt, options)] == said  # from the prefix cache
 
 

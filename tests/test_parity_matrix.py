@@ -131,7 +131,7 @@ def measure(pair: Pair, image: Image) -> Measured:
         rows=len(ours),
         features=float((ours - theirs).abs().max()),
         logits=float((logits - wanted).abs().max()),
-        tokens=said == pair.greedy(ids, inputs),
+        tokens=said == pair.greedy(ids, inputs, said),
         reference=_named(model),
     )
 
@@ -149,6 +149,6 @@ def measure_foreign(foreign: ForeignPair, image: Image) -> Measured:
         rows=len(ours),
         features=float((ours - foreign.rows(inputs)).abs().max()),
         logits=float((foreign.logits(prompt) - wanted).abs().max()),
-        tokens=said == foreign.greedy(inputs),
+        tokens=said == foreign.greedy(inputs, said),
         reference=_named(foreign.model),
     )

@@ -16,7 +16,7 @@ import original
 from families import Pair
 from gguf_layout import save_gguf
 from layouts import SENTINEL, TILE, ByHand, family
-from logits import ends_of, logits_of
+from logits import ends_of, greedy, logits_of
 from original import seen
 from releases import RELEASES, Made, Words
 from seeing import prompt_of, rows_of
@@ -134,17 +134,8 @@ def check_answers(llava: Llava, made: Made, image: Image, rows: torch.Tensor) ->
     logits = logits_of(llava.engine, prompt)[:, : wanted.shape[1]]
     assert (logits - wanted).abs().max() < 1e-4
     ends = ends_of(llava.engine)
-    said = model.generate(
-        inputs_embeds=spliced[None],
-        max_new_tokens=32,
-        min_new_tokens=32,
-        do_sample=False,
-        eos_token_id=ends,
-        pad_token_id=0,
-    )
-    assert [token.id for token in llava.engine.stream(prompt, Sampling(max_tokens=32, ignore_end=True))] == said[
-        0
-    ].tolist()
+    said = [token.id for token in llava.engine.stream(prompt, Sampling(max_tokens=32, ignore_end=True))]
+    assert said == greedy(model, said, ends, inputs_embeds=spliced[None])
 
 
 def test_videos_are_seen_as_the_original_saw_them(
