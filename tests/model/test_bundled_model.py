@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,9 @@ DATA = Path(__file__).parents[1] / "data" / "thimble"
 ROOT = Path(__file__).parents[2]
 QUESTIONS = json.loads((DATA / "questions.json").read_text("utf-8"))
 FLOOR = {"seen": 0.96, "unseen": 0.83}  # share of answers right to the letter; every kind of question counts alike
+EACH = (
+    1 if os.environ.get("TRIFOCAL_FULL") == "1" else 3
+)  # every third question in each run, all by `make test-hostile`
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +35,21 @@ def llava() -> Iterator[Llava]:
 
 @pytest.mark.parametrize("wording", FLOOR)
 def test_answers_about_scenes_that_no_training_saw(llava: Llava, wording: str) -> None:
-    asked = [item for item in QUESTIONS if item["wording"] == wording]
+    asked = [item for item in QUESTIONS if item["wording"] == wording][::EACH]
     pictures = {item["image"]: trifocal.open_image(DATA / item["image"]) for item in asked}
-    wrong = []
-    for item in asked:
-        reply = llava.complete([llava.question(item["question"], [pictures[item["image"]]])], Sampling(max_tokens=120))
-        if reply.text.strip() != item["answer"]:
-            wrong.append((item["question"], item["answer"], reply.text.strip()))
-    assert len(asked) > 100
+
+    def answer(item: dict[str, str]) -> str:
+        question = llava.question(item["question"], [pictures[item["image"]]])
+        return llava.complete([question], Sampling(max_tokens=120)).text.strip()
+
+    with ThreadPoolExecutor(8) as threads:
+        said = list(threads.map(answer, asked))
+    wrong = [
+        (item["question"], item["answer"], text)
+        for item, text in zip(asked, said, strict=True)
+        if text != item["answer"]
+    ]
+    assert len(asked) > 160 // EACH
     assert 1 - len(wrong) / len(asked) >= FLOOR[wording], wrong
 
 
