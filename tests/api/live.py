@@ -98,11 +98,11 @@ class Watching(Echo):
         return torch.eye(len(prompt)).flip(0)[torch.arange(len(ids)) % len(prompt)]
 
 
-def make_llava(engine: Engine | None = None) -> Llava:
+def make_llava(engine: Engine | None = None, template: str = "llava_v1") -> Llava:
     engine = engine or Echo(hidden=HIDDEN)
     composer = Composer(engine.tokenizer, Gallery(MeanColour(), takes_rows=True))
     checkpoint = replace(find_checkpoint("thimble"), name="echo")
-    return Llava(checkpoint, composer, engine, get_template("llava_v1"))
+    return Llava(checkpoint, composer, engine, get_template(template))
 
 
 def _mean(image: Image) -> float:
