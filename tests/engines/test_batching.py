@@ -119,7 +119,13 @@ def test_what_loading_raises_is_raised() -> None:
 
 @pytest.mark.parametrize(
     ("error", "ours"),
-    [(RuntimeError("x"), EngineError), (torch.OutOfMemoryError("x"), OutOfMemory), (EngineError("x"), EngineError)],
+    [
+        (RuntimeError("x"), EngineError),
+        (torch.OutOfMemoryError("x"), OutOfMemory),
+        (MemoryError(), OutOfMemory),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"), OutOfMemory),
+        (EngineError("x"), EngineError),
+    ],
 )
 def test_a_step_that_fails_ends_all_its_requests_and_the_engine_goes_on(
     error: Exception, ours: type[TrifocalError]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,15 +25,15 @@ from trifocal.engines import load_engine
 from trifocal.engines.base import Engine, Token
 from trifocal.engines.echo import Bytes
 from trifocal.engines.recipe import Recipe
-from trifocal.engines.remote import Remote, load_remote, worker
-from trifocal.errors import BadSampling, EngineError, EngineLost, PromptTooLong, UnknownName, UsageError
+from trifocal.engines.remote import Remote, crew, load_remote, worker
+from trifocal.errors import BadSampling, EngineError, EngineLost, OutOfMemory, PromptTooLong, UnknownName, UsageError
 from trifocal.messages import Sampling
 from trifocal.prompt import ImageSpan, Prompt, TokenSpan
 from waiting import PATIENCE, until
 
 FULL = os.environ.get("TRIFOCAL_FULL") == "1"
 LIMIT = 2.0  # seconds without a step
-FAULTS = ["kill", "panic", "sicken", "stop", "hang", *(["segv", "exit", "deaf"] if FULL else [])]
+FAULTS = ["kill", "sicken", "hang", *(["panic", "stop", "segv", "exit", "deaf"] if FULL else [])]
 ECHO = Recipe(source="", config={"hidden_size": 8}, engine="echo", options={"delay": 0.02})
 
 
@@ -118,22 +119,47 @@ def test_what_ends_or_stops_the_process_ends_what_was_begun_and_loses_nothing_el
 def test_a_step_that_fails_alone_ends_its_requests_and_not_the_process(engine: Remote) -> None:
     ready(engine)
     pids = engine.pids
-    for fault in ("oops", "memory"):
+    for fault, kind in (("oops", EngineError), ("memory", OutOfMemory)):
         stream = engine.stream(prompt(f"fault:{fault}:2"), Sampling())
         assert [next(stream).id, next(stream).id] == Bytes().encode("fa", start=False)
-        with pytest.raises(EngineError):
+        with pytest.raises(kind):
             next(stream)
     assert ask(engine, "still here") == "still here"
     assert engine.pids == pids
 
 
+def test_a_front_that_slept_does_not_take_it_for_the_hanging_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the whole machine is paused: what was said meanwhile is still in the pipe."""
+    monkeypatch.setattr(crew, "BEAT", 1000.0)  # nobody else looks
+    with loaded(ECHO) as engine:
+        (place,), pids = engine._crew.workers, engine.pids
+        stream = engine.stream(prompt("a" * 2000), Sampling())
+        next(stream)
+
+        def looked(late: float) -> bool:
+            """Whether the process is still there after a look at one that said nothing for long."""
+            with place._lock:
+                if place._process is not None:
+                    place._process.heard = place._moved = time.monotonic() - 1000
+            place.check(late)
+            return place.pid == pids[0]
+
+        assert looked(late=1000)
+        next(stream)
+        until(lambda: not looked(late=0), "its end")
+        with pytest.raises(EngineLost, match="said nothing for 30 s"):
+            told(stream)
+
+
 def test_a_request_that_kills_every_process_is_given_up_and_takes_nobody_with_it(engine: Remote) -> None:
     ready(engine)
     with ThreadPoolExecutor() as pool:
-        streams = [pool.submit(ask, engine, words) for words in ("fault:kill:0", "before", "fault:none:-1:slow")]
+        killer = pool.submit(ask, engine, "fault:kill:0")
+        until(lambda: engine.state().phase == "starting", "the first death")
+        others = [pool.submit(ask, engine, words) for words in ("before", "fault:none:-1:slow")]
         with pytest.raises(EngineError, match="3 processes of the language engine ended before"):
-            streams[0].result(PATIENCE)
-        assert [stream.result(PATIENCE) for stream in streams[1:]] == ["before", "fault:none:-1:slow"]
+            killer.result(PATIENCE)
+        assert [other.result(PATIENCE) for other in others] == ["before", "fault:none:-1:slow"]
 
 
 def test_what_a_library_prints_is_nobodys_answer(engine: Remote) -> None:
@@ -171,7 +197,7 @@ def test_twenty_deaths_leave_nothing_behind(engine: Remote) -> None:
     ask(engine, "warm")
     gc.collect()
     before = (threading.active_count(), len(os.listdir("/proc/self/fd")))
-    for _ in range(20 if FULL else 2):
+    for _ in range(20 if FULL else 1):
         stream = endless(engine)
         next(stream)
         (pid,) = engine.pids

@@ -120,6 +120,10 @@ class Batching:
 
         return leave
 
+    def after_steps(self, told: Callable[[], None]) -> None:
+        """Has ``told`` called in the engine's thread behind each step: what was gathered of it can go on."""
+        self._loop.stepped = told
+
     def _request(self, prompt: Prompt, sampling: Sampling, give: Callable[[Said], None]) -> Request[Drawing]:
         model = self.facts
         if not len(prompt):
@@ -205,6 +209,7 @@ class _Loop:
         self._flight: _Flight | None = None  # the step behind the one that was read last
         self._read = 0.0
         self._failed, self._steps = "", 0
+        self.stepped: Callable[[], None] = lambda: None  # is called after each step, and at the end
         self.blocks = Blocks(0, 1)
         self.scheduler: Scheduler[Drawing] = Scheduler(self.blocks)
 
@@ -288,6 +293,7 @@ class _Loop:
                 self._receive(wait=not self.scheduler.busy)
                 if not self._closing and self.scheduler.busy:
                     self._step()
+                    self.stepped()
         except BaseException as error:  # whatever ends this thread must not leave anybody waiting
             self._failed = f"the engine's thread ended with {type(error).__name__}"
         finally:
@@ -368,7 +374,7 @@ class _Loop:
         self._flight = None
         ended = self.scheduler.drop()
         try:
-            if not isinstance(error, torch.OutOfMemoryError | OutOfMemory):  # of which there may be less next time
+            if not isinstance(_ours(error), OutOfMemory):  # there was too much; it may be less next time
                 self._probe()
         finally:
             for request in ended:
@@ -395,12 +401,16 @@ class _Loop:
                 item.give(EngineError(reason))
             else:
                 item()
+        self.stepped()
         self._gone.set()
 
 
 def _ours(error: Exception) -> TrifocalError:
     """A runner's error as ours, a new one for each request."""
-    if isinstance(error, torch.OutOfMemoryError):
+    said = isinstance(error, RuntimeError) and "can't allocate memory" in str(
+        error
+    )  # torch's of the CPU, in words alone
+    if said or isinstance(error, torch.OutOfMemoryError | MemoryError):
         made: TrifocalError = OutOfMemory("the language model's device has no room for what is asked; shorten it")
     elif isinstance(error, TrifocalError):
         made = type(error)(*error.args) if type(error) in (EngineError, OutOfMemory) else EngineError(str(error))

@@ -161,6 +161,9 @@ class Crew:
         return call.cost - known * BLOCK
 
     def _watching(self) -> None:
+        looked = time.monotonic()
         while not self._closed.wait(BEAT):
+            late = time.monotonic() - looked - BEAT
+            looked += BEAT + late
             for worker in self.workers:
-                worker.check()
+                worker.check(late)
