@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -12,7 +13,7 @@ from trifocal.engines.native import cuda, wide
 from trifocal.engines.native.packing import FourBit
 from trifocal.weights.packed import PackedLinear
 
-__all__ = ["Dense", "Linear", "Packed", "Stored"]
+__all__ = ["Blocked", "Dense", "Linear", "Packed", "Stored", "dense"]
 
 _FEW = (16, 64)  # rows up to which the packed product is the fastest, with the wide one and without
 _MANY = 1536  # rows from which the dense product is, even after the weight was unpacked
@@ -56,6 +57,44 @@ class Dense:
     def nbytes(self) -> int:
         """Bytes on the device."""
         return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+
+class Blocked:
+    """A bfloat16 weight laid out for oneDNN's products on a CPU, which are those of `Dense` and sooner for few rows."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self._weight, self._bias = torch.ops.mkldnn._reorder_linear_weight(weight, None), bias
+        self._bytes = weight.nbytes + (0 if bias is None else bias.nbytes)
+
+    def __call__(self, x: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        return product if onto is None else onto.add_(product)
+
+    def swiglu(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self(x).chunk(2, -1)
+        return functional.silu(gate) * up
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self._bytes
+
+    @staticmethod
+    @cache
+    def works() -> bool:
+        """Whether torch has these products here, and they are right: nobody promises them."""
+        weight, x = torch.arange(-512.0, 512.0).view(32, 32).bfloat16() / 512, torch.eye(32).bfloat16()
+        try:
+            return torch.equal(Blocked(weight)(x), Dense(weight)(x))
+        except (AttributeError, NotImplementedError, RuntimeError):
+            return False
+
+
+def dense(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Dense | Blocked:
+    """A weight ``[outputs, inputs]`` in the layout that is the fastest where it lies."""
+    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and Blocked.works():
+        return Blocked(weight, bias)
+    return Dense(weight, bias)
 
 
 class Stored:

@@ -9,7 +9,7 @@ import torch
 from trifocal.engines.int4 import Int4Linear
 from trifocal.engines.language import HEAD, TABLE, Language, check_blocks, check_finite, file_of, stored_twice
 from trifocal.engines.native import cuda
-from trifocal.engines.native.linear import Dense, Linear, Packed, Stored
+from trifocal.engines.native.linear import Dense, Linear, Packed, Stored, dense
 from trifocal.engines.native.model import Layer, Model
 from trifocal.engines.native.packing import packed
 from trifocal.engines.shape import FAMILIES, Shape
@@ -92,7 +92,7 @@ class _Source:
         if layer is not None:
             return layer
         weights = [self.tensor(name, (rows, inputs)) for name, rows in zip(names, outputs, strict=True)]
-        return Dense(weights[0] if len(weights) == 1 else torch.cat(weights), bias)
+        return dense(weights[0] if len(weights) == 1 else torch.cat(weights), bias)
 
     def done(self, twice: str) -> None:
         """Nothing is left that nobody asked for, but for a tensor that is stored ``twice``."""
