@@ -19,13 +19,6 @@ from torch.nn import functional
 Config = Mapping[str, Any]
 
 
-def resized(
-    picture: Pictures.Image, size: tuple[int, int], how: Pictures.Resampling = Pictures.Resampling.BICUBIC
-) -> Pictures.Image:
-    """As PIL of that day resized: along the rows first."""
-    return picture.resize((size[0], picture.height), how).resize(size, how)
-
-
 def values(picture: Pictures.Image, processor: Config) -> torch.Tensor:
     """What CLIP's or SigLIP's image processor made of a picture in numpy, ``[3, high, wide]``."""
     if processor.get("do_resize", True):
@@ -36,7 +29,7 @@ def values(picture: Pictures.Image, processor: Config) -> torch.Tensor:
             target = (short, int(short * high / wide)) if wide <= high else (int(short * wide / high), short)
         else:
             target = size["width"], size["height"]
-        picture = resized(picture, target, Pictures.Resampling(processor.get("resample", 3)))
+        picture = picture.resize(target, Pictures.Resampling(processor.get("resample", 3)))
     grid = np.asarray(picture)
     if processor.get("do_center_crop", "crop_size" in processor):
         grid = _centre(grid, processor["crop_size"]["height"], processor["crop_size"]["width"])
@@ -94,9 +87,9 @@ def views(picture: Pictures.Image, config: Config, processor: Config, tile: int)
     else:
         to = min(math.ceil(picture.width * down), wide), high
     board = Pictures.new("RGB", (wide, high), (0, 0, 0))
-    board.paste(resized(picture, to), ((wide - to[0]) // 2, (high - to[1]) // 2))
+    board.paste(picture.resize(to), ((wide - to[0]) // 2, (high - to[1]) // 2))
     cut = [board.crop((x, y, x + tile, y + tile)) for y in range(0, high, tile) for x in range(0, wide, tile)]
-    return torch.stack([values(each, processor) for each in [resized(picture, (tile, tile)), *cut]])
+    return torch.stack([values(each, processor) for each in [picture.resize((tile, tile)), *cut]])
 
 
 def _unpadded(grid: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -15,7 +15,7 @@ from trifocal.images import Image
 from trifocal.vision.resizing import KNOWN, Axis, on_canvas
 from trifocal.vision.showing import Box
 
-__all__ = ["pixels", "pixels_on", "resized", "shown", "square", "square_box"]
+__all__ = ["pixels", "pixels_on", "shown", "square", "square_box"]
 
 _STRIP = 1 << 20  # pixels of a padded picture that are held at a time
 
@@ -37,21 +37,15 @@ def pixels(squares: Sequence[Pictures.Image], preprocessing: Preprocessing) -> t
 def pixels_on(device: torch.device, image: Image, preprocessing: Preprocessing) -> torch.Tensor | None:
     """What `pixels` makes of the one square of `shown`, computed on a device that has float64: the same values there.
 
-    None where that is not worth it or not known: a filter of PIL's that is not built anew, a picture that is enlarged.
+    None where that is not known: for pictures that are not padded (PIL from 13 on resizes along whichever side of a
+    picture is cheaper first, so only squares are certain), that are enlarged, or a filter that is not built anew.
     """
-    picture, size, fit = image.on(preprocessing.background), preprocessing.size, preprocessing.fit
-    width, height = picture.size
+    picture, size = image.on(preprocessing.background), preprocessing.size
+    (width, height), side = picture.size, max(picture.size)
     to, how = preprocessing.resized or size, Pictures.Resampling(preprocessing.resample)
-    if how not in KNOWN or min(width, height) < to:
+    if how not in KNOWN or side < to or (preprocessing.fit != "pad" and width != height):
         return None
-    wide, high = (to, to * height // width) if width <= height else (to * width // height, to)
-    canvas, (wide, high) = ((width, height), (to, to) if fit == "stretch" else (wide, high))
-    if fit == "pad":
-        canvas, (wide, high) = (max(width, height), max(width, height)), (to, to)
-    across, down = (
-        Axis(own, whole, (whole - own) // 2, new, (new - size) // 2, size)
-        for own, whole, new in ((width, canvas[0], wide), (height, canvas[1], high))
-    )
+    across, down = (Axis(own, side, (side - own) // 2, to, (to - size) // 2, size) for own in (width, height))
     given = torch.from_numpy(np.array(picture)).to(device).permute(2, 0, 1)  # [3, height, width]
     levels = on_canvas(given, across, down, how, preprocessing.pad_colour)
     told = (preprocessing.rescale, preprocessing.normalise, tuple(preprocessing.mean), tuple(preprocessing.std))
@@ -91,16 +85,7 @@ def square(picture: Pictures.Image, preprocessing: Preprocessing, fit: Fit) -> P
     if fit == "stretch":
         wide, high = to, to
     left, top = (wide - size) // 2, (high - size) // 2  # below 0 where it is enlarged: the rest is black
-    return resized(picture, (wide, high), how).crop((left, top, left + size, top + size))
-
-
-def resized(picture: Pictures.Image, size: tuple[int, int], how: Pictures.Resampling) -> Pictures.Image:
-    """A picture resized along its rows first, then along its columns, with whole levels in between.
-
-    So PIL did it in every release's day; from 13 on it begins with whichever is cheaper, and levels differ.
-    """
-    across = picture.resize((size[0], picture.height), how)
-    return across.resize(size, how)
+    return picture.resize((wide, high), how).crop((left, top, left + size, top + size))
 
 
 def square_box(size: tuple[int, int], preprocessing: Preprocessing, fit: Fit) -> Box:
@@ -131,10 +116,10 @@ def _padded(picture: Pictures.Image, colour: tuple[int, int, int], to: int, how:
     narrow = Pictures.new("RGB", (to, side), colour)
     if not left and width == side:  # its rows are whole rows of the square
         narrow.paste(picture.resize((to, height), how), (0, top))
-        return resized(narrow, (to, to), how)
+        return narrow.resize((to, to), how)
     for at in range(top, top + height, step):
         rows = min(step, top + height - at)
         strip = Pictures.new("RGB", (side, rows), colour)
         strip.paste(picture.crop((0, at - top, width, at - top + rows)), (left, 0))
         narrow.paste(strip.resize((to, rows), how), (0, at))
-    return resized(narrow, (to, to), how)
+    return narrow.resize((to, to), how)

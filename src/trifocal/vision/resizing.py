@@ -1,8 +1,7 @@
 """PIL's resizing of 8-bit pictures as products of whole numbers: the same pixels on every device, and fast on cards.
 
-PIL weighs each pixel with an integer of 22 binary places, adds a half and cuts off, along the rows first
-(`trifocal.vision.preprocessing.resized`). Each sum is a whole number below 2**31, so float64 holds it exactly, in
-whichever order a product adds it up.
+PIL weighs each pixel with an integer of 22 binary places, adds a half and cuts off, along the rows of a square first.
+Each sum is a whole number below 2**31, so float64 holds it exactly, in whichever order a product adds it up.
 """
 
 from __future__ import annotations

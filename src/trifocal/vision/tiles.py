@@ -15,7 +15,7 @@ from PIL import Image as Pictures
 
 from trifocal.checkpoints import Preprocessing, Tiling, Tower
 from trifocal.images import Image
-from trifocal.vision.preprocessing import resized, square
+from trifocal.vision.preprocessing import square
 from trifocal.vision.showing import WHOLE, Box, PatchGrid, upper_left
 
 if TYPE_CHECKING:
@@ -136,11 +136,11 @@ def tiles_of(
     how = Pictures.Resampling(resample)
     canvas = canvas_of(picture.size, tiling)
     board = Pictures.new("RGB", canvas.size)
-    board.paste(resized(picture, canvas.picture, how), canvas.at)
+    board.paste(picture.resize(canvas.picture, how), canvas.at)
     wide, high = canvas.size
     boxes = [(x, y, x + side, y + side) for y in range(0, high, side) for x in range(0, wide, side)]
     whole = whole or side
-    return [resized(picture, (whole, whole), how), *(board.crop(box) for box in boxes)]
+    return [picture.resize((whole, whole), how), *(board.crop(box) for box in boxes)]
 
 
 def grid_of(size: tuple[int, int], side: int, patches: int, tiling: Tiling) -> Grid:
