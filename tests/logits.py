@@ -10,7 +10,7 @@ import torch
 from trifocal.engines.native import Native
 from trifocal.prompt import Prompt
 
-__all__ = ["ends_of", "greedy", "logits_of"]
+__all__ = ["ends_of", "greedy", "logits_along", "logits_of"]
 
 
 @torch.inference_mode()
@@ -24,20 +24,25 @@ def logits_of(engine: Any, prompt: Prompt, **inputs: Any) -> torch.Tensor:
     return logits
 
 
-@torch.no_grad()
 def greedy(model: Any, said: list[int], ends: Sequence[int], **inputs: torch.Tensor) -> list[int]:
     """What a transformers model says greedily after a prompt, held along ``said``: its own choice before each of them.
 
     Where all that was said before is its own choice, so is this: it equals ``said`` just if generating gives ``said``.
     That takes two runs of the model instead of one for each token. ``ends`` are forbidden; ``inputs`` are the prompt's.
     """
+    return list(logits_along(model, said, ends, **inputs).argmax(-1).tolist())
+
+
+@torch.no_grad()
+def logits_along(model: Any, said: list[int], ends: Sequence[int], **inputs: torch.Tensor) -> torch.Tensor:
+    """``[said, vocabulary]``: what a transformers model gives each token before each of ``said``, see `greedy`."""
     begun = model(**inputs, use_cache=True)
     more = torch.tensor([said[:-1]])
     on = {} if "attention_mask" not in inputs else {"attention_mask": ones(inputs["attention_mask"], len(said) - 1)}
     rest = model(input_ids=more, past_key_values=begun.past_key_values, **on)
     logits = torch.cat([begun.logits[0, -1:], rest.logits[0]])
     logits[:, list(ends)] = -torch.inf
-    return list(logits.argmax(-1).tolist())
+    return logits
 
 
 def ones(mask: torch.Tensor, count: int) -> torch.Tensor:
