@@ -22,7 +22,18 @@ FIRST = ("new picture", "same picture, other words", "second turn")
 
 def test_two_engines_are_measured_on_the_same_random_weights(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
-    asked = ["--shape", "toy", "--tokens", "4", "--streams", "1,2", "--against", "transformers", "--json", str(out)]
+    asked = [
+        "--shape",
+        "toy",
+        "--tokens",
+        "4",
+        "--streams",
+        "1,2",
+        "--against",
+        "transformers,openai",
+        "--json",
+        str(out),
+    ]
     ended = CliRunner().invoke(bench, asked, catch_exceptions=False)
     assert ended.exit_code == 0, ended.output
     told = json.loads(out.read_text("utf-8"))
@@ -35,6 +46,7 @@ def test_two_engines_are_measured_on_the_same_random_weights(tmp_path: Path) -> 
         assert all(figure["value"] > 0 for figure in figures.values())
         assert figures["tokens, one stream"]["limit"] > 0
     assert "first token" in ended.output
+    assert "openai: left out: " in ended.output  # it needs an address: the figures of the others are not lost for that
 
 
 def test_a_shape_in_four_bits_is_read_as_the_release_would_be(tmp_path: Path) -> None:
@@ -50,6 +62,8 @@ def test_what_is_no_shape_and_no_number_is_told(tmp_path: Path) -> None:
         write("llava-9-90b", "none", tmp_path)
     ended = CliRunner().invoke(bench, ["--streams", "many"])
     assert "numbers with commas between them" in str(ended.exception)
+    ended = CliRunner().invoke(bench, ["--against", "transformers,warp"])
+    assert "warp" in str(ended.exception)
 
 
 def test_the_rate_of_the_memory_is_measured() -> None:

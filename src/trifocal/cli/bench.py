@@ -14,7 +14,8 @@ import click
 
 from trifocal.cli.configuration import Configured
 from trifocal.cli.options import model_options
-from trifocal.errors import UsageError
+from trifocal.engines import engine_names
+from trifocal.errors import CheckpointError, MissingExtra, UnknownName, UsageError
 from trifocal.model.settings import Settings
 from trifocal.tools.bench import Bench, measure
 from trifocal.tools.shapes import QUANTISATIONS, SHAPES, write
@@ -45,14 +46,14 @@ def bench(
 
     The limit of one stream is that of the memory: how often a second the language model's weights can be read.
     """
-    counts = _counts(streams)
+    counts, others = _counts(streams), _names(against)
     with ExitStack() as stack:
         if shape is not None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trifocal-bench-")))
             click.echo(f"writing {shape} ({quant}) ...", err=True)
             settings = replace(settings, checkpoint=str(write(shape, quant, folder)))  # type: ignore[arg-type]
-        engines = [settings.engine, *filter(None, (name.strip() for name in against.split(",")))]
-        told = [_measured(replace(settings, engine=name), counts, tokens) for name in engines]
+        told = [_measured(settings, counts, tokens)]
+        told += _others(settings, others, counts, tokens)
     _show(told)
     if out is not None:
         out.write_text(json.dumps([one.told() for one in told], indent=1) + "\n", "utf-8")
@@ -66,6 +67,26 @@ def _counts(streams: str) -> list[int]:
     if not counts or min(counts) < 1:
         raise UsageError(f"--streams {streams!r}: numbers with commas between them were expected, such as 1,8")
     return counts
+
+
+def _names(against: str) -> list[str]:
+    names = [name for name in map(str.strip, against.split(",")) if name]
+    for name in names:
+        if name not in engine_names():
+            raise UnknownName("engine", name, sorted(engine_names()))
+    return names
+
+
+def _others(settings: Settings, names: list[str], counts: list[int], tokens: int) -> list[Bench]:
+    """The figures of other engines; one that is not here, or can't run this checkpoint, is told and left out."""
+    found = []
+    for name in names:
+        try:
+            # what the first engine is told by -e is nothing that another one knows
+            found.append(_measured(replace(settings, engine=name, engine_options={}), counts, tokens))
+        except (MissingExtra, CheckpointError, UsageError) as error:
+            click.echo(f"{name}: left out: {error}", err=True)
+    return found
 
 
 def _measured(settings: Settings, counts: list[int], tokens: int) -> Bench:
