@@ -65,6 +65,7 @@ PATHS = [
     ("GET", "/v1/limits"),
     ("GET", "/openapi.json"),
     ("GET", "/page/api/info"),
+    ("GET", "/page/api/models"),
     ("POST", "/page/api/count"),
     ("POST", "/page/api/preview"),
     ("POST", "/page/api/explain"),
