@@ -85,10 +85,7 @@ class Kernels(Plain):
         out = qkv.new_empty(len(qkv), shape.heads * shape.dim)
         if len(step.singles):
             out[step.singles] = self._split(qkv[step.singles], keys, values, places)
-        queries = qkv.view(len(qkv), heads, shape.dim)[:, : shape.heads]
-        for piece, mask in zip(step.pieces, self._masks, strict=True):
-            rows = slice(piece.first, piece.first + piece.rows)
-            out[rows] = self._piece(queries[rows], keys[piece.slots], values[piece.slots], piece, mask, index)
+        self._pieces(out, qkv.view(len(qkv), heads, shape.dim)[:, : shape.heads], index, step)
         return out
 
     def _split(self, qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, places: Places) -> torch.Tensor:

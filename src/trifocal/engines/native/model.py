@@ -62,11 +62,15 @@ class Plain:
         all_keys.index_copy_(0, step.slots, turned[:, shape.heads :])
         all_values.index_copy_(0, step.slots, parts[:, shape.heads + shape.kv_heads :])
         out = queries.new_empty(len(qkv), shape.heads * shape.dim)
+        self._pieces(out, queries, index, step)
+        return out
+
+    def _pieces(self, out: torch.Tensor, queries: torch.Tensor, index: int, step: Step) -> None:
+        """Fills the rows of ``out`` that belong to pieces, from queries ``[rows, heads, dim]``."""
+        keys, values = self.pool.keys[index], self.pool.values[index]  # [slots, kv_heads, dim]
         for piece, mask in zip(step.pieces, self._masks, strict=True):
             rows = slice(piece.first, piece.first + piece.rows)
-            seen, told = all_keys[piece.slots], all_values[piece.slots]  # [positions, kv_heads, dim]
-            out[rows] = self._piece(queries[rows], seen, told, piece, mask, index)
-        return out
+            out[rows] = self._piece(queries[rows], keys[piece.slots], values[piece.slots], piece, mask, index)
 
     def _turned(self, x: torch.Tensor) -> torch.Tensor:
         """Heads ``[rows, heads, dim]`` rotated by their positions."""
