@@ -86,7 +86,7 @@ page:
 
 # what docs/page shows, taken anew by the browser tests
 screenshots: install-test
-	TRIFOCAL_SCREENSHOTS=1 $(BIN)/pytest tests/web/test_page_browser.py
+	TRIFOCAL_SCREENSHOTS=1 $(BIN)/pytest tests/web/test_page_browser.py tests/web/test_page_reading.py tests/web/test_page_models.py
 
 # the table of docs/checkpoints.md, measured anew
 matrix: install-test
