@@ -26,7 +26,8 @@ SAID = {
     "native": "trifocal.engines.native:ABLE",
     "transformers": "trifocal.engines.transformers:ABLE",
     "vllm": "trifocal.engines.vllm.local:Local.able",
-    "vllm -e url=...": "trifocal.engines.vllm.served:Served.able",
+    "vllm -e url=...": "trifocal.engines.vllm.served:Completions.able",
+    "sglang": "trifocal.engines.sglang:Generate.able",
     "echo": "trifocal.engines.echo:ABLE",
 }
 
