@@ -30,6 +30,7 @@ from PIL import Image as Pictures
 
 CHAT = "/v1/chat/completions"
 WARM = 2 / 10  # of the time, which is not counted: caches fill, allocators find their size
+PICTURES = 10
 EVERY = 2.0  # seconds between samples
 PAUSE = 0.05  # seconds of a caller between two requests
 
@@ -54,10 +55,11 @@ class Log:
 
 
 def picture(dice: random.Random) -> dict[str, object]:
-    """A part with a picture that was not there before."""
+    """A part with one of ten pictures: with new ones for ever, the cache of 256 MB takes longer to fill than this."""
     file = io.BytesIO()
-    side = dice.choice([40, 300, 900])
-    Pictures.new("RGB", (side, side), tuple(dice.choices(range(256), k=3))).save(file, dice.choice(["PNG", "JPEG"]))
+    number = dice.randrange(PICTURES)
+    side = (40, 300, 900)[number % 3]
+    Pictures.new("RGB", (side, side), (20 * number, 99, 7)).save(file, ("PNG", "JPEG")[number % 2])
     return {"type": "image_url", "image_url": {"url": f"data:;base64,{base64.b64encode(file.getvalue()).decode()}"}}
 
 

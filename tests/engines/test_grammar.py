@@ -157,6 +157,16 @@ def test_what_is_within_the_limits_is_held_and_compiled_aside_once(
     assert len(tried) == 3
 
 
+def test_what_was_tried_for_one_scope_is_tried_again_for_another(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr(schemas, "_tried", lambda schema: tried.append(schema) or "")
+    for scope in ("key a", "key a", "key b", "key b", None, None):
+        grammars.constraint('{"type": "object", "properties": {"only here": {}}}', scope)
+    assert len(tried) == 4
+
+
 def test_echo_refuses_a_schema() -> None:
     from trifocal.engines.echo import Echo
     from trifocal.prompt import Prompt, TokenSpan

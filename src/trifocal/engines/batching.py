@@ -73,7 +73,7 @@ class Model:
     ahead: int = 0
     follow: Callable[[Sequence[Run[Any]], torch.Tensor], torch.Tensor] | None = None
     prepare: Callable[[], bool] | None = None
-    constraint: Callable[[str], Constraint] | None = None
+    constraint: Callable[[str, str | None], Constraint] | None = None
     attention: Callable[[Prompt, Sequence[int], list[int]], torch.Tensor] | None = None
 
 
@@ -136,7 +136,7 @@ class Batching:
         if sampling.schema is not None:
             if model.constraint is None or not self.able.grammar:
                 raise BadSampling("schema", f"the engine {self._name} can't hold an answer to a JSON schema")
-            constraint = model.constraint(sampling.schema)
+            constraint = model.constraint(sampling.schema, prompt.scope)
         room = self.context - len(prompt)
         drawing = Drawing(sampling, prompt.token_ids, model.end_ids, constraint)
         return Request(prompt, min(sampling.max_tokens or room, room), model.end_ids, give, drawing)

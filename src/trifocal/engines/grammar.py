@@ -50,14 +50,14 @@ class Grammars:
             raise MissingExtra("holding an answer to a JSON schema", "serve") from error
         self._tokenizer = LLTokenizer(definition, n_vocab=vocabulary, eos_token=sorted(end_ids))
 
-    def constraint(self, schema: str) -> Constraint:
-        """The beginning of an answer that is held to a JSON schema.
+    def constraint(self, schema: str, scope: str | None = "") -> Constraint:
+        """The beginning of an answer that is held to a JSON schema; ``scope`` is its prompt's.
 
         Raises:
             BadSampling: it is no JSON schema, or one with parts that can't be held.
         """
         schema = held(schema)
-        reason, matcher = checked(schema), None
+        reason, matcher = checked.__wrapped__(schema) if scope is None else checked(schema, scope), None
         if not reason:
             matcher, reason = compiled(self._tokenizer, schema)
         if reason:

@@ -149,10 +149,10 @@ def _started(recipe: Recipe, rounding: str | None, placement: Placement, gpu: in
     ends, tokenizer = end_ids(language, own.vocabulary), tokenizer_of(language, own.vocabulary)
     grammars: list[Grammars] = []
 
-    def constraint(schema: str) -> Constraint:
+    def constraint(schema: str, scope: str | None) -> Constraint:
         if not grammars:
             grammars.append(Grammars(tokenizer.definition, own.vocabulary, ends))
-        return grammars[0].constraint(schema)
+        return grammars[0].constraint(schema, scope)
 
     return Model(
         runner=LlamaRunner(own, positions, block, SEQUENCES),

@@ -153,10 +153,10 @@ def _started(recipe: Recipe, placement: Placement, options: _Options) -> Model:
     ends, tokenizer = end_ids(language, rows), tokenizer_of(language, rows)
     grammars: list[Grammars] = []
 
-    def constraint(schema: str) -> Constraint:
+    def constraint(schema: str, scope: str | None) -> Constraint:
         if not grammars:
             grammars.append(Grammars(tokenizer.definition, rows, ends))
-        return grammars[0].constraint(schema)
+        return grammars[0].constraint(schema, scope)
 
     def attention(prompt: Prompt, ids: Sequence[int], _: list[int]) -> torch.Tensor:
         asked = runner.embed(torch.tensor(ids))

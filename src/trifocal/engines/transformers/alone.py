@@ -68,7 +68,7 @@ class OneAtATime:
         if len(prompt) >= self.context:
             raise PromptTooLong(len(prompt), prompt.image_positions, 1, self.context)
         loaded = self.loaded  # which says that a closed engine is closed, before the first step
-        constraint = None if sampling.schema is None else loaded.constraint(sampling.schema)
+        constraint = None if sampling.schema is None else loaded.constraint(sampling.schema, prompt.scope)
         return self._tokens(prompt, sampling, constraint)
 
     @torch.inference_mode()

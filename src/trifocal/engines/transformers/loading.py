@@ -87,13 +87,13 @@ class Loaded:
         rows: torch.Tensor = table(ids.to(table.weight.device))
         return rows
 
-    def constraint(self, schema: str) -> Constraint:
+    def constraint(self, schema: str, scope: str | None = "") -> Constraint:
         """What holds an answer to its schema; the vocabulary is prepared when it is first needed."""
         with self._preparing:
             if self._grammars is None:
                 width = int(self.model.get_output_embeddings().weight.shape[0])
                 self._grammars = Grammars(self.tokenizer.definition, width, self.end_ids)
-        return self._grammars.constraint(schema)
+        return self._grammars.constraint(schema, scope)
 
 
 def read(language: Language, placement: Placement, *, context: int | None = None, int4: bool | None = None) -> Loaded:
