@@ -85,6 +85,8 @@ def main() -> None:
     table("first token, ms", firsts, statistics.median)
     table("tokens/s alone", speeds, statistics.median)
     table(f"tokens/s, {CROWD} at once", crowds, statistics.median)
+    table("first token, ms, the least", {name: [min(values)] for name, values in firsts.items()}, min)
+    table("tokens/s alone, the most", {name: [max(values)] for name, values in speeds.items()}, max)
     for engine in engines.values():
         engine.close()
 
