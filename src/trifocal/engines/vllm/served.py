@@ -51,7 +51,7 @@ class Completions:
         if sampling.top_logprobs is not None:
             told |= {"logprobs": max(sampling.top_logprobs, 1), "return_tokens_as_token_ids": True}
         if sampling.schema is not None:
-            told["structured_outputs"] = {"json": json.loads(held(sampling.schema)), "disable_any_whitespace": True}
+            told["structured_outputs"] = {"json": json.loads(held(sampling.schema))}
         told |= {"max_tokens": most, "temperature": sampling.temperature, "return_token_ids": True}
         return {**told, "ignore_eos": sampling.ignore_end, "stop_token_ids": list(ends)}
 
