@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
@@ -182,7 +183,7 @@ def language_recipe(
     text = checkpoint.language
     return Recipe(
         source=str(text.source),
-        config=dict(text.config),
+        config=json.loads(json.dumps(dict(text.config))),  # transformers' own have numbers for keys
         adapter=None if text.adapter is None else str(text.adapter),
         whole=checkpoint.vision.name == "transformers",
         allow_pickle=allow_pickle,
