@@ -26,9 +26,12 @@ from trifocal.placement import Part, Placement
 
 __all__ = ["LlamaCpp", "load"]
 
-AT_ONCE = 4  # full contexts that the memory holds where nothing else is said
+AT_ONCE = 2  # full contexts that the memory holds where nothing else is said
 BLOCK = 16  # positions, at least
-LEAST, MOST_POSITIONS = 4096, 16384  # of the memory where nothing else is said: a step looks through all in use
+LEAST, MOST_POSITIONS = (
+    4096,
+    8192,
+)  # of the memory where nothing else is said: each head of a step passes over all in use
 POOL_BYTES = 1 << 30  # of keys and values where nothing else is said: llama.cpp takes them when it starts
 ROWS = 32  # requests in one step
 SEQUENCES = 160  # running ones and those in which blocks are kept
@@ -67,7 +70,7 @@ def load(
     """Loads a GGUF file's language half, or that of a folder, which becomes a GGUF file once.
 
     ``context`` caps the positions of prompt and answer, ``positions`` is how many the memory of keys and values holds
-    for all requests together (left out: four contexts, as far as `MOST_POSITIONS` and `POOL_BYTES` allow). ``threads``
+    for all requests together (left out: two contexts, as far as `MOST_POSITIONS` and `POOL_BYTES` allow). ``threads``
     are the CPU threads of its own (left out: torch's, and no more than cores that this process may use).
     ``gpu_layers`` says how many layers lie on a GPU (left out: all, where this build of llama.cpp has one and the
     placement is not the CPU). The placement's precision is that of keys and values: float16, but float32 where that is
