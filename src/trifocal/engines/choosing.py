@@ -10,6 +10,7 @@ from typing import Any
 from trifocal.engines.recipe import Recipe
 from trifocal.engines.shape import unfit, unfit_for_gguf
 from trifocal.errors import TrifocalError
+from trifocal.source import source_of
 from trifocal.weights.quantised import described
 
 __all__ = ["Choice", "choices"]
@@ -48,7 +49,7 @@ def _llamacpp(recipe: Recipe) -> str | None:
         return f"it alone has the option {wanted[0]}"
     if any(name not in _SHARED_OPTIONS for name in recipe.options) or recipe.dtype in _UNFIT_DTYPES:
         return None
-    if recipe.path.suffix == ".gguf" and recipe.adapter is None:
+    if source_of(recipe.path).container and recipe.adapter is None:
         why: str | None = "on a CPU it is the fastest with the weights of a GGUF file"
     else:
         why = _four_bits(recipe)

@@ -23,6 +23,7 @@ from trifocal.engines.shape import shape_of, unfit_for_gguf
 from trifocal.engines.speculation import LONGEST
 from trifocal.errors import CheckpointError, UnknownName, UsageError
 from trifocal.placement import Part, Placement
+from trifocal.source import source_of
 
 __all__ = ["LlamaCpp", "load"]
 
@@ -97,7 +98,7 @@ def load(
 
 def _is_ready(recipe: Recipe, quantise: str | None) -> bool:
     """Whether the checkpoint's own file is what llama.cpp computes from."""
-    return recipe.path.suffix == ".gguf" and recipe.adapter is None and quantise is None
+    return bool(source_of(recipe.path).container) and recipe.adapter is None and quantise is None
 
 
 def _rounding(recipe: Recipe, quantise: str | None) -> str | None:
@@ -175,7 +176,7 @@ def _started(recipe: Recipe, rounding: str | None, placement: Placement, gpu: in
 def _trained(language: Language) -> int:
     """The positions that the model was made for; no more than each of them sees."""
     context = int(language.config.get("max_position_embeddings") or 2048)
-    window = 0 if language.folder.suffix == ".gguf" else shape_of(language.config).window
+    window = 0 if source_of(language.folder).container else shape_of(language.config).window
     if 0 < window < context:
         log.warning("language model: each position sees %d before it, which is all of the context here", window)
     return min(context, window or context)
