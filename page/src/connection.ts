@@ -36,11 +36,13 @@ export class Connection {
 
   async connect(): Promise<void> {
     try {
-      const info = await api.info().finally(this.tried);
+      const info = await api.info();
       this.known.clear(); // it may be another server than before
       this.known.set(info.name, info);
       this.info = info;
+      this.tried(); // who waits for it reads what is known now
     } catch (error) {
+      this.tried();
       if (error instanceof ApiError && error.code === "invalid_api_key") return this.askKey();
       return error instanceof ApiError && error.code === "model_loading" ? this.away("The model is being loaded. What you write is kept.") : this.away();
     }

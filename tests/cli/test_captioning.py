@@ -103,10 +103,17 @@ def test_what_can_not_be_written_is_said_before_the_first_picture(album: Path, t
 def test_stopped_and_started_again(echo: dict[str, str], tmp_path: Path) -> None:
     folder, out = tmp_path / "many", tmp_path / "out.csv"
     folder.mkdir()
-    for at in range(12):
+    for at in range(60):
         Pictures.new("RGB", (20, 20), (at, at, at)).save(folder / f"{at:02}.png")
     words = ["caption", str(folder), "what is it?", "--out", str(out), "--workers", "2"]
-    command = [sys.executable, "-m", "trifocal", *words, "-e", "delay=0.02"]
+    command = [
+        sys.executable,
+        "-m",
+        "trifocal",
+        *words,
+        "-e",
+        "delay=0.2",
+    ]  # a minute of work, of which it sees the beginning
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(**echo)) as process:
         until(lambda: (out.exists() and out.read_bytes().count(b"\n") > 2) or process.poll() is not None, "a caption")
         process.send_signal(signal.SIGINT)
@@ -118,7 +125,7 @@ def test_stopped_and_started_again(echo: dict[str, str], tmp_path: Path) -> None
     done = trifocal(*words, **echo)
     assert done.returncode == 0, done.stderr
     rows = out.read_text("utf-8").splitlines()
-    assert sorted(row.split(",")[0] for row in rows[1:]) == [f'"{at:02}.png"' for at in range(12)]
+    assert sorted(row.split(",")[0] for row in rows[1:]) == [f'"{at:02}.png"' for at in range(60)]
 
 
 def test_answers_come_as_they_are_ready_and_one_bad_picture_stops_nobody(

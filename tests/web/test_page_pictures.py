@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,6 +151,23 @@ def test_pictures_by_their_bytes_not_by_their_names(
         seen = visit(live.url)
         seen.add(tmp_path / name)
         seen.expect(".chip").to_have_attribute("title", re.compile(f"{note}.*"))
+        assert "And this" in seen.ask(" And this?")
+
+
+def test_a_picture_added_before_the_server_told_what_it_is_waits_for_that(browser: Any, visit: Open) -> None:
+    context = browser.new_context(viewport={"width": 1280, "height": 820})
+    held: list[Any] = []
+    free: list[bool] = []
+    context.route("**/page/api/info", lambda route: route.continue_() if free else held.append(route))
+    with running(make_llava(), routes()) as live:
+        seen = visit(live.url, context=context)
+        seen.page.set_input_files("#files", str(EXAMPLE))
+        while not held:
+            seen.page.evaluate("new Promise(done => requestAnimationFrame(done))")
+        free.append(True)
+        for route in held:
+            route.continue_()
+        seen.until("document.querySelectorAll('.chip').length === 1")
         assert "And this" in seen.ask(" And this?")
 
 
