@@ -75,4 +75,27 @@ DEV float warp_sum(float v) {
   for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(0xffffffffu, v, o);
   return v;
 }
+// silu(gate) * up, rounded in between as the reference does
+DEV float gated(float gate, float up) { return wide(narrow(gate / (1.f + __expf(-gate)))) * up; }
 
+// ---- four-bit levels in registers
+DEV u32 fma2(u32 a, u32 b, u32 c) {
+  u32 r;
+  asm("fma.rn." KIND "x2 %0,%1,%2,%3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+DEV u32 level(u32 q, u32 minus) {  // two nibbles as values less ``minus``, exactly
+  u32 r;
+  asm("lop3.b32 %0,%1,%2,%3,0xea;" : "=r"(r) : "r"(q), "r"(0x000f000fu), "r"(MAGIC));
+  return fma2(r, ONES, minus);
+}
+#define BASE (MAGIC | 0x80008000u)  // what a level without a zero is less by
+DEV u32 word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+#if __CUDA_ARCH__ >= 900
+DEV void wait(u32 barrier, u32 parity) {
+  u32 there;
+  do {
+    asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p,[%1],%2; selp.u32 %0,1,0,p;}" : "=r"(there) : "r"(barrier), "r"(parity) : "memory");
+  } while (!there);
+}
+#endif

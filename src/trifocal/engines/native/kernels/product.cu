@@ -25,14 +25,6 @@ DEV void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32." KIND "." KIND ".f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-DEV u32 level(u32 q, u32 minus) {  // two nibbles as values less ``minus``, exactly
-  u32 r;
-  asm("lop3.b32 %0,%1,%2,%3,0xea;" : "=r"(r) : "r"(q), "r"(0x000f000fu), "r"(MAGIC));
-  asm("fma.rn." KIND "x2 %0,%1,%2,%3;" : "=r"(r) : "r"(r), "r"(ONES), "r"(minus));
-  return r;
-}
-DEV u32 word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
-#define BASE (MAGIC | 0x80008000u)  // what a level without a zero is less by
 struct Weights { uint4 levels[2 * TILES]; u32 scales[GROUPS][2 * TILES]; };
 struct Values { uint4 v[BATCHES][4]; };
 
@@ -116,7 +108,7 @@ DEV void finish(float* sums, float (&acc)[TALL][TILES][BATCHES][4], u16* y, int 
       up += sums[w * (ROWS * HIGH) + column * HIGH + at + 8];
     }
     gate = wide(narrow(gate)), up = wide(narrow(up));
-    y[(u64)column * width + block * (HIGH / 2) + own] = narrow(wide(narrow(gate / (1.f + __expf(-gate)))) * up);
+    y[(u64)column * width + block * (HIGH / 2) + own] = narrow(gated(gate, up));
   }
 #else
   for (int i = threadIdx.x; i < HIGH * rows; i += WARPS * 32) {
@@ -204,10 +196,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) product(
       values(soon, warp + (i + 1 == mine ? 0 : i + 1) * WARPS);
 #endif
 #if __CUDA_ARCH__ >= 900
-      u32 there;
-      do {
-        asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p,[%1],%2; selp.u32 %0,1,0,p;}" : "=r"(there) : "r"(barriers + stage * 16), "r"(phase) : "memory");
-      } while (!there);
+      wait(barriers + stage * 16, phase);
 #else
       asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 1) : "memory");
       __syncwarp();

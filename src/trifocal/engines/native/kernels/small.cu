@@ -38,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(256) swiglu(const u16* x, u16* y, i
   spread(load(x + (interleaved ? 2 * i : i)), g);
   spread(load(x + (interleaved ? 2 * i + 8 : inner + i)), u);
 #pragma unroll
-  for (int j = 0; j < 8; j++) g[j] = wide(narrow(g[j] / (1.f + __expf(-g[j])))) * u[j];
+  for (int j = 0; j < 8; j++) g[j] = gated(g[j], u[j]);
   *(uint4*)(y + (u64)blockIdx.y * inner + i) = gather8(g);
 }
 

@@ -15,13 +15,6 @@
 #define CONSUMERS 256
 #define TURN (COLUMNS > 208 ? 2 : 4)  // steps whose values are made together: registers, against waiting
 
-DEV u32 level(u32 q, u32 minus) {  // two nibbles as values less ``minus``, exactly
-  u32 r;
-  asm("lop3.b32 %0,%1,%2,%3,0xea;" : "=r"(r) : "r"(q), "r"(0x000f000fu), "r"(MAGIC));
-  asm("fma.rn." KIND "x2 %0,%1,%2,%3;" : "=r"(r) : "r"(r), "r"(ONES), "r"(minus));
-  return r;
-}
-#define BASE (MAGIC | 0x80008000u)  // what a level without a zero is less by
 struct Scale { u32 minus, high, low; float wide, offset; };  // of one row and group, pairs but for the floats
 DEV Scale scale_of(u32 word) {
   Scale s;
@@ -34,11 +27,6 @@ DEV Scale scale_of(u32 word) {
   s.low = pair(rest, rest);
 #endif
   return s;
-}
-DEV u32 fma2(u32 a, u32 b, u32 c) {
-  u32 r;
-  asm("fma.rn." KIND "x2 %0,%1,%2,%3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
-  return r;
 }
 DEV u32 scaled(u32 v, const Scale& s) {  // two values times the scale, rounded once
 #if OFFSET
@@ -57,12 +45,6 @@ DEV void values(u32 (&a)[4], u32 q, const Scale& low, const Scale& high) {
 #endif
 }
 DEV void leave(u32 barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _,[%0];" ::"r"(barrier) : "memory"); }
-DEV void wait(u32 barrier, u32 parity) {
-  u32 there;
-  do {
-    asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p,[%1],%2; selp.u32 %0,1,0,p;}" : "=r"(there) : "r"(barrier), "r"(parity) : "memory");
-  } while (!there);
-}
 DEV void fetch(u32 to, const void* from, int bytes, u32 barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0],[%1],%2,[%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
 }
@@ -143,7 +125,7 @@ DEV void store(const float (&sum)[OWN], u16* lines, u16* y, int rows, int width,
       u16* to = lines + (n * 8 + t * 2 + e) * line;
 #if THEN == 2
       const float gate = wide(narrow(sum[n * 4 + e])), up = wide(narrow(sum[n * 4 + 2 + e]));
-      to[warp * 8 + r] = narrow(wide(narrow(gate / (1.f + __expf(-gate)))) * up);
+      to[warp * 8 + r] = narrow(gated(gate, up));
 #else
       to[warp * 16 + r] = narrow(sum[n * 4 + e]);
       to[warp * 16 + r + 8] = narrow(sum[n * 4 + 2 + e]);
