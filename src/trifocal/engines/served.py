@@ -27,7 +27,7 @@ from trifocal.peer import KEY_VARIABLE, Peer, address, key_headers
 from trifocal.placement import Part
 from trifocal.prompt import Prompt
 
-__all__ = ["EMBEDDING", "Dialect", "Heard", "Served", "asked_for"]
+__all__ = ["EMBEDDING", "Dialect", "Heard", "Score", "Served", "asked_for"]
 
 EMBEDDING = "model.embed_tokens.weight"
 RESTS_SECONDS = 10.0  # for which a server that could not be reached counts as away
@@ -36,6 +36,8 @@ TRIAL_TOKENS = 4
 # those that multiply a text's embeddings on their way in: servers take ours as they are
 SCALED = ("gemma", "gemma2", "gemma3_text", "granite", "granitemoe", "helium")
 _PLAIN = Sampling()
+_NAMES = ("top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")  # the same everywhere
+Score = tuple[float, tuple[tuple[int, float], ...]]  # an id's log-probability, and the likeliest ids with theirs
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Heard:
 
     ids: Sequence[Any]
     finished: bool = False
-    scores: Sequence[tuple[float, tuple[tuple[int, float], ...]]] = ()
+    scores: Sequence[Score] = ()
 
 
 class Dialect(Protocol):
@@ -56,7 +58,7 @@ class Dialect(Protocol):
     start: str  # the option with which such a server has to be started
 
     def prompt(self, given: list[int] | torch.Tensor, scope: str | None) -> dict[str, Any]:
-        """A prompt of ids, or of rows ``[positions, hidden]``, as a part of a request's body."""
+        """A prompt of ids, or of finite rows ``[positions, hidden]``, as a part of a request's body."""
         ...
 
     def wanted(self, sampling: Sampling, most: int, ends: Sequence[int]) -> dict[str, Any]:
@@ -141,6 +143,8 @@ class Served:
     def _body(
         self, given: list[int] | torch.Tensor, sampling: Sampling, room: int, scope: str | None = ""
     ) -> dict[str, Any]:
+        if isinstance(given, torch.Tensor) and not bool(torch.isfinite(given).all()):
+            raise EngineError("there are embeddings that are no finite numbers")
         ends = [] if sampling.ignore_end else sorted(self._ends)
         wanted = self._dialect.wanted(sampling, min(sampling.max_tokens or room, room), ends)
         return {"model": self._model, "stream": True, **self._dialect.prompt(given, scope), **wanted}
@@ -197,11 +201,11 @@ class Served:
             raise UsageError(f"{self._peer.url} serves another language model than the checkpoint's: {self._model}")
 
 
-def asked_for(sampling: Sampling, names: Mapping[str, str]) -> dict[str, Any]:
-    """The options that are not as they are by themselves, under the server's names."""
+def asked_for(sampling: Sampling, **names: str) -> dict[str, Any]:
+    """The options that are not as they are by themselves; ``names`` are further ones and what the server calls them."""
     return {
         there: getattr(sampling, here)
-        for here, there in names.items()
+        for here, there in {**dict(zip(_NAMES, _NAMES, strict=True)), **names}.items()
         if getattr(sampling, here) != getattr(_PLAIN, here)
     }
 

@@ -10,22 +10,12 @@ import torch
 from trifocal.engines.base import Abilities, Engine
 from trifocal.engines.closing import held
 from trifocal.engines.recipe import Recipe
-from trifocal.engines.served import Heard, Served, asked_for
-from trifocal.errors import EngineError, PeerError, UsageError
+from trifocal.engines.served import Heard, Score, Served, asked_for
+from trifocal.errors import PeerError, UsageError
 from trifocal.messages import Sampling
 from trifocal.placement import Placement
 
 __all__ = ["Generate", "load"]
-
-_OPTIONS = {
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "repetition_penalty": "repetition_penalty",
-    "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
-    "seed": "sampling_seed",
-}
-Score = tuple[float, tuple[tuple[int, float], ...]]
 
 
 class Generate:
@@ -40,13 +30,11 @@ class Generate:
         """Ids as they are, rows as lists of numbers."""
         if isinstance(given, list):
             return {"input_ids": given}
-        if not bool(torch.isfinite(given).all()):
-            raise EngineError("there are embeddings that are no finite numbers")
         return {"input_embeds": given.float().tolist()}
 
     def wanted(self, sampling: Sampling, most: int, ends: Sequence[int]) -> dict[str, Any]:
         """The options of an answer, in an object of their own."""
-        told = asked_for(sampling, _OPTIONS)
+        told = asked_for(sampling, seed="sampling_seed")
         told |= {"max_new_tokens": most, "temperature": sampling.temperature, "ignore_eos": sampling.ignore_end}
         told |= {"stop_token_ids": list(ends), "top_k": sampling.top_k or -1}
         if sampling.schema is not None:

@@ -12,23 +12,12 @@ import torch
 
 from trifocal.engines.base import Abilities
 from trifocal.engines.closing import held
-from trifocal.engines.served import Heard, asked_for
+from trifocal.engines.served import Heard, Score, asked_for
 from trifocal.engines.vllm.scopes import salt
-from trifocal.errors import EngineError, PeerError
+from trifocal.errors import PeerError
 from trifocal.messages import Sampling
 
 __all__ = ["Completions"]
-
-_OPTIONS = {
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "repetition_penalty": "repetition_penalty",
-    "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
-    "seed": "seed",
-}
-Score = tuple[float, tuple[tuple[int, float], ...]]
 
 
 class Completions:
@@ -47,7 +36,7 @@ class Completions:
 
     def wanted(self, sampling: Sampling, most: int, ends: Sequence[int]) -> dict[str, Any]:
         """The options of a completion, and that ids are told."""
-        told = asked_for(sampling, _OPTIONS)
+        told = asked_for(sampling, top_k="top_k", seed="seed")
         if sampling.top_logprobs is not None:
             told |= {"logprobs": max(sampling.top_logprobs, 1), "return_tokens_as_token_ids": True}
         if sampling.schema is not None:
@@ -83,8 +72,6 @@ def _scores(told: Any, count: int, sampling: Sampling) -> Iterator[Score]:
 
 def _packed(rows: torch.Tensor) -> str:
     """Rows as vLLM takes them: base64 of what ``torch.save`` writes."""
-    if not bool(torch.isfinite(rows).all()):
-        raise EngineError("there are embeddings that are no finite numbers")
     buffer = io.BytesIO()
     torch.save(rows.contiguous().clone(), buffer)
     return base64.b64encode(buffer.getvalue()).decode()
