@@ -31,8 +31,8 @@ WORDS = 400  # characters of another's words that are told on
 GATEWAYS = (502, 504)  # what stands before a server says this of a server that is not there
 
 
-def address(text: str, what: str, key_from: str) -> str:
-    """An address as somebody wrote it, checked, without a slash at its end.
+def address(text: str, what: str, key_from: str, more: str = "") -> str:
+    """An address as somebody wrote it, checked, without a slash at its end; ``more`` is said behind what one is.
 
     Raises:
         UsageError: it is none, or has a key, a query or a fragment in it.
@@ -43,7 +43,7 @@ def address(text: str, what: str, key_from: str) -> str:
     except ValueError:
         named = False
     if not named or any(letter <= " " or letter > "~" for letter in text) or "\\" in text:
-        raise UsageError(f"{what}: {text!r} is no address; http://host:port is one")
+        raise UsageError(f"{what}: {text!r} is no address; http://host:port is one{more}")
     if parts.username is not None or parts.query or parts.fragment:
         raise UsageError(f"{what}: an address has no key, ? or # in it; the key comes from {key_from}")
     return text.rstrip("/")

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from trifocal.errors import BadImage, UsageError, VisionError
 from trifocal.images import Image
+from trifocal.peer import address, key_headers, object_of
 from trifocal.placement import Part
 from trifocal.timing import step
 from trifocal.vision.base import Look, check_rows
@@ -98,7 +99,7 @@ class _Server:
             raise _Failed(str(error) or type(error).__name__) from error
         if status == 200:
             return answer
-        told = _object(answer, "error")
+        told = object_of(answer, "error")
         if status == 400 and (match := _IMAGE.fullmatch(str(told.get("param")))):
             raise _Refused(int(match[1]), str(told.get("code")), str(told.get("message")))
         full = status in (429, 503) and told.get("code") != "shutting_down"
@@ -229,7 +230,7 @@ class VisionElsewhere:
         """The rows of an answer that is what it says, and what was asked for."""
         try:
             tensors, text = unpack(answer)
-            facts = _object(text.encode())
+            facts = object_of(text.encode())
             rows = [tensors[str(number)] for number in range(len(looks))]
             for look, each in zip(looks, rows, strict=True):
                 check_rows(look, each, self.hidden)
@@ -246,7 +247,7 @@ class VisionElsewhere:
         body = json.dumps({"identity": self.identity, "sizes": sizes}).encode()
 
         def ask(server: _Server) -> tuple[tuple[Any, str], ...]:
-            facts = _object(server.ask("/v1/vision/looks", body, most=len(sizes) << 16))
+            facts = object_of(server.ask("/v1/vision/looks", body, most=len(sizes) << 16))
             self._check_identity(facts)
             try:
                 told = tuple((layout_from(each["layout"]), str(each["way"])) for each in facts["looks"])
@@ -339,47 +340,22 @@ def open_elsewhere(
 
 
 def _servers(addresses: str, environ: Mapping[str, str], seconds: float) -> list[_Server]:
-    key = environ.get(KEY_VARIABLE, "")
-    if not all("!" <= letter <= "~" for letter in key):
-        raise UsageError(f"{KEY_VARIABLE}: a key is made of printable ASCII characters")
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    urls = dict.fromkeys(_url(word.strip()) for word in addresses.split(","))
+    headers = key_headers(environ.get(KEY_VARIABLE, ""), KEY_VARIABLE)
+    urls = dict.fromkeys(
+        address(word.strip(), "vision", KEY_VARIABLE, ", with commas between several") for word in addresses.split(",")
+    )
     return [_Server(url, headers, seconds) for url in urls]
-
-
-def _url(text: str) -> str:
-    try:
-        parts = urlsplit(text)
-        named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        named = False
-    if not named or any(letter <= " " or letter > "~" for letter in text):
-        raise UsageError(f"vision: {text!r} is no address; http://host:port is one, with commas between several")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise UsageError(f"vision: an address has no key, ? or # in it; the key comes from {KEY_VARIABLE}")
-    return text.rstrip("/")
 
 
 def _facts(server: _Server) -> dict[str, Any]:
     """What a server tells of its vision."""
-    facts = _object(server.ask("/v1/vision"))
+    facts = object_of(server.ask("/v1/vision"))
     if facts.get("protocol") != PROTOCOL:
         raise _Failed(f"it does not speak this version's protocol ({PROTOCOL}): is it trifocal see, of this version?")
     for name, kind in (("hidden", int), ("identity", str), ("body_bytes", int), ("parts", list)):
         if not isinstance(facts.get(name), kind):
             raise _Failed(f"it does not tell its {name}")
     return facts
-
-
-def _object(data: bytes, key: str | None = None) -> dict[str, Any]:
-    """The JSON object in an answer, or what it has under ``key``; empty where it has none."""
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return {}
-    if key is not None and isinstance(found, dict):
-        found = found.get(key)
-    return found if isinstance(found, dict) else {}
 
 
 def _part(told: Any, servers: Sequence[_Server]) -> Part:
