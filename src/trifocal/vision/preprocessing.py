@@ -114,7 +114,7 @@ def _padded(picture: Pictures.Image, colour: tuple[int, int, int], to: int, how:
         return picture
     left, top, step = (side - width) // 2, (side - height) // 2, max(1, _STRIP // side)
     narrow = Pictures.new("RGB", (to, side), colour)
-    if not left and width == side:  # its rows are whole rows of the square
+    if width == side:  # its rows are whole rows of the square
         narrow.paste(picture.resize((to, height), how), (0, top))
         return narrow.resize((to, to), how)
     for at in range(top, top + height, step):
