@@ -50,11 +50,11 @@ class Model:
 
     ``context`` is how many positions prompt and answer may take together, ``block`` how many a block has, ``rows`` how
     many requests run in one step, ``piece`` how many positions of prompts beside streams and ``whole`` how many where
-    nothing streams; ``share`` says whether
-    common beginnings are computed once, and ``ahead`` how many ids of an answer may be guessed and computed with the
-    next one (`trifocal.engines.speculation`). The others are there where there are such: ``follow`` is `Runner.forward`
-    for runs of one position each whose ids ``[runs]`` only the device knows, so that it works on while the last ones
-    are read. ``prepare`` is called while nobody asks for anything, and says whether there is more of it to do.
+    nothing streams; ``share`` says whether common beginnings are computed once, and ``ahead`` how many ids of an answer
+    may be guessed and computed with the next one (`trifocal.engines.speculation`). The others are there where there are
+    such: ``follow`` is `Runner.forward` for runs of one position each whose ids ``[runs]`` only the device knows, so
+    that it works on while the last ones are read. ``prepare`` is called while nobody asks for anything, and says
+    whether there is more of it to do.
     ``constraint`` makes what holds an answer to a schema; ``attention`` tells where it looked
     (`trifocal.engines.base.Engine.attention`), given the blocks that hold a beginning of the prompt already.
     """
@@ -407,9 +407,8 @@ class _Loop:
 
 def _ours(error: Exception) -> TrifocalError:
     """A runner's error as ours, a new one for each request."""
-    said = isinstance(error, RuntimeError) and "can't allocate memory" in str(
-        error
-    )  # torch's of the CPU, in words alone
+    # of the CPU torch says it in words alone
+    said = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     if said or isinstance(error, torch.OutOfMemoryError | MemoryError):
         made: TrifocalError = OutOfMemory("the language model's device has no room for what is asked; shorten it")
     elif isinstance(error, TrifocalError):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +14,7 @@ from trifocal.engines.closing import held
 from trifocal.engines.schemas import checked, compiled
 from trifocal.errors import BadSampling, EngineError, MissingExtra
 
-__all__ = ["Constraint", "Grammars"]
+__all__ = ["Constraint", "Grammars", "constraints"]
 
 
 class Constraint:
@@ -63,3 +66,15 @@ class Grammars:
         if reason:
             raise BadSampling("schema", f"the JSON schema can't be held: {reason}")
         return Constraint(matcher)
+
+
+def constraints(make: Callable[[], Grammars]) -> Callable[[str, str | None], Constraint]:
+    """`Grammars.constraint` of what is made once, when the first schema comes: a vocabulary takes its time."""
+    grammars, preparing = functools.cache(make), threading.Lock()
+
+    def constraint(schema: str, scope: str | None) -> Constraint:
+        with preparing:
+            made = grammars()
+        return made.constraint(schema, scope)
+
+    return constraint

@@ -35,6 +35,7 @@ __all__ = [
     "open_language",
     "stored_twice",
     "tokenizer_of",
+    "unrunnable",
 ]
 
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -87,6 +88,14 @@ def open_language(recipe: Recipe) -> Language:
 def config_file(source: Path) -> Path:
     """The file that tells the configuration."""
     return source / "config.json" if source.is_dir() else source
+
+
+def unrunnable(recipe: Recipe, engine: str, reason: str) -> CheckpointError:
+    """What is told where an engine can't run a language model, and what may."""
+    return CheckpointError(
+        f"{config_file(recipe.path)}: the engine {engine} can't run this language model: {reason}; "
+        "the engine transformers may"
+    )
 
 
 def file_of(language: Language, name: str) -> Path:

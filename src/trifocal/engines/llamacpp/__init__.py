@@ -12,8 +12,8 @@ import torch
 
 from trifocal.engines.base import Abilities
 from trifocal.engines.batching import Batching, Model
-from trifocal.engines.grammar import Constraint, Grammars
-from trifocal.engines.language import Language, config_file, end_ids, open_language, tokenizer_of
+from trifocal.engines.grammar import Grammars, constraints
+from trifocal.engines.language import Language, end_ids, open_language, tokenizer_of, unrunnable
 from trifocal.engines.llamacpp.conversion import ROUNDINGS
 from trifocal.engines.llamacpp.kept import made_of
 from trifocal.engines.llamacpp.library import Context, Wishes, offloads
@@ -21,7 +21,7 @@ from trifocal.engines.llamacpp.runner import LlamaRunner
 from trifocal.engines.recipe import Recipe
 from trifocal.engines.shape import shape_of, unfit_for_gguf
 from trifocal.engines.speculation import LONGEST
-from trifocal.errors import CheckpointError, UnknownName, UsageError
+from trifocal.errors import UnknownName, UsageError
 from trifocal.placement import Part, Placement
 from trifocal.source import source_of
 
@@ -29,10 +29,8 @@ __all__ = ["LlamaCpp", "load"]
 
 AT_ONCE = 2  # full contexts that the memory holds where nothing else is said
 BLOCK = 16  # positions, at least
-LEAST, MOST_POSITIONS = (
-    4096,
-    8192,
-)  # of the memory where nothing else is said: each head of a step passes over all in use
+# positions of the memory where nothing else is said: each head of a step passes over all in use
+LEAST, MOST_POSITIONS = 4096, 8192
 POOL_BYTES = 1 << 30  # of keys and values where nothing else is said: llama.cpp takes them when it starts
 ROWS = 32  # requests in one step
 SEQUENCES = 160  # running ones and those in which blocks are kept
@@ -105,10 +103,7 @@ def _rounding(recipe: Recipe, quantise: str | None) -> str | None:
     """How a folder's matrices are rounded; refuses what can't be loaded here."""
     reason = "its pictures see each other" if recipe.attention != "causal" else None
     if reason := reason or (None if _is_ready(recipe, quantise) else unfit_for_gguf(recipe.config)):
-        raise CheckpointError(
-            f"{config_file(recipe.path)}: the engine llamacpp can't run this language model: {reason}; "
-            "the engine transformers may"
-        )
+        raise unrunnable(recipe, "llamacpp", reason)
     rounding = None if quantise is None else quantise.upper()
     if rounding is not None and rounding not in ROUNDINGS:
         raise UnknownName("value of quantise", str(quantise), list(ROUNDINGS))
@@ -151,13 +146,6 @@ def _started(recipe: Recipe, rounding: str | None, placement: Placement, gpu: in
     seconds = time.perf_counter() - began
     log.info("language model: %.1f MB in llama.cpp (%s), %.2f s", own.nbytes / 1e6, own.described, seconds)
     ends, tokenizer = end_ids(language, own.vocabulary), tokenizer_of(language, own.vocabulary)
-    grammars: list[Grammars] = []
-
-    def constraint(schema: str, scope: str | None) -> Constraint:
-        if not grammars:
-            grammars.append(Grammars(tokenizer.definition, own.vocabulary, ends))
-        return grammars[0].constraint(schema, scope)
-
     return Model(
         runner=LlamaRunner(own, positions, block, SEQUENCES),
         tokenizer=tokenizer,
@@ -169,7 +157,7 @@ def _started(recipe: Recipe, rounding: str | None, placement: Placement, gpu: in
         rows=ROWS,
         piece=PIECE,
         ahead=LONGEST if options.speculate else 0,
-        constraint=constraint,
+        constraint=constraints(lambda: Grammars(tokenizer.definition, own.vocabulary, ends)),
     )
 
 

@@ -13,8 +13,8 @@ import torch
 
 from trifocal.engines.base import Abilities
 from trifocal.engines.batching import Batching, Model
-from trifocal.engines.grammar import Constraint, Grammars
-from trifocal.engines.language import config_file, end_ids, open_language, tokenizer_of
+from trifocal.engines.grammar import Grammars, constraints
+from trifocal.engines.language import end_ids, open_language, tokenizer_of, unrunnable
 from trifocal.engines.native import cuda
 from trifocal.engines.native.kernels import Kernels
 from trifocal.engines.native.loading import read
@@ -25,7 +25,7 @@ from trifocal.engines.native.runner import NativeRunner
 from trifocal.engines.recipe import Recipe
 from trifocal.engines.shape import Shape, rotary_table, shape_of, unfit
 from trifocal.engines.speculation import LONGEST
-from trifocal.errors import CheckpointError, OutOfMemory
+from trifocal.errors import OutOfMemory
 from trifocal.placement import Part, Placement
 from trifocal.prompt import Prompt
 
@@ -107,10 +107,7 @@ def load(
     """
     reason = "its pictures see each other" if recipe.attention != "causal" else unfit(recipe.config)
     if reason:
-        raise CheckpointError(
-            f"{config_file(recipe.path)}: the engine native can't run this language model: {reason}; "
-            "the engine transformers may"
-        )
+        raise unrunnable(recipe, "native", reason)
     if threads:
         torch.set_num_threads(threads)
     if placement.resolve()[0].type == "cuda":
@@ -151,12 +148,6 @@ def _started(recipe: Recipe, placement: Placement, options: _Options) -> Model:
     log.info("language model: %.1f MB on %s in %s, %.2f s", runner.part.nbytes / 1e6, device, dtype, seconds)
     rows = len(model.embedding)
     ends, tokenizer = end_ids(language, rows), tokenizer_of(language, rows)
-    grammars: list[Grammars] = []
-
-    def constraint(schema: str, scope: str | None) -> Constraint:
-        if not grammars:
-            grammars.append(Grammars(tokenizer.definition, rows, ends))
-        return grammars[0].constraint(schema, scope)
 
     def attention(prompt: Prompt, ids: Sequence[int], _: list[int]) -> torch.Tensor:
         asked = runner.embed(torch.tensor(ids))
@@ -175,7 +166,7 @@ def _started(recipe: Recipe, placement: Placement, options: _Options) -> Model:
         follow=runner.follow if (device.type == "cuda" if options.overlap is None else options.overlap) else None,
         prepare=runner.prepare,
         ahead=LONGEST if options.speculate else 0,
-        constraint=constraint,
+        constraint=constraints(lambda: Grammars(tokenizer.definition, rows, ends)),
         attention=attention,
     )
 

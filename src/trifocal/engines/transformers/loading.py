@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 
 from trifocal.engines import int4 as packing
 from trifocal.engines.base import Attention
-from trifocal.engines.grammar import Constraint, Grammars
+from trifocal.engines.grammar import Grammars, constraints
 from trifocal.engines.language import (
     HEAD,
     Language,
@@ -52,7 +51,7 @@ log = logging.getLogger("trifocal")
 class Loaded:
     """A causal language model of transformers on its device, and what an answer of it needs.
 
-    ``attention`` is that of `trifocal.engines.recipe.Recipe`.
+    ``attention`` is that of `trifocal.engines.recipe.Recipe`; ``constraint`` makes what holds an answer to a schema.
     """
 
     model: Any
@@ -60,8 +59,9 @@ class Loaded:
     context: int
     end_ids: frozenset[int]
     attention: Attention
-    _grammars: Grammars | None = None
-    _preparing: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.constraint = constraints(self._grammars)
 
     @property
     def hidden(self) -> int:
@@ -87,13 +87,10 @@ class Loaded:
         rows: torch.Tensor = table(ids.to(table.weight.device))
         return rows
 
-    def constraint(self, schema: str, scope: str | None = "") -> Constraint:
-        """What holds an answer to its schema; the vocabulary is prepared when it is first needed."""
-        with self._preparing:
-            if self._grammars is None:
-                width = int(self.model.get_output_embeddings().weight.shape[0])
-                self._grammars = Grammars(self.tokenizer.definition, width, self.end_ids)
-        return self._grammars.constraint(schema, scope)
+    def _grammars(self) -> Grammars:
+        return Grammars(
+            self.tokenizer.definition, int(self.model.get_output_embeddings().weight.shape[0]), self.end_ids
+        )
 
 
 def read(language: Language, placement: Placement, *, context: int | None = None, int4: bool | None = None) -> Loaded:
