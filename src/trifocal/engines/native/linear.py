@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import cache
 from typing import Protocol
 
@@ -39,19 +40,30 @@ class Linear(Protocol):
         ...
 
 
-class Dense:
+class _Multiplied(ABC):
+    """A `Linear` by a product that knows nothing of what comes behind it."""
+
+    @abstractmethod
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """``x [rows, inputs] -> [rows, outputs]``, with the bias."""
+
+    def __call__(self, x: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
+        product = self.multiply(x)
+        return product if onto is None else onto.add_(product)
+
+    def swiglu(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.multiply(x).chunk(2, -1)
+        return functional.silu(gate) * up
+
+
+class Dense(_Multiplied):
     """A weight ``[outputs, inputs]`` in the model's own type, with a bias or none."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self.weight, self.bias = weight, bias
 
-    def __call__(self, x: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
-        product = functional.linear(x, self.weight, self.bias)
-        return product if onto is None else onto.add_(product)
-
-    def swiglu(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self(x).chunk(2, -1)
-        return functional.silu(gate) * up
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, self.weight, self.bias)
 
     @property
     def nbytes(self) -> int:
@@ -59,20 +71,16 @@ class Dense:
         return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
 
-class Blocked:
+class Blocked(_Multiplied):
     """A bfloat16 weight laid out for oneDNN's products on a CPU, which are those of `Dense` and sooner for few rows."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self._weight, self._bias = torch.ops.mkldnn._reorder_linear_weight(weight, None), bias
         self._bytes = weight.nbytes + (0 if bias is None else bias.nbytes)
 
-    def __call__(self, x: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-        return product if onto is None else onto.add_(product)
-
-    def swiglu(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self(x).chunk(2, -1)
-        return functional.silu(gate) * up
+        return product
 
     @property
     def nbytes(self) -> int:
@@ -97,21 +105,15 @@ def dense(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Dense | Blo
     return Dense(weight, bias)
 
 
-class Stored:
+class Stored(_Multiplied):
     """A four-bit weight by torch's own product, which CPUs have too; see `trifocal.engines.int4`."""
 
     def __init__(self, layer: PackedLinear, device: torch.device, bias: torch.Tensor | None = None) -> None:
         self._product, self._bias = Int4Linear(layer, device), bias
 
-    def __call__(self, x: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
         product: torch.Tensor = self._product(x)
-        if self._bias is not None:
-            product = product + self._bias
-        return product if onto is None else onto.add_(product)
-
-    def swiglu(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self(x).chunk(2, -1)
-        return functional.silu(gate) * up
+        return product if self._bias is None else product + self._bias
 
     @property
     def nbytes(self) -> int:
