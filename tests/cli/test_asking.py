@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from PIL import Image as Pictures
-from processes import environment, trifocal
+from processes import echoing, environment, trifocal
 
 from checkpoint_maker import V0
 from trifocal.api.fetch import Fetcher
@@ -35,13 +35,7 @@ def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def echo(v0: V0, album: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Every command talks to the echo engine."""
-    values = {
-        "TRIFOCAL_CHECKPOINT": str(v0.language),
-        "TRIFOCAL_TOWER_FROM": str(v0.tower),
-        "TRIFOCAL_PROJECTOR_FROM": str(v0.projector),
-        "TRIFOCAL_ENGINE": "echo",
-        "TRIFOCAL_TEMPLATE": "plain",
-    }
+    values = echoing(v0)
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     return values

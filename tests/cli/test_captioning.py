@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image as Pictures
-from processes import environment, trifocal
+from processes import echoing, environment, trifocal
 
 from checkpoint_maker import V0
 from trifocal.messages import Sampling
@@ -22,13 +22,7 @@ from waiting import until
 
 @pytest.fixture
 def echo(v0: V0) -> dict[str, str]:
-    return {
-        "TRIFOCAL_CHECKPOINT": str(v0.language),
-        "TRIFOCAL_TOWER_FROM": str(v0.tower),
-        "TRIFOCAL_PROJECTOR_FROM": str(v0.projector),
-        "TRIFOCAL_ENGINE": "echo",
-        "TRIFOCAL_TEMPLATE": "plain",
-    }
+    return echoing(v0)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from PIL import Image as Pictures
-from processes import environment
+from processes import echoing, environment
 
 from checkpoint_maker import V0
 from trifocal.cli.ask import ask
@@ -44,14 +44,7 @@ def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def echo(v0: V0, album: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    values = {
-        "TRIFOCAL_CHECKPOINT": str(v0.language),
-        "TRIFOCAL_TOWER_FROM": str(v0.tower),
-        "TRIFOCAL_PROJECTOR_FROM": str(v0.projector),
-        "TRIFOCAL_ENGINE": "echo",
-        "TRIFOCAL_TEMPLATE": "plain",
-        "TRIFOCAL_LOG": "yes",
-    }
+    values = {**echoing(v0), "TRIFOCAL_LOG": "yes"}
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     return values
