@@ -88,6 +88,10 @@ def test_a_vision_that_nobody_offers_is_told_with_those_there_are(install: Insta
     install("mean_colour", example("vision"), "trifocal.visions", "mean-colour")
     with pytest.raises(UnknownName, match="mean-colour"):
         trifocal.load(checkpoint=str(vicuna), vision="q-former")
+    with pytest.raises(UnknownName, match="mean-colour"):
+        trifocal.load(vision="q-former")  # whatever the checkpoint is
+    result = CliRunner().invoke(cli, ["inspect", "thimble", "--vision", "q-former"])
+    assert isinstance(result.exception, UnknownName)
 
 
 def test_what_a_package_lacks_or_gets_wrong_is_told(install: Install, vicuna: Path, drawn: Drawn) -> None:

@@ -32,7 +32,6 @@ from trifocal.api.serving import caller_of, while_connected
 from trifocal.api.settings import ServerSettings
 from trifocal.api.strict_json import loads
 from trifocal.api.wire import Json
-from trifocal.checkpoints import find_checkpoint
 from trifocal.errors import BadImage, TrifocalError
 from trifocal.images import Image, Limits, check_size
 from trifocal.model.settings import Settings
@@ -223,14 +222,7 @@ def serve_vision(settings: Settings, server: ServerSettings) -> None:
     """
     sockets = listen(server)
     log_to_stderr(server)
-    checkpoint = find_checkpoint(
-        settings.checkpoint,
-        tower=settings.tower_from,
-        projector=settings.projector_from,
-        language=settings.language_from,
-        vision=settings.vision,
-        fit=settings.fit,  # type: ignore[arg-type]  # checked there
-    )
+    checkpoint = settings.find()
     vision = open_vision(checkpoint, settings.tower, settings.projector, allow_pickle=settings.allow_pickle)
     host = Seeing(checkpoint.name, vision, server, settings.cache_bytes)
     places = ", ".join(addresses(server, sockets))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,16 +21,24 @@ from trifocal.checkpoints.reading import read_json
 from trifocal.checkpoints.transformers import check_fits, from_transformers, is_transformers
 from trifocal.checkpoints.turns import template_of
 from trifocal.engines.recipe import Recipe
-from trifocal.errors import CheckpointError, UsageError
+from trifocal.errors import CheckpointError, UnknownName, UsageError
 from trifocal.hub.locate import EVERYTHING, PICKLES, locate
 from trifocal.placement import Placement
 from trifocal.source import source_of
 from trifocal.weights.lora import ADAPTER, base_of
 
-__all__ = ["find_checkpoint", "from_folder", "language_recipe", "refitted"]
+__all__ = ["VISIONS", "find_checkpoint", "from_folder", "language_recipe", "plugged_names", "refitted"]
 
 
 _ANYWHERE = Placement()
+
+
+VISIONS = "trifocal.visions"  # the entry points by which other packages offer theirs
+
+
+def plugged_names() -> list[str]:
+    """The names under which installed packages offer visions."""
+    return sorted({point.name for point in entry_points(group=VISIONS)})
 
 
 def find_checkpoint(
@@ -51,8 +60,11 @@ def find_checkpoint(
 
     Raises:
         CheckpointError: files that are missing, or that don't say what they must.
+        UnknownName: a vision that no installed package offers.
     """
     if vision is not None:
+        if vision not in plugged_names():  # told before anything is looked for
+            raise UnknownName("vision", vision, plugged_names())
         return _language_alone(locate(language or name, patterns), name, vision)
     if name == "thimble":
         folder = Path(str(resources.files("trifocal") / "thimble"))

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from trifocal.checkpoints import (
     OwnVision,
     Preprocessing,
     Release,
-    find_checkpoint,
     language_recipe,
     read_json,
 )
@@ -91,15 +90,7 @@ def inspect(folder: str | None, known: bool, as_json: bool, settings: Settings) 
             f"{name} is not on this machine, and only a GGUF file itself tells what it is: trifocal pull {name}"
             + (f" (it needs {source.needs})" if source.needs else "")
         )
-    checkpoint = find_checkpoint(
-        name,
-        tower=settings.tower_from,
-        projector=settings.projector_from,
-        language=settings.language_from,
-        vision=settings.vision_package,
-        fit=settings.fit,  # type: ignore[arg-type]  # checked there
-        patterns=EVERYTHING if here else CONFIGS,
-    )
+    checkpoint = replace(settings, checkpoint=name).find(EVERYTHING if here else CONFIGS)
     parts = part_facts(checkpoint, allow_pickle=settings.allow_pickle) if here else expected_facts(checkpoint)
     facts = _facts(checkpoint, settings.template, settings.language)
     if not here:

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from trifocal.checkpoints import Checkpoint, OwnVision, find_checkpoint, language_recipe
+from trifocal.checkpoints import Checkpoint, OwnVision, language_recipe
 from trifocal.conversation.history import Keep, Trimmed, keep_images, trim
 from trifocal.conversation.jinja import find_template
 from trifocal.conversation.templates import ChatTemplate, Piece
@@ -446,14 +446,7 @@ class Found:
 def find(settings: Settings) -> Found:
     """What the settings name; raises as `load`."""
     _check_elsewhere(settings)
-    checkpoint = find_checkpoint(
-        settings.checkpoint,
-        tower=settings.tower_from,
-        projector=settings.projector_from,
-        language=settings.language_from,
-        vision=settings.vision_package,
-        fit=settings.fit,  # type: ignore[arg-type]  # checked there
-    )
+    checkpoint = settings.find()
     template = find_template(settings.template or checkpoint.template, checkpoint.language.source)
     recipe = language_recipe(
         checkpoint,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from trifocal.checkpoints import Checkpoint, find_checkpoint
 from trifocal.conversation.history import Keep, parse_keep
 from trifocal.errors import UnknownName, UsageError
+from trifocal.hub.locate import EVERYTHING
 from trifocal.placement import Placement
 
 __all__ = ["FIELDS", "Settings", "read_boolean", "read_file"]
@@ -57,6 +59,18 @@ class Settings:
     def vision_package(self) -> str | None:
         """The name of another package's vision; None where the checkpoint's own sees, here or elsewhere."""
         return None if self.is_elsewhere else self.vision
+
+    def find(self, patterns: Sequence[str] = EVERYTHING) -> Checkpoint:
+        """The checkpoint that they name; ``patterns`` and what it raises are those of `find_checkpoint`."""
+        return find_checkpoint(
+            self.checkpoint,
+            tower=self.tower_from,
+            projector=self.projector_from,
+            language=self.language_from,
+            vision=self.vision_package,
+            fit=self.fit,  # type: ignore[arg-type]  # checked there
+            patterns=patterns,
+        )
 
     @classmethod
     def read(cls, file: Path | None = None, environ: Mapping[str, str] | None = None, **flags: Any) -> Settings:

@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from trifocal.checkpoints import Checkpoint
+from trifocal.checkpoints.finding import VISIONS, plugged_names
 from trifocal.errors import MissingExtra, UnknownName, UsageError
 from trifocal.images import Image
 from trifocal.placement import Placement
@@ -16,9 +17,8 @@ from trifocal.vision.base import Look, Vision
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GROUP", "PluggedVision", "open_plugged", "plugged_names"]
+__all__ = ["PluggedVision", "open_plugged", "plugged_names"]
 
-GROUP = "trifocal.visions"
 Loader = Callable[[Checkpoint, Placement], Vision]
 
 
@@ -51,11 +51,6 @@ class PluggedVision:
             return [self.rows(look.image) for look in looks]
 
 
-def plugged_names() -> list[str]:
-    """The names under which installed packages offer visions."""
-    return sorted({point.name for point in entry_points(group=GROUP)})
-
-
 def open_plugged(checkpoint: Checkpoint, placement: Placement) -> Vision:
     """The vision that a package offers under the checkpoint's vision.
 
@@ -64,7 +59,7 @@ def open_plugged(checkpoint: Checkpoint, placement: Placement) -> Vision:
         MissingExtra: what that package needs is not installed.
         UsageError: what it gives is no vision.
     """
-    found = list(entry_points(group=GROUP, name=checkpoint.vision.name))
+    found = list(entry_points(group=VISIONS, name=checkpoint.vision.name))
     if not found:
         raise UnknownName("vision", checkpoint.vision.name, plugged_names())
     try:
