@@ -47,18 +47,38 @@ def test_products_of_whole_numbers_are_what_pil_makes(size: tuple[int, int], to:
 
 
 @pytest.mark.parametrize("fit", ["crop", "stretch"])
-def test_a_square_is_one_however_others_are_fitted(fit: Fit) -> None:
-    image, made = from_pil(Pictures.fromarray(_edges((123, 123)))), Preprocessing(28, fit)
-    values = preprocessing.pixels_on(torch.device("cpu"), image, made)
-    assert values is not None
-    assert torch.equal(values, preprocessing.pixels([preprocessing.shown(image, made)], made))
+@pytest.mark.parametrize("size", [(123, 123), (90, 60), (60, 90), (64, 300), (28, 40), (300, 31), (97, 42), (96, 180)])
+def test_pictures_that_are_not_padded_are_resized_in_the_order_of_pil(size: tuple[int, int], fit: Fit) -> None:
+    for to in (None, 32):
+        image, made = from_pil(Pictures.fromarray(_edges(size))), Preprocessing(28, fit, resized=to)
+        values = preprocessing.pixels_on(torch.device("cpu"), image, made)
+        assert (values is None) == (min(size) < (to or 28))
+        if values is not None:
+            assert torch.equal(values, preprocessing.pixels([preprocessing.shown(image, made)], made))
+
+
+def test_the_installed_pil_resizes_in_the_order_that_is_told() -> None:
+    """Sizes around the border: 100 x 100 whose rows lose 20 pixels and whose columns lose about twice as many."""
+    for wide, high in ((80, 59), (80, 60), (80, 61), (99, 97), (99, 98), (101, 99), (101, 100), (101, 101), (40, 10)):
+        across, down = resizing.Axis(100, 100, 0, wide, 0, wide), resizing.Axis(100, 100, 0, high, 0, high)
+        levels, order = _edges((100, 100)), resizing.rows_first(across, down)
+        assert order is not None, "this version of PIL is not known: find its order, and tell it in `rows_first`"
+        given, how = torch.from_numpy(levels).permute(2, 0, 1), Pictures.Resampling.BICUBIC
+        made = resizing.on_canvas(given, across, down, how, (0, 0, 0), rows_first=order).permute(1, 2, 0)
+        assert made.numpy().tobytes() == Pictures.fromarray(levels).resize((wide, high), how).tobytes(), (wide, high)
+
+
+def test_a_pil_of_another_day_is_not_guessed_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, made = from_pil(Pictures.fromarray(_edges((60, 90)))), Preprocessing(28, "stretch")
+    monkeypatch.setattr(resizing, "_VERSION", 14)
+    assert preprocessing.pixels_on(torch.device("cpu"), image, made) is None
 
 
 @pytest.mark.parametrize(
     ("size", "made"),
     [
-        ((90, 60), Preprocessing(28, "crop")),
-        ((90, 60), Preprocessing(28, "stretch")),
+        ((90, 20), Preprocessing(28, "crop")),
+        ((90, 20), Preprocessing(28, "stretch")),
         ((20, 9), Preprocessing(28, "pad")),
         ((90, 60), Preprocessing(28, "pad", resample=1)),
     ],

@@ -12,7 +12,7 @@ from PIL import Image as Pictures
 
 from trifocal.checkpoints import Fit, Preprocessing
 from trifocal.images import Image
-from trifocal.vision.resizing import KNOWN, Axis, on_canvas
+from trifocal.vision.resizing import KNOWN, Axis, on_canvas, rows_first
 from trifocal.vision.showing import Box
 
 __all__ = ["pixels", "pixels_on", "shown", "square", "square_box"]
@@ -37,20 +37,40 @@ def pixels(squares: Sequence[Pictures.Image], preprocessing: Preprocessing) -> t
 def pixels_on(device: torch.device, image: Image, preprocessing: Preprocessing) -> torch.Tensor | None:
     """What `pixels` makes of the one square of `shown`, computed on a device that has float64: the same values there.
 
-    None where that is not known: for pictures that are not padded (PIL from 13 on resizes along whichever side of a
-    picture is cheaper first, so only squares are certain), that are enlarged, or a filter that is not built anew.
+    None where that is not known: for pictures that are enlarged, a filter that is not built anew, and a version of PIL
+    whose order of directions nobody knows.
     """
     picture, size = image.on(preprocessing.background), preprocessing.size
-    (width, height), side = picture.size, max(picture.size)
-    to, how = preprocessing.resized or size, Pictures.Resampling(preprocessing.resample)
-    if how not in KNOWN or side < to or (preprocessing.fit != "pad" and width != height):
+    how, axes = Pictures.Resampling(preprocessing.resample), _axes(picture.size, preprocessing)
+    enlarged = any(axis.to > axis.canvas for axis in axes)
+    order = (
+        True if preprocessing.fit == "pad" else rows_first(*axes)
+    )  # padded squares are resized rows first, see below
+    if how not in KNOWN or enlarged or order is None:
         return None
-    across, down = (Axis(own, side, (side - own) // 2, to, (to - size) // 2, size) for own in (width, height))
     given = torch.from_numpy(np.array(picture)).to(device).permute(2, 0, 1)  # [3, height, width]
-    levels = on_canvas(given, across, down, how, preprocessing.pad_colour)
+    levels = on_canvas(given, *axes, how, preprocessing.pad_colour, rows_first=order)
     told = (preprocessing.rescale, preprocessing.normalise, tuple(preprocessing.mean), tuple(preprocessing.std))
     table = torch.from_numpy(_table(*told)).to(device)
     return table.gather(1, levels.flatten(1).long()).view(1, 3, size, size)
+
+
+def _axes(own: tuple[int, int], preprocessing: Preprocessing) -> tuple[Axis, Axis]:
+    """How one square comes from a picture of these pixels, across and down."""
+    canvas = (max(own), max(own)) if preprocessing.fit == "pad" else own
+    wide, high = (
+        Axis(pixels, whole, (whole - pixels) // 2, to, (to - preprocessing.size) // 2, preprocessing.size)
+        for pixels, whole, to in zip(own, canvas, _resized(canvas, preprocessing, preprocessing.fit), strict=True)
+    )
+    return wide, high
+
+
+def _resized(own: tuple[int, int], preprocessing: Preprocessing, fit: Fit) -> tuple[int, int]:
+    """The pixels to which a picture, or its padded square, is resized before it is cropped."""
+    (width, height), to = own, preprocessing.resized or preprocessing.size
+    if fit == "stretch":
+        return to, to
+    return (to, to * height // width) if width <= height else (to * width // height, to)
 
 
 def _values(picture: Pictures.Image, preprocessing: Preprocessing) -> torch.Tensor:
@@ -77,13 +97,9 @@ def _table(
 def square(picture: Pictures.Image, preprocessing: Preprocessing, fit: Fit) -> Pictures.Image:
     """An RGB picture as one square, as ``fit`` says."""
     size, how = preprocessing.size, Pictures.Resampling(preprocessing.resample)
-    to = preprocessing.resized or size
     if fit == "pad":
-        picture = _padded(picture, preprocessing.pad_colour, to, how)
-    width, height = picture.size
-    wide, high = (to, to * height // width) if width <= height else (to * width // height, to)
-    if fit == "stretch":
-        wide, high = to, to
+        picture = _padded(picture, preprocessing.pad_colour, preprocessing.resized or size, how)
+    wide, high = _resized(picture.size, preprocessing, fit)
     left, top = (wide - size) // 2, (high - size) // 2  # below 0 where it is enlarged: the rest is black
     return picture.resize((wide, high), how).crop((left, top, left + size, top + size))
 
