@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import regex
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from test_generations import BARE, MODEL, Slow, folder, write
 
@@ -32,7 +33,7 @@ from layouts import (
     save_lora,
     save_original,
 )
-from trifocal.tools.convert import apply_delta
+from trifocal.cli import cli
 
 PATCHES = ["<im_patch>", "<im_start>", "<im_end>"]
 TURNS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -70,6 +71,7 @@ class Pieces:
     plain: bool = False
     added: tuple[str, ...] = ()
     frame: tuple[str, str] = ("", "")
+    row: str = ""  # the added token that stood for each row of a picture, where nothing else marked it
     mark: str = "</s>"
     more: bytes = b""  # fields that are added to the model
     own: int = 0  # how many pieces are among them
@@ -95,7 +97,11 @@ class Pieces:
 
     def encode(self, before: str, after: str, rows: int) -> list[int]:
         slow = Slow(self.version, self.legacy, self.plain, self.ids, MODEL.read_bytes() + self.more, self.marks)
-        first, last = slow.encode(before + self.frame[0]), slow.encode(self.frame[1] + after)
+        if self.row:
+            ids = slow.encode(f"{before}{self.row}{after}")
+            first, last = ids[: ids.index(self.ids[self.row])], ids[ids.index(self.ids[self.row]) + 1 :]
+        else:
+            first, last = slow.encode(before + self.frame[0]), slow.encode(self.frame[1] + after)
         return [1, *first, *[SENTINEL] * rows, *last]
 
 
@@ -274,24 +280,32 @@ def outside(made: Family, words: Words, home: Path) -> dict[str, str]:
     return {}
 
 
-def delta(made: Family, words: Words, home: Path) -> dict[str, str]:
-    """Differences to a LLaMA of 600 rows, and what `convert delta` makes of the two."""
-    save_original(made, home / "delta", tower=home / "clip", pickle=True)
-    words.write(home / "delta")
-    tensors = torch.load(home / "delta" / "pytorch_model.bin")
-    random = torch.Generator().manual_seed(5)
-    first = {name: each[:600] if each.shape[0] == words.rows else each for name, each in tensors.items()}
-    base = {
-        name: torch.randn(each.shape, generator=random) * 0.1 for name, each in first.items() if "mm_proj" not in name
-    }
-    for name, each in base.items():
-        tensors[name][: len(each)] -= each
-    pickled(tensors, home / "delta")
-    (home / "base").mkdir()
-    save_file(base, home / "base" / "model.safetensors")
-    write(home / "base" / "config.json", {**made.text, "vocab_size": 600, "model_type": "llama"})
-    apply_delta(home / "base", home / "delta", home / "one", allow_pickle=True)
-    return {}
+def delta(repository: str) -> Callable[[Family, Words, Path], dict[str, str]]:
+    """Differences to a LLaMA of 600 rows in a clone of that repository, and what `convert delta` makes of the two."""
+
+    def save(made: Family, words: Words, home: Path) -> dict[str, str]:
+        clone = home / repository
+        save_original(made, clone, tower=home / "clip", pickle=True)
+        words.write(clone)
+        tensors = torch.load(clone / "pytorch_model.bin")
+        random = torch.Generator().manual_seed(5)
+        first = {name: each[:600] if each.shape[0] == words.rows else each for name, each in tensors.items()}
+        base = {
+            name: torch.randn(each.shape, generator=random) * 0.1
+            for name, each in first.items()
+            if "mm_proj" not in name
+        }
+        for name, each in base.items():
+            tensors[name][: len(each)] -= each
+        pickled(tensors, clone)
+        (home / "base").mkdir()
+        save_file(base, home / "base" / "model.safetensors")
+        write(home / "base" / "config.json", {**made.text, "vocab_size": 600, "model_type": "llama"})
+        options = ["--base", home / "base", "--delta", clone, "--out", home / "one", "--allow-pickle"]
+        CliRunner().invoke(cli, ["convert", "delta", *map(str, options)], catch_exceptions=False)
+        return {}
+
+    return save
 
 
 def four_bits(made: Family, words: Words, home: Path) -> dict[str, str]:
@@ -353,18 +367,29 @@ def told(home: Path, **keys: Any) -> None:
 
 V0 = Pieces("4.28.0.dev0", legacy=True, plain=True, added=tuple(PATCHES), frame=("<im_start>", "<im_end>"))
 V0_7B = replace(V0, added=("[PAD]", *PATCHES))
+SCIENCE = replace(V0, added=("<im_patch>",), row="<im_patch>", frame=("", ""))
+V1 = Pieces("4.30.2", legacy=True, plain=True)
+LLAMA_2 = Pieces("4.31.0", plain=True)
 V1_5 = Pieces("4.31.0")
 # Yi's model has the turns' marks among its own pieces, and puts no space in front of a text
 YI = Pieces("4.37.2", legacy=True, mark="<|im_end|>", more=piece("<|im_start|>") + piece("<|im_end|>") + BARE, own=2)
+BARE_PICTURES = {"mm_use_im_start_end": False}
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_key_value_heads": 4}
 RELEASES = {
-    "v0 13b delta": Release("v0-13b", V0, "llava_v0_webui", delta),
-    "v0 7b delta": Release("v0-7b", V0_7B, "llava_v0_webui", delta),
+    "v0 13b delta": Release("v0-13b", V0, "llava_v0_webui", delta("LLaVA-13b-delta-v0")),
+    "v0 7b delta": Release("v0-7b", V0_7B, "llava_v0_webui", delta("LLaVA-7b-delta-v0")),
+    "v0 ScienceQA delta": Release("v0-13b", SCIENCE, "simple", delta("LLaVA-13b-delta-v0-science_qa"), BARE_PICTURES),
     "v0 13b 4-bit": Release("v0-13b", V0, "llava_v0_webui", four_bits, dims=WIDE, half="GPTQ 4 bits, old CUDA"),
-    "LLaMA-2 preview": Release("llama-2", Pieces("4.31.0", plain=True), "llava_llama_2", outside),
+    "v1.1 delta": Release("v0-13b", V0, "llava_v1_mm", delta("LLaVA-13b-delta-v1-1")),
+    "Lightning delta": Release("v0-13b", V0, "llava_v1_mm", delta("LLaVA-Lightning-7B-delta-v1-1")),
     "MPT preview": Release("mpt", Whole(["<|endoftext|>", *TURNS[1:]], "<|im_end|>"), "mpt", outside),
+    "v1": Release("v1", V1, "llava_v1", outside),
+    "v1 LoRA": Release("v1", V1, "llava_v1", lora),
+    "LLaMA-2 preview": Release("llama-2", LLAMA_2, "llava_llama_2", outside),
+    "LLaMA-2 LoRA": Release("llama-2", LLAMA_2, "llava_llama_2", lora),
     "1.5": Release("1.5", V1_5, "llava_v1", outside),
     "1.5 LoRA": Release("1.5", V1_5, "llava_v1", lora),
+    "BakLLaVA": Release("bakllava", Pieces("4.34.1", legacy=True), "llava_v1", outside),
     "1.6 Vicuna": Release("1.6-vicuna", Pieces("4.36.2"), "llava_v1", inside),
     "1.6 Mistral": Release("1.6-mistral", Pieces("4.37.2"), "mistral_instruct", inside),
     "1.6 34B": Release("1.6-34b", YI, "chatml_direct", inside),

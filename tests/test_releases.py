@@ -31,7 +31,7 @@ from trifocal.prompt import TokenSpan
 from trifocal.tools.convert import join, split
 
 EXACT = dict.fromkeys(("tower", "projector", "language"), Placement("cpu", "float32"))
-JOINED = ["1.5", "1.5 LoRA", "llava-hf 1.5", "llava-hf interleave"]
+JOINED = ["1.5", "1.5 LoRA", "BakLLaVA", "llava-hf 1.5", "llava-hf interleave"]
 WAYS = [
     *((name, "as released") for name in RELEASES),
     *((name, "split") for name in RELEASES if name != "MPT preview"),

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from layouts import family, save_original
 from little_hub import LittleHub, running_hub, trifocal
 from trifocal.checkpoints import KNOWN, Release, find_checkpoint, from_folder
+from trifocal.checkpoints.known import delta_known_as
 from trifocal.cli.inspect import inspect
 
 FAMILIES = {
@@ -41,6 +42,14 @@ def test_every_name_says_what_it_needs(name: str) -> None:
     assert source.context >= 2048
     for place in filter(None, (source.language, source.tower, source.projector)):
         assert 1 <= place.count("/") <= 2
+
+
+@pytest.mark.parametrize("place", ["liuhaotian/{}", "clones/{}/", "/home/me/{}"])
+def test_a_delta_is_known_by_its_id_and_by_the_name_of_its_clone(place: str) -> None:
+    for name, source in KNOWN.items():
+        last = name.partition("/")[2]
+        assert delta_known_as(place.format(last)) == (source if "-delta-" in last else None)
+    assert delta_known_as(place.format("mine")) is None
 
 
 def test_the_list_as_json_tells_what_is_here() -> None:

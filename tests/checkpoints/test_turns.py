@@ -167,6 +167,11 @@ def test_templates_of_which_none_is_the_default_are_told(hf15: Path, tmp_path: P
         ({"transformers_version": "4.28.0.dev0"}, ("llava-v0", "simple", "")),
         ({"mm_use_im_start_end": False, "sep_image_conv_front": False}, ("llava-v0", "simple", "")),
         ({"mm_use_im_start_end": False, "transformers_version": "4.31.0"}, ("llava-v1", "llava_v1", "")),
+        # trained with 1.0's code before that had a version of transformers of its own
+        (
+            {"mm_use_im_start_end": False, "mm_use_im_patch_token": False, "transformers_version": "4.28.0.dev0"},
+            ("llava-v1", "llava_v1", ""),
+        ),
         (
             {"mm_use_im_start_end": True, "transformers_version": "4.28.0.dev0"},
             ("llava-v0", "llava_v0_webui", "<im_start>"),

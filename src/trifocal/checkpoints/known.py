@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from trifocal.checkpoints.parts import CLIP_TOWER
 
-__all__ = ["KNOWN", "Release"]
+__all__ = ["KNOWN", "Release", "delta_known_as"]
 
 CLIP_336 = "openai/clip-vit-large-patch14-336"
 SCIENCE = "LLaVA-13b-delta-v0-science_qa"  # trained without marks around pictures, and evaluated as ``simple``
@@ -92,7 +93,7 @@ def _early() -> Iterator[tuple[str, Release]]:
     yield _plain("mmaaz60/LLaVA-7B-Lightening-v1-1", "llava-v1.1", 2048, marked, _half(6.7), template="llava_v1_mm")
     yield _plain("liuhaotian/LLaVA-Lightning-MPT-7B-preview", "llava-mpt", 2048, marked, _half(6.7))
     for name in ("lora-vicuna-13b-v1.3", "lora-merge-vicuna-13b-v1.3"):
-        yield _plain(f"liuhaotian/llava-v1-0719-336px-{name}", "llava-v1", 2048, "576", _half(13))
+        yield _plain(f"liuhaotian/llava-v1-0719-336px-{name}", "llava-v1", 2048, "576", _half(13), "llava_v1")
     preview = "liuhaotian/llava-llama-2-13b-chat-lightning"
     yield _plain(f"{preview}-preview", "llava-llama-2", 4096, "256", _half(13))
     yield _plain("liuhaotian/llava-llama-2-7b-chat-lightning-lora-preview", "llava-llama-2", 4096, "256", _half(6.7))
@@ -212,3 +213,12 @@ def _pair(
 
 
 KNOWN: dict[str, Release] = dict((*_early(), *_line_1_5(), *_line_1_6(), *_line_qwen()))
+
+
+def delta_known_as(name: str) -> Release | None:
+    """The release that a delta is, by its hub id or by a folder of its repository's name, as a clone has.
+
+    Nothing in its files tells v1.1 and Lightning from v0; LLaVA's own programs went by the name, too.
+    """
+    last = Path(name).expanduser().resolve().name
+    return next((KNOWN[each] for each in KNOWN if "-delta-" in each and each.partition("/")[2] == last), None)

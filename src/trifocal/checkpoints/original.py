@@ -83,7 +83,7 @@ def _early(config: Mapping[str, Any], text: Text, framed: bool) -> tuple[str, st
 
     v0, v1.1 and Lightning put marks around a picture, the 1.0 releases of Vicuna v1.3 and LLaMA-2 do not; of these
     two the base's context tells which it is. Nothing tells v1.1 and Lightning from v0: their template must be named.
-    Of v0 only ScienceQA's has no marks: it keeps v0's ``###``, and a key or a version that was v0's alone.
+    Of v0 only ScienceQA's has no marks: it keeps v0's ``###``, and a key or a version of v0's day.
     """
     if text.config["model_type"] == "mpt":
         return "llava-mpt", "mpt_multimodal" if framed else "mpt"
@@ -91,7 +91,8 @@ def _early(config: Mapping[str, Any], text: Text, framed: bool) -> tuple[str, st
         return "llava-v0", "llava_v0_webui"
     if text.context >= LLAMA_2:
         return "llava-llama-2", "llava_llama_2"
-    if "sep_image_conv_front" in config or str(config.get("transformers_version", "")).startswith("4.28."):
+    old = "sep_image_conv_front" in config or str(config.get("transformers_version", "")).startswith("4.28.")
+    if old and "mm_use_im_patch_token" not in config:  # 1.0 always writes it
         return "llava-v0", "simple"
     if "mm_use_im_start_end" in config:
         return "llava-v1", "llava_v1"

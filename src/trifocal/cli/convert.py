@@ -57,14 +57,24 @@ def delta(base: str, delta: str, out: Path, shard: int, allow_pickle: bool) -> N
 
     The base is the original LLaMA, not Vicuna: tensors do not tell one from the other, so that is yours to see to.
     Names, shapes and dims are checked before anything is written, and every sum is finite or refused.
+
+    How v1.1, Lightning and ScienceQA's talk is written beside the sums where REPO has its released name; for a folder
+    of another name say --template when you ask.
     """
+    from trifocal.checkpoints.known import delta_known_as
     from trifocal.hub.locate import CONFIGS, PICKLES, WEIGHTS, locate
     from trifocal.tools.convert import apply_delta
 
     wanted = (*CONFIGS, *WEIGHTS, *(PICKLES if allow_pickle else ()))
     with _progress("adding") as tell:
         done = apply_delta(
-            locate(base, wanted), locate(delta, wanted), out, shard=shard, allow_pickle=allow_pickle, tell=tell
+            locate(base, wanted),
+            locate(delta, wanted),
+            out,
+            release=delta_known_as(delta),
+            shard=shard,
+            allow_pickle=allow_pickle,
+            tell=tell,
         )
     click.echo(f"{done.folder}: {done.tensors} tensors, {done.bytes / 1e9:.2f} GB")
 

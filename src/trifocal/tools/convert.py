@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trifocal.checkpoints import Checkpoint, Preprocessing, Tiling, Tower, read_json
+from trifocal.checkpoints import Checkpoint, Preprocessing, Release, Tiling, Tower, read_json
 from trifocal.conversation.brought import own_template
 from trifocal.conversation.exported import exported, takes_text
 from trifocal.conversation.templates import ALIASES, TEMPLATES
@@ -70,13 +70,21 @@ class _Entry:
 
 
 def apply_delta(
-    base: Path, delta: Path, out: Path, *, shard: int = SHARD, allow_pickle: bool = False, tell: Tell | None = None
+    base: Path,
+    delta: Path,
+    out: Path,
+    *,
+    release: Release | None = None,
+    shard: int = SHARD,
+    allow_pickle: bool = False,
+    tell: Tell | None = None,
 ) -> Converted:
     """LLaMA plus a delta is a LLaVA v0, v1.1 or Lightning: writes that with the delta's configuration and tokenizer.
 
     Each tensor is the sum in the delta's own type. The embedding table and the head have more rows than the base's:
     rows past those of the base are final values. What only the delta has must be the projector, and is kept. Rotary
-    frequencies are left out: they are computed.
+    frequencies are left out: they are computed. What its files don't say of the ``release`` is written into the
+    configuration: its turns (``trifocal_template``) and keys that it lacks.
 
     Checked: the configurations' dims, that both have the same tensors with the same shapes, that the base is no LLaVA
     itself, that each sum is finite. Not checked, since the tensors do not tell: that the base is the original LLaMA
@@ -92,6 +100,9 @@ def apply_delta(
     entries = _sums(original, changed, base, delta)
     with _new_folder(out, sum(entry.bytes for entry in entries)) as folder:
         _copy_files(delta, folder, extra=("config.json", "preprocessor_config.json"))
+        if release is not None and release.template is not None:
+            said = {**release.says, "trifocal_template": release.template, **read_json(delta / "config.json")}
+            _write_json(folder / "config.json", said)
         steps = _Steps(entries, tell, (original, changed))
         _write_shards(entries, folder, shard, steps)
     return Converted(out, len(entries), steps.total)
