@@ -22,7 +22,7 @@ from releases import RELEASES, Made, Words
 from seeing import prompt_of, rows_of
 from trifocal import Message, Sampling, load
 from trifocal.checkpoints import find_checkpoint
-from trifocal.conversation.templates import Control
+from trifocal.conversation.templates import Control, get_template
 from trifocal.errors import CheckpointError
 from trifocal.images import Image, from_frames
 from trifocal.model.llava import Llava
@@ -136,6 +136,19 @@ def check_answers(llava: Llava, made: Made, image: Image, rows: torch.Tensor) ->
     ends = ends_of(llava.engine)
     said = [token.id for token in llava.engine.stream(prompt, Sampling(max_tokens=32, ignore_end=True))]
     assert said == greedy(model, said, ends, inputs_embeds=spliced[None])
+
+
+@pytest.mark.parametrize("way", ["as released", "split"])
+def test_llama_3_begins_twice_where_the_original_did(way: str, release: Callable[[str], tuple[Made, Path]]) -> None:
+    """Its chat template writes a beginning token, and `tokenizer_image_token` puts one in front; transformers one."""
+    made, home = release("NeXT Llama 3")
+    turns = [f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("system", "user", "assistant")]
+    once = made.words.encode(f"{turns[0]}S<|eot_id|>{turns[1]}Q<|eot_id|>{turns[2]}", "", 0)
+    assert once.count(once[0]) == 1
+    with load(**places_of(made, home, way), **EXACT) as llava:
+        for name, wanted in ((llava.template.name, [once[0], *once]), ("llava_llama_3_hf", once)):
+            parts = get_template(name).render([Message("system", "S"), Message("user", "Q")])
+            assert prompt_of(llava.composer, parts).ids(SENTINEL) == wanted
 
 
 def test_videos_are_seen_as_the_original_saw_them(

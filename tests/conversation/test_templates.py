@@ -48,6 +48,12 @@ SAFE = (
 )
 
 # two turns, the second open; <image> is where the picture stands
+LLAMA_3 = (
+    "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and vision assistant. "
+    f"{SEEING}<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n<image>\nQ1<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nA1<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nQ2<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+)
 GOLDEN = {
     "simple": f"{HUMAN}###Human: Hi!###Assistant: Hi there! How can I help you today?"
     "###Human: Q1\n<image>###Assistant: A1###Human: Q2###Assistant:",
@@ -78,12 +84,8 @@ GOLDEN = {
     "v1_mmtag": (
         f"{TAGGED} USER: <Image><image></Image> ASSISTANT: Received.</s>USER: Q1 ASSISTANT: A1</s>USER: Q2 ASSISTANT:"
     ),
-    "llava_llama_3": (
-        "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and vision assistant. "
-        f"{SEEING}<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n<image>\nQ1<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\nA1<|eot_id|>"
-        "<|start_header_id|>user<|end_header_id|>\n\nQ2<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-    ),
+    "llava_llama_3": f"<|begin_of_text|>{LLAMA_3}",
+    "llava_llama_3_hf": LLAMA_3,
     "gemma_instruct": (
         "<start_of_turn>user\n<image>\nQ1<end_of_turn>\n<start_of_turn>model\nA1<end_of_turn>\n"
         "<start_of_turn>user\nQ2<end_of_turn>\n<start_of_turn>model\n"
@@ -168,7 +170,7 @@ def test_llama_3s_turns_are_those_of_its_own_template(text: str) -> None:
     said = [Message(role, (each, RED) if "<image>" in each and role == "user" else each) for role, each in talk]
     assert (
         written(get_template("llava_llama_3").render(said))
-        == f"{turns}<|start_header_id|>assistant<|end_header_id|>\n\n"
+        == f"<|begin_of_text|>{turns}<|start_header_id|>assistant<|end_header_id|>\n\n"
     )
 
 

@@ -54,7 +54,7 @@ def from_original(
         template = turns_of(text, recipe)
     else:
         family = _family(part, layout.tiles)
-        template = template_of(text, newer=family != "llava-1.5")
+        template = template_of(text, newer=family != "llava-1.5", original=True)
     preprocessing = preprocessing_part(home, part, aspect, layout)
     return Checkpoint(
         name=folder.name,

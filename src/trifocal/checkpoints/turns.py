@@ -18,12 +18,14 @@ _ALWAYS = {"qwen2": "qwen_1_5", "gemma": "gemma_instruct", "gemma2": "gemma_inst
 _QWEN_2_5 = "You are Qwen, created by Alibaba Cloud."
 
 
-def template_of(text: Text, *, newer: bool) -> str:
+def template_of(text: Text, *, newer: bool, original: bool = False) -> str:
     """The template of a language model in LLaVA 1.5's design, or in that of 1.6 and later; its own where it differs.
 
-    1.5's recipes (BakLLaVA's too) talk as Vicuna does; from 1.6 on each language model has its own way.
+    1.5's recipes (BakLLaVA's too) talk as Vicuna does; from 1.6 on each language model has its own way. An ``original``
+    release with Llama 3 begins as the original's programs begin, any other as transformers does.
     """
-    return turns_of(text, _recipe(text, newer=newer))
+    recipe = _recipe(text, newer=newer)
+    return turns_of(text, f"{recipe}_hf" if recipe == "llava_llama_3" and not original else recipe)
 
 
 def turns_of(text: Text, recipe: str) -> str:

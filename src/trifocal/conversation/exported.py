@@ -43,7 +43,7 @@ def exported(template: Template) -> str:
         "{%- endfor -%}",
         "{%- endif -%}",
         "{%- endmacro -%}",
-        "{{- bos_token -}}",
+        f"{{{{- bos_token -}}}}{{{{- {q(template.begin)} -}}}}" if template.begin else "{{- bos_token -}}",
         "{%- if messages and messages[0]['role'] == 'system' -%}",
         f"{{%- set framed = {own} -%}}",
         "{%- else -%}",

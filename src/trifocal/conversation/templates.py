@@ -40,11 +40,13 @@ class Control:
     """A control token by its name, put by a template and never by a user: ``</s>``.
 
     ``needed`` says that a tokenizer without it is the wrong one; else the name is then text, as it is where
-    a template that nobody here wrote only looks as if it meant a token.
+    a template that nobody here wrote only looks as if it meant a token. ``again`` says that it stands at the beginning
+    even where the tokenizer puts the same token in front of it.
     """
 
     name: str
     needed: bool = True
+    again: bool = False
 
 
 Piece = str | Control | Image
@@ -105,6 +107,7 @@ class Template:
     alone. Control tokens are written by their names (``</s>``) in these fields and become `Control`
     pieces; in anybody's content the same letters stay text.
 
+    ``begin`` is a control token in front of all, behind the one that the tokenizer itself puts there.
     ``system`` is the default system text, ``system_before`` and ``system_after`` frame it, and
     ``greeting`` is an exchange that always follows. ``system_in_user`` puts the framed system text
     inside the first user turn. ``between`` stands before every user turn but the first. ``pictures``
@@ -119,6 +122,7 @@ class Template:
     """
 
     name: str
+    begin: str = ""
     system: str = ""
     system_before: str = ""
     system_after: str = ""
@@ -184,6 +188,8 @@ class Template:
     def _pieces(self, system: str | None, turns: list[Message]) -> Iterator[Piece]:
         text = self.system if system is None else self._quoted(system.strip() if self.trimmed else system)
         framed = [*_fragment(self.system_before), text, *_fragment(self.system_after)] if text else []
+        if self.begin:
+            yield Control(self.begin, again=True)
         if not self.system_in_user:
             yield from framed
             yield from _fragment(self.greeting)
@@ -452,6 +458,24 @@ def _inst(name: str, between: str, **more: object) -> Template:
     )
 
 
+def _llama_3(name: str, begin: str = "") -> Template:
+    """Llama 3's turns, with the system text of LLaVA's."""
+    return Template(
+        name=name,
+        begin=begin,
+        trimmed=True,
+        system="You are a helpful language and vision assistant. " + _SEEING,
+        system_before="<|start_header_id|>system<|end_header_id|>\n\n",
+        system_after="<|eot_id|>",
+        user_before="<|start_header_id|>user<|end_header_id|>\n\n",
+        user_after="<|eot_id|>",
+        assistant_before="<|start_header_id|>assistant<|end_header_id|>\n\n",
+        assistant_after="<|eot_id|>",
+        answer="<|start_header_id|>assistant<|end_header_id|>\n\n",
+        stop=("<|eot_id|>",),
+    )
+
+
 def _chatml(name: str, system: str, line: str, **more: object) -> Template:
     """``<|im_start|>user ... <|im_end|>``, with ``line`` after the end of a turn."""
     return Template(
@@ -542,21 +566,9 @@ TEMPLATES: dict[str, Template] = {
         Template(name="plain", user_after="\n", assistant_after="\n", stop=("\n",)),
         _chatml("qwen_1_5", "You are a helpful assistant.", "\n"),
         _chatml("qwen_2_5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.", "\n"),
-        Template(
-            # one beginning token, the tokenizer's own, as in training; the original's demonstrations write two, since
-            # Llama 3's chat template, by which they write, has one and `tokenizer_image_token` adds another
-            name="llava_llama_3",
-            trimmed=True,
-            system="You are a helpful language and vision assistant. " + _SEEING,
-            system_before="<|start_header_id|>system<|end_header_id|>\n\n",
-            system_after="<|eot_id|>",
-            user_before="<|start_header_id|>user<|end_header_id|>\n\n",
-            user_after="<|eot_id|>",
-            assistant_before="<|start_header_id|>assistant<|end_header_id|>\n\n",
-            assistant_after="<|eot_id|>",
-            answer="<|start_header_id|>assistant<|end_header_id|>\n\n",
-            stop=("<|eot_id|>",),
-        ),
+        # the original writes by Llama 3's chat template, which has a beginning token, and reads what it wrote with
+        # `tokenizer_image_token`, which puts the tokenizer's own in front of that
+        _llama_3("llava_llama_3", begin="<|begin_of_text|>"),
         Template(
             name="gemma_instruct",  # it knows no system text; one that is given begins the first turn
             system_after="\n\n",
@@ -573,6 +585,7 @@ TEMPLATES: dict[str, Template] = {
         _two("llava_1_5_hf", "", line=" ", end=" "),
         _inst("mistral_instruct_hf", "", assistant_before=" ", assistant_after="</s> "),
         _chatml("chatml_hf", "", "\n"),
+        _llama_3("llava_llama_3_hf"),
     )
 }
 

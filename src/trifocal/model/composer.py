@@ -138,7 +138,7 @@ class Composer:
         begun = False
         for part in parts:
             if isinstance(part, Control):
-                if not begun and beginning and self._tokenizer.token(part.name) == beginning[-1]:
+                if not (begun or part.again) and beginning and self._tokenizer.token(part.name) == beginning[-1]:
                     continue
                 if not part.needed and self._tokenizer.token(part.name) is None:
                     part = part.name
