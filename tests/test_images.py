@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import struct
 import zlib
@@ -15,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pictures
 
+from trifocal import images
 from trifocal.errors import BadImage
 from trifocal.images import LIMITS, Image, Limits, from_bytes, from_data_uri, from_path, from_pil, load
+from twins import is_found
 
 GREY = 100
 
@@ -310,3 +313,8 @@ def test_devices_and_pipes_are_no_files(tmp_path: Path) -> None:
     for path in (pipe, Path("/dev/zero")):
         with pytest.raises(BadImage, match="a device or a pipe"):
             load(path)
+
+
+def test_its_twin_that_does_not_look_at_the_shape_is_found() -> None:
+    flat = lambda pixels: hashlib.sha256(pixels.tobytes()).hexdigest()  # noqa: E731
+    is_found(test_the_digest_is_of_what_can_be_seen, images, "_digest", flat)

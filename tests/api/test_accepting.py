@@ -7,13 +7,18 @@ import resource
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import httpx
+import pytest
 from live import running
 from test_load import SERVE
 
-from trifocal.api.accepting import room_for_connections
+from trifocal.api.accepting import LimitedListener, room_for_connections
+from trifocal.api.server import listen
 from trifocal.api.settings import ServerSettings
+from trifocal.errors import UsageError
+from twins import is_found
 from waiting import PATIENCE, until
 
 FEW = f"import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))\n{SERVE}"
@@ -65,3 +70,20 @@ def test_the_limit_is_what_the_process_has_room_for() -> None:
         assert 8 <= room_for_connections(ServerSettings()) < 360
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_second_server_on_a_port_is_told_so() -> None:
+    (first,) = listen(ServerSettings(port=0))
+    port = first.getsockname()[1]
+    with first, ExitStack() as taken, pytest.raises(UsageError, match=f"127.0.0.1:{port}: it is in use already"):
+        [taken.enter_context(each) for each in listen(ServerSettings(port=port))]
+
+
+def test_its_twin_that_shares_its_port_is_found() -> None:
+    def bind(listener: LimitedListener, address: tuple[str, int]) -> None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        super(LimitedListener, listener).bind(address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LimitedListener, "bind", LimitedListener.bind, raising=False)
+        is_found(test_a_second_server_on_a_port_is_told_so, LimitedListener, "bind", bind)

@@ -6,20 +6,25 @@ import hmac
 import json
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from live import Live, error_of, running
+from live import Live, data_uri, error_of, full, running
+from starlette.routing import BaseRoute
+from starlette.types import Scope
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from trifocal.api import guard
-from trifocal.api.needs import NOTHING, needs_of
+from trifocal.api import app, guard
+from trifocal.api.errors import refuse
+from trifocal.api.guard import matched
+from trifocal.api.needs import NOTHING, Needs, needs_of
 from trifocal.api.settings import ServerSettings, hash_key
 from trifocal.errors import UsageError
 from trifocal.web import routes
+from twins import is_found
 from waiting import PATIENCE, until
 
 KEY = "correct-horse-battery-staple"
@@ -198,7 +203,8 @@ def test_pages_of_other_origins_get_nothing(live: Live, origin: str | None, host
     with live.client() as client:
         response = client.post("/api/v1/token-count", content=b'{"prompt": "x"}', headers=headers)
     allowed = origin in (None, "self") and host == "ok"
-    assert response.status_code == (200 if kind == "application/json" else 415) if allowed else 403
+    taken = 200 if kind == "application/json" else 415
+    assert response.status_code == (taken if allowed else 403)
     assert not any(name.startswith("access-control") for name in response.headers)
 
 
@@ -335,12 +341,16 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path: Path) -> None:
 
 
 def test_nothing_leaks_into_logs_errors_or_metrics(live: Live, caplog: pytest.LogCaptureFixture) -> None:
-    from live import data_uri
+    nothing_leaks(live, caplog, full(333, 20))
 
+
+def nothing_leaks(live: Live, caplog: pytest.LogCaptureFixture, rounds: int) -> None:
+    """Three requests a round, with a word that must be found nowhere but in answers to its own."""
+    caplog.clear()
     canary = "CANARY-7f3a"
     logging.getLogger("trifocal.api").propagate = True
     with caplog.at_level(logging.INFO, "trifocal.api"), live.client() as client:
-        for at in range(20):
+        for at in range(rounds):
             request = {"prompt": f"{canary}{at}\x1b[31m\r\n <img src='{data_uri()}'>"}
             client.post("/api/v1/generate", json=request, headers={"Authorization": f"Bearer {canary}"})
             bad = client.post("/api/v1/generate", json={"prompt": f"<img src='data:image/png;base64,{canary}'>"})
@@ -352,3 +362,45 @@ def test_nothing_leaks_into_logs_errors_or_metrics(live: Live, caplog: pytest.Lo
     facts = " ".join(str(record.__dict__) for record in caplog.records)
     assert "route" in facts
     assert canary not in facts
+
+
+def test_its_twins_that_let_anybody_in_are_found(live: Live, locked: Live) -> None:
+    access = guard.AccessCheck
+    is_found(
+        lambda: test_no_route_answers_without_the_key(locked, "GET", "/v1/models", {}),
+        access,
+        "_check_key",
+        lambda self, scope: scope.update({"trifocal.caller": "-"}),
+    )
+    is_found(
+        lambda: test_only_known_host_names_are_answered(locked, "evil.example"),
+        access,
+        "_check_host",
+        lambda self, scope: None,
+    )
+    is_found(
+        lambda: test_pages_of_other_origins_get_nothing(live, "https://evil.example", "ok", "application/json"),
+        access,
+        "_check_origin",
+        lambda self, scope: None,
+    )
+
+
+def test_its_twin_that_takes_any_body_is_found(client: httpx.Client) -> None:
+    unchecked = lambda self, scope: None  # noqa: E731
+    is_found(lambda: test_compressed_bodies_are_refused(client), guard.BodyLimit, "_check", unchecked)
+
+
+def by_path(routes: Iterable[BaseRoute], scope: Scope) -> tuple[str, Needs]:
+    """A route that is logged and counted by what was asked for, not by its own name."""
+    return scope["path"], matched(routes, scope)[1]
+
+
+def test_its_twin_that_logs_what_was_asked_is_found(caplog: pytest.LogCaptureFixture) -> None:
+    with running() as live:
+        is_found(lambda: nothing_leaks(live, caplog, 1), guard, "matched", by_path)
+
+
+def test_its_twin_that_echoes_all_it_was_sent_is_found(client: httpx.Client) -> None:
+    whole = lambda errors, body: refuse("invalid_value", str(errors))  # noqa: E731
+    is_found(lambda: test_error_bodies_are_bounded_and_echo_little(client), app, "invalid", whole)

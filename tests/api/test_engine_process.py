@@ -16,6 +16,8 @@ from live import HIDDEN, Live, data_uri, error_of, full, make_llava, running, us
 
 from trifocal.engines.recipe import Recipe
 from trifocal.engines.remote import Remote, load_remote
+from trifocal.engines.remote.worker import Worker
+from trifocal.errors import EngineError
 from waiting import PATIENCE, until
 
 KILLS = full(20, 3)
@@ -105,3 +107,12 @@ def test_a_death_in_mid_stream_is_told_at_once_and_the_next_answer_is_right(
     with capsys.disabled():
         told_in, back_in = (max(each) for each in zip(*seconds, strict=True))
         print(f"\n{how.name} x {KILLS}: errors within {told_in:.2f} s, ready again within {back_in:.2f} s")
+
+
+def test_its_twin_that_takes_a_death_for_a_step_that_failed_is_found(
+    live: Live, engine: Remote, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Worker, "_orphaned", lambda worker, call, how: call.said.put(EngineError(how)))
+    with pytest.raises(AssertionError):
+        test_a_death_in_mid_stream_is_told_at_once_and_the_next_answer_is_right(live, engine, signal.SIGKILL, capsys)
+    until(lambda: engine.state().phase == "ready", "the process")

@@ -16,8 +16,10 @@ import httpx
 import pytest
 from live import error_of, png, running, user
 
-from trifocal.api.fetch import Fetcher, is_public, parse_url
+from trifocal.api import fetch
+from trifocal.api.fetch import Fetcher, Target, is_public, parse_url
 from trifocal.errors import BadImage
+from twins import is_found
 from waiting import PATIENCE
 
 HOSTS = [
@@ -77,10 +79,15 @@ def canary() -> Iterator[tuple[int, type[Canary]]]:
 
 
 def test_no_form_of_an_address_reaches_this_machine(canary: tuple[int, type[Canary]]) -> None:
-    port, hits = canary
     urls = [f"{scheme}://{host}/a.png" for scheme in ("http", "https") for host in HOSTS] + URLS
-    urls = [url.replace("{port}", str(port)) for url in urls]
     assert len(urls) >= 60
+    none_comes(canary, urls)
+
+
+def none_comes(canary: tuple[int, type[Canary]], urls: Sequence[str]) -> None:
+    """Whichever way a URL comes in, it is refused and nobody comes to the canary."""
+    port, hits = canary
+    urls = [url.replace("{port}", str(port)) for url in urls]
     allowed = ("good.example", "localhost", "127.0.0.1", "127.1", "2130706433", "0")
     with running(url_hosts=allowed) as live, live.client() as client:
         for url in urls:
@@ -201,7 +208,7 @@ def test_redirects_end_after_three() -> None:
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["1.1.1.1", "127.0.0.1"], ["::1"], ["64:ff9b::7f00:1"], []])
 def test_one_closed_address_among_the_answers_is_enough_to_refuse(addresses: list[str]) -> None:
-    fetcher = FakeFetcher({}, addresses)
+    fetcher = FakeFetcher({"good.example/a": Answer(200, [b"x"])}, addresses)
     with pytest.raises(BadImage) as refused:
         follow(fetcher)
     assert refused.value.rule == "url_not_allowed"
@@ -230,6 +237,37 @@ def test_a_body_is_bounded_in_bytes_and_time(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("trifocal.api.fetch.monotonic", lambda: next(clock))
     with pytest.raises(BadImage, match="could not be fetched"):
         follow(slow)
+
+
+def trusting(self: Fetcher, url: str, name: str) -> Target:
+    """Any URL, of any host at any port."""
+    found = httpx.URL(url)
+    return Target(found.scheme, found.host, found.port or 80, found.path)
+
+
+def test_its_twin_that_takes_any_url_is_found(
+    canary: tuple[int, type[Canary]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = lambda self, target, until, name: http.client.HTTPConnection(target.host, target.port)  # noqa: E731
+    monkeypatch.setattr(Fetcher, "_connect", plain)
+    is_found(lambda: none_comes(canary, ["http://127.0.0.1:{port}/a.png"]), Fetcher, "_allowed", trusting)
+    assert canary[1].hits
+
+
+def test_its_twin_to_which_every_address_is_public_is_found() -> None:
+    check = lambda: test_one_closed_address_among_the_answers_is_enough_to_refuse(["127.0.0.1"])  # noqa: E731
+    is_found(check, fetch, "is_public", lambda address: True)
+
+
+def test_its_twin_that_asks_twice_for_an_address_is_found() -> None:
+    """What is checked is one answer, what is connected to is the next."""
+
+    def connected(self: Fetcher, target: Target, until: float, name: str) -> Any:
+        if not all(map(is_public, self._resolve(target.host, target.port))):
+            raise BadImage("url_not_allowed", "refused", name)
+        return self._open(self._resolve(target.host, target.port)[0], target, until)
+
+    is_found(test_a_name_that_changes_its_address_is_asked_once, Fetcher, "_connect", connected)
 
 
 class Dripping(Fetcher):

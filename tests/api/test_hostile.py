@@ -8,6 +8,7 @@ import json
 import random
 import struct
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -16,7 +17,10 @@ from live import Live, data_uri, error_of, full, png, user
 from PIL import Image as Pictures
 from PIL import ImageFile
 
+from trifocal import images
+from trifocal.conversation import markup
 from trifocal.engines.echo import CONTROLS, Bytes
+from twins import is_found
 
 CHAT = "/v1/chat/completions"
 
@@ -146,8 +150,15 @@ def near_misses(count: int) -> list[str]:
 
 
 def test_a_data_uri_is_a_picture_or_a_400_and_never_text(client: httpx.Client) -> None:
+    taken, refused = pictures_or_refused(client, near_misses(full(2000, 300)))
+    assert taken > 20
+    assert refused > 20
+
+
+def pictures_or_refused(client: httpx.Client, tags: list[str]) -> tuple[int, int]:
+    """How many tags were pictures, and how many were refused; none was text."""
     taken = refused = 0
-    for tag in near_misses(full(2000, 300)):
+    for tag in tags:
         response = client.post("/api/v1/generate", json={"prompt": f"a{tag}b", "max_new_tokens": 400})
         if response.status_code == 200:
             text = response.json()["results"][0]["text"]
@@ -157,19 +168,23 @@ def test_a_data_uri_is_a_picture_or_a_400_and_never_text(client: httpx.Client) -
         else:
             assert error_of(response)["code"] in ("invalid_image", "unsupported_image_format"), tag[:80]
             refused += 1
-    assert taken > 20
-    assert refused > 20
+    return taken, refused
 
 
 def test_text_of_users_never_becomes_a_control_token(live: Any, client: httpx.Client) -> None:
     """Whatever is typed reaches the model as letters; the only control tokens are the template's."""
+    no_control_token(live, client, full(20_000, 150))
+
+
+def no_control_token(live: Any, client: httpx.Client, count: int) -> None:
+    """Names of control tokens, four at a time, so many times."""
     words = [*CONTROLS, "[INST]", "<|im_end|>\u200b", "＜image＞", "### Human:", "USER:", "ASSISTANT:", "</s>" * 3]
     dice = random.Random(3)
     seen: list[list[int]] = []
     stream = live.llava.engine.stream
     live.llava.engine.stream = lambda prompt, sampling: seen.append(prompt.token_ids) or stream(prompt, sampling)
     try:
-        for _ in range(full(20_000, 150)):
+        for _ in range(count):
             text = " ".join(dice.choices(words, k=4))
             body = {"messages": [user(text)], "max_tokens": 1}
             assert client.post(CHAT, json=body).status_code == 200
@@ -269,3 +284,34 @@ def test_a_conversation_of_a_thousand_turns_is_counted_a_few_times(live: Live, c
         assert client.post(CHAT, json={"messages": messages, "max_tokens": 5}).status_code == 200
     asked = sum(len(text) for pair in pairs for text in pair) + sum(len(each["content"]) for each in messages)
     assert sum(read) < 30 * asked
+
+
+def test_its_twin_that_unpacks_any_size_is_found(client: httpx.Client) -> None:
+    def refused() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            test_bombs_are_refused_before_they_are_unpacked(client, "1x65535", patch)
+
+    is_found(refused, images, "check_size", lambda *size, **limits: None)
+
+
+def reads_controls(self: Bytes, text: str, *, start: bool, **_: Any) -> list[int]:
+    """A tokenizer that takes the names of control tokens for these."""
+    ids = [CONTROLS.index("<s>")] if start else []
+    while text:
+        name = next((name for name in CONTROLS if text.startswith(name)), None)
+        ids += [CONTROLS.index(name)] if name else [len(CONTROLS) + byte for byte in text[0].encode()]
+        text = text[len(name or text[0]) :]
+    return ids
+
+
+def test_its_twin_that_reads_tokens_in_text_is_found(live: Live, client: httpx.Client) -> None:
+    is_found(lambda: no_control_token(live, client, 5), Bytes, "encode", reads_controls)
+
+
+def test_its_twin_that_overlooks_tags_is_found(client: httpx.Client) -> None:
+    is_found(lambda: pictures_or_refused(client, near_misses(20)), markup, "tags", lambda text: iter(()))
+
+
+def test_its_twin_that_takes_any_number_of_stop_strings_is_found(live: Live, client: httpx.Client) -> None:
+    boundless = replace(live.server.settings, stops=1000)
+    is_found(lambda: test_costs_are_capped(client, {"stop": ["x"] * 17}), live.server, "settings", boundless)

@@ -12,6 +12,8 @@ import torch
 from live import HIDDEN, Live, error_of, make_llava, running, user
 from safetensors.torch import save
 
+from twins import is_found
+
 ROWS = torch.full((3, HIDDEN), 5.0)
 
 
@@ -78,3 +80,8 @@ def test_more_than_fits_is_refused_before_anything_is_computed(taking: Live) -> 
         counted = client.post("/tokenize", json={"messages": asked(part(by_torch(ROWS)))["messages"]})
     assert reply.status_code == 200
     assert counted.status_code == 200
+
+
+def test_its_twin_that_takes_any_number_for_one_is_found(taking: Live) -> None:
+    bad = part(by_torch(torch.full((1, HIDDEN), float("nan"))))
+    is_found(lambda: test_what_is_refused(taking, [bad], "finite"), torch, "isfinite", torch.ones_like)

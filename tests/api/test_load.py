@@ -12,9 +12,11 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
@@ -23,7 +25,9 @@ from live import Gated, Live, data_uri, error_of, full, make_llava, running, use
 from websockets.sync.client import connect
 
 from trifocal.api.accepting import LimitedListener
-from trifocal.api.admission import Place
+from trifocal.api.admission import Admission, Place
+from trifocal.api.serving import Server
+from twins import is_found
 from waiting import PATIENCE, until
 
 CHAT = "/v1/chat/completions"
@@ -227,16 +231,33 @@ async def crowd(port: int, count: int, refused: int, then: Callable[[], None]) -
 
 def test_a_crowd_is_answered_or_refused_and_nobody_is_cut_off() -> None:
     """1,000 at once: four run, 64 wait, the others are told to come back; no connection is reset."""
+    answered_or_refused(1000, 1000 - 68)
+
+
+def answered_or_refused(count: int, refused: int) -> None:
+    """So many at once at four slots and 64 places to wait in; who runs is held until so many were refused."""
     engine = Gated(hidden=8)
     engine.gate.clear()
-    count = full(1000, 1000)
     with running(make_llava(engine), slots=4, queue=64) as live:
-        answers = asyncio.run(crowd(live.port, count, count - 68, engine.gate.set))
+        answers = asyncio.run(crowd(live.port, count, refused, engine.gate.set))
         assert live.settled()
     statuses = Counter(status for status, _ in answers)
     assert statuses == {"200": 68, "503": count - 68}
     refusals = [answer for status, answer in answers if status == "503"]
     assert all(b"retry-after: 1" in answer and b"server_busy" in answer for answer in refusals)
+
+
+def test_its_twin_with_two_places_too_many_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = Admission.check
+
+    def generous(admission: Admission, caller: str) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(admission, "queue", admission.queue + 2)
+            check(admission, caller)
+
+    monkeypatch.setattr(Admission, "check", generous)
+    with pytest.raises(AssertionError):
+        answered_or_refused(80, 80 - 70)
 
 
 def test_a_refusal_waits_for_nobody() -> None:
@@ -295,6 +316,37 @@ def test_a_deadline_ends_a_request_with_words() -> None:
         assert live.settled()
 
 
+def test_a_clock_that_jumps_changes_no_outcome() -> None:
+    """An hour forwards and two back, on the wall, while one request runs and one waits."""
+    engine, clock, gone = Gated(hidden=8), time.time, [0.0]
+    with running(make_llava(engine), deadline=600.0) as live, live.client() as client, ThreadPoolExecutor(2) as pool:
+        body = {"messages": [user("Hi")], "temperature": 0}
+        golden = client.post(CHAT, json=body).json()["choices"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(time, "time", lambda: clock() + gone[0])
+            for jump in (3600.0, -3600.0):
+                engine.gate.clear()
+                asked = [pool.submit(client.post, CHAT, json=body) for _ in range(2)]
+                until(lambda: (live.server.admission.running, live.server.admission.waiting) == (1, 1), "both")
+                gone[0] = jump
+                engine.gate.set()
+                answers = [each.result(PATIENCE) for each in asked]
+                assert [answer.status_code for answer in answers] == [200, 200]
+                assert [answer.json()["choices"] for answer in answers] == [golden, golden]
+
+
+async def by_the_wall(server: Server, deadline: float, run: Any, work: Any) -> Any:
+    """A deadline of the wall's clock."""
+    begun, done = time.time(), await work
+    if time.time() > begun + server.settings.deadline:
+        raise TimeoutError
+    return done
+
+
+def test_its_twin_that_goes_by_the_wall_is_found() -> None:
+    is_found(test_a_clock_that_jumps_changes_no_outcome, Server, "_until", by_the_wall)
+
+
 def test_a_deadline_ends_a_stream_with_an_event() -> None:
     """However slow the machine: a deadline that is over before the first piece comes is a 504, and is doubled."""
     for deadline in (0.5, 2.0, 8.0, 32.0, 128.0):
@@ -349,10 +401,10 @@ ENDLESS = {"messages": [user("Hello " * 2000)], "stream": True, "max_tokens": 10
 
 
 @contextmanager
-def served(drain: float) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def served(drain: float, before: str = "") -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A server in a process of its own, and its port; it has eight slots, and answers that take ten minutes."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])}
-    command = [sys.executable, "-c", SERVE, str(drain)]
+    command = [sys.executable, "-c", before + SERVE, str(drain)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment, **pipes) as process:
         try:
@@ -373,6 +425,12 @@ class Talk:
         self._sock.sendall(head.encode() + (data if whole else data[:40]))
         self.said = b""
 
+    def __enter__(self) -> Talk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sock.close()
+
     def until(self, word: bytes) -> None:
         while word not in self.said:
             piece = self._sock.recv(4096)
@@ -392,12 +450,28 @@ def is_refused(talk: bytes) -> bool:
 
 def test_a_signal_ends_all_that_is_under_way_and_everybody_is_told() -> None:
     """Eight streams, six that wait, four half-sent bodies at SIGTERM: each is told, and an orderly end is no error."""
-    with served(drain=0.2) as (process, port):
-        streams = [Talk(port, ENDLESS) for _ in range(8)]
+    everybody_is_told()
+
+
+FORGETFUL = """
+from trifocal.api.serving import Server
+Server.waits = lambda server: ()
+"""
+
+
+def test_its_twin_that_forgets_who_is_under_way_is_found() -> None:
+    with pytest.raises(AssertionError):
+        everybody_is_told(FORGETFUL)
+
+
+def everybody_is_told(before: str = "") -> None:
+    """A signal in the midst of everything, to a server in whose process something else happens first."""
+    with served(drain=0.2, before=before) as (process, port), ExitStack() as talks:
+        streams = [talks.enter_context(Talk(port, ENDLESS)) for _ in range(8)]
         for stream in streams:
             stream.until(b"data: ")
-        waiting = [Talk(port, {**ENDLESS, "stream": at % 2 == 0}) for at in range(6)]
-        halves = [Talk(port, ENDLESS, whole=False) for _ in range(4)]
+        waiting = [talks.enter_context(Talk(port, {**ENDLESS, "stream": at % 2 == 0})) for at in range(6)]
+        halves = [talks.enter_context(Talk(port, ENDLESS, whole=False)) for _ in range(4)]
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE) as client:
             until(lambda: "waiting 6.0" in client.get("/metrics").text, "the six that wait")
         process.send_signal(signal.SIGTERM)

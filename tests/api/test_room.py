@@ -8,6 +8,7 @@ import pytest
 
 from trifocal.api.errors import Refusal
 from trifocal.api.room import Room
+from twins import is_found
 from waiting import PATIENCE
 
 
@@ -42,3 +43,8 @@ def test_alone_a_request_may_hold_what_its_own_limits_allow() -> None:
         with room.lease() as other, pytest.raises(Refusal):
             other.take(1)
     assert room.used == 0
+
+
+def test_its_twin_that_counts_nothing_is_found() -> None:
+    is_found(test_who_holds_nothing_waits_and_who_holds_some_comes_back, Room, "_take", lambda room, lease, size: None)
+    is_found(test_alone_a_request_may_hold_what_its_own_limits_allow, Room, "_take", lambda room, lease, size: None)

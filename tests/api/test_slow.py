@@ -15,6 +15,7 @@ from trifocal.api.guard import BodyLimit
 from trifocal.api.needs import NOTHING
 from trifocal.api.serving import Server
 from trifocal.api.settings import ServerSettings
+from twins import is_found
 from waiting import PATIENCE
 
 
@@ -117,3 +118,12 @@ def test_a_body_that_makes_progress_has_its_time() -> None:
     assert bodied(3.0, pieces, body_progress_seconds=2, body_progress_bytes=10)[0] == 408
     assert bodied(1.0, pieces, body_progress_seconds=2, body_progress_bytes=40)[0] == 408
     assert bodied(1.0, pieces, body_progress_seconds=2, body_progress_bytes=10, body_seconds=49)[0] == 408
+
+
+async def patient(self: BodyLimit, receive: Callable[[], Awaitable[Any]], until: float) -> Any:
+    """Waits for the next piece however long that takes."""
+    return await receive()
+
+
+def test_its_twin_that_waits_for_ever_is_found() -> None:
+    is_found(test_a_body_that_makes_progress_has_its_time, BodyLimit, "_piece", patient)

@@ -11,7 +11,9 @@ import pytest
 from live import Gated, Live, data_uri, error_of, make_llava, running
 from websockets.sync.client import ClientConnection, connect
 
-from waiting import PATIENCE
+from trifocal.api.serving import Server
+from twins import is_found
+from waiting import PATIENCE, until
 
 GENERATE = "/api/v1/generate"
 HELLO = "A chat between a curious human"
@@ -195,11 +197,20 @@ def test_stop_stream_ends_only_answers_of_its_caller() -> None:
         answers: list[httpx.Response] = []
         thread = threading.Thread(target=lambda: answers.append(client.post(GENERATE, json={"prompt": "x" * 99})))
         thread.start()
-        while not engine.open:
-            pass
-        assert live.server.stop("address 10.0.0.9") == 0
+        until(lambda: engine.open, "the answer")
+        strangers = live.server.stop("address 10.0.0.9")
         assert client.post("/api/v1/stop-stream").json() == {"results": "success"}
         engine.gate.set()
         thread.join()
+        assert strangers == 0
         assert len(answers[0].json()["results"][0]["text"]) < 99
         assert live.settled()
+
+
+def test_its_twin_that_stops_everybody_is_found() -> None:
+    def stop(server: Server, caller: str) -> int:
+        return sum(Server.__dict__["_stop"](server, run.caller) for run in list(server._runs))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Server, "_stop", Server.stop, raising=False)
+        is_found(test_stop_stream_ends_only_answers_of_its_caller, Server, "stop", stop)

@@ -15,12 +15,14 @@ from test_templates import BLUE, GOLDEN, RED, written
 from checkpoint_maker import V0
 from seeing import prompt_of
 from trifocal import load
+from trifocal.conversation import sandbox
 from trifocal.conversation.jinja import JinjaTemplate, find_template
 from trifocal.conversation.sandbox import rendered
 from trifocal.conversation.templates import Control, Template
 from trifocal.errors import BadMessages, CheckpointError, UnknownName, UsageError
 from trifocal.images import Image
 from trifocal.messages import Message
+from twins import is_found
 
 # the chat template of llava-hf's 1.5 repositories, and ChatML over plain texts
 LLAVA_HF = """{% for message in messages %}
@@ -338,3 +340,20 @@ def test_a_model_speaks_through_a_users_template(v0: V0, tmp_path: Path) -> None
         said = llava.complete([Message("user", (RED, "say </s>"))]).text
     # what stands beside a picture of v0 is stripped
     assert said == f"<|not_a_token|>user{PICTURE}say </s>\nassistant\n"
+
+
+def test_its_twin_without_bounds_is_found() -> None:
+    def refused() -> None:
+        assert "error" in rendered("{% for a in range(9) %}{{ 'x' * 10**6 }}{% endfor %}", {})
+
+    is_found(refused, sandbox, "LONGEST", 1 << 40)
+
+
+def test_its_twin_without_a_sandbox_is_found() -> None:
+    def refused() -> None:
+        sandbox._compiled.cache_clear()
+        assert "error" in rendered("{{ (strftime_now | attr('__globals__'))['sys'].version }}", {})
+
+    plain = type("Plain", (sandbox._Environment,), {"is_safe_attribute": lambda *_: True})
+    is_found(refused, sandbox, "_Environment", plain)
+    sandbox._compiled.cache_clear()

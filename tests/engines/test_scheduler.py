@@ -16,6 +16,7 @@ from trifocal.engines.scheduler import Request, Run, Said, Scheduler
 from trifocal.engines.speculation import Costs
 from trifocal.errors import EngineError
 from trifocal.prompt import Prompt, TokenSpan
+from twins import is_found
 
 END = 0
 
@@ -303,6 +304,13 @@ def test_an_error_ends_one_or_all() -> None:
 def test_whatever_comes_all_get_what_they_would_get_alone(
     asked: list[tuple[int, int, int, int, bool]], count: int, piece: int, rows: int, ahead: int
 ) -> None:
+    all_get_what_they_would_get_alone(asked, count, piece, rows, ahead)
+
+
+def all_get_what_they_would_get_alone(
+    asked: Sequence[tuple[int, int, int, int, bool]], count: int, piece: int, rows: int, ahead: int
+) -> None:
+    """Of each: what its prompt repeats, how often, its limit, when it comes, and whether it leaves."""
     scheduler: Scheduler[None] = Scheduler(Blocks(count, 2), piece=piece, rows=rows, ahead=ahead)
     scheduler.costs = Free()
     ledger = Ledger(scheduler)
@@ -358,3 +366,9 @@ def test_no_torch_is_imported(module: str) -> None:
     program = f"import sys, trifocal.engines.{module}; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "False"
+
+
+def test_its_twin_that_finds_others_blocks_is_found() -> None:
+    crowd = [(1, 8, 4, 0, False), (2, 8, 4, 9, False), (3, 8, 4, 9, False)]
+    anybodys = lambda blocks, names: list(blocks._named.values())[:1]  # noqa: E731
+    is_found(lambda: all_get_what_they_would_get_alone(crowd, 24, 4, 5, 0), Blocks, "find", anybodys)

@@ -6,6 +6,7 @@ import base64
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from http.client import HTTPConnection
 from io import BytesIO
 from pathlib import Path
@@ -15,15 +16,20 @@ import httpx
 import pytest
 from live import HIDDEN, Gated, Live, data_uri, error_of, make_llava, png, running, user
 from PIL import Image as Pictures
+from PIL import ImageOps
+from starlette.responses import FileResponse
+from starlette.routing import Route
 
 import trifocal
+from trifocal.api import guard
 from trifocal.api.needs import needs_of
 from trifocal.api.settings import hash_key
 from trifocal.conversation.templates import TEMPLATES, get_template
 from trifocal.errors import UsageError
 from trifocal.images import from_bytes
 from trifocal.vision import Look, shown
-from trifocal.web import pages, routes
+from trifocal.web import pages, preview, routes
+from twins import GONE, is_found
 from waiting import PATIENCE, until
 
 KEY = "correct-horse-battery-staple"
@@ -322,3 +328,27 @@ def test_a_template_may_be_chosen_for_each_request(echo: Live) -> None:
         assert (error["code"], error["param"]) == ("invalid_value", "trifocal.template")
         raw = {"prompt": "Hi", "trifocal": {"template": "llava_v0"}}
         assert error_of(client.post("/v1/completions", json=raw))["code"] == "unsupported_parameter"
+
+
+def test_its_twin_with_another_policy_is_found(locked: Live) -> None:
+    check = lambda: test_files_need_no_key_and_are_asked_for_again_only_when_they_changed(  # noqa: E731
+        locked, "/", "text/html; charset=utf-8"
+    )
+    is_found(check, guard, "PAGE_POLICY", "default-src *")
+
+
+def test_its_twin_that_reads_paths_is_found() -> None:
+    """A page whose files are looked for on the disk, wherever a path leads."""
+    any_file = lambda request: FileResponse(pages.STATIC / request.path_params["path"])  # noqa: E731
+    page = [*routes(), Route("/page/{path:path}", any_file, name="page")]
+    with running(page=page, keys=frozenset({hash_key(KEY)})) as live, pytest.raises(GONE):
+        test_nothing_else_is_public(live, "GET", "/page/%2e%2e/pages.py")
+
+
+def test_its_twin_that_shows_another_picture_is_found(thimble: Live) -> None:
+    negative = lambda view: shown_uri(replace(view, picture=ImageOps.invert(view.picture)))  # noqa: E731
+    check = lambda: test_the_preview_is_what_the_model_is_shown(thimble, (300, 200))  # noqa: E731
+    is_found(check, preview, "_uri", negative)
+
+
+shown_uri = preview._uri

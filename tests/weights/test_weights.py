@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -21,6 +22,7 @@ from trifocal.engines import load_engine
 from trifocal.errors import CheckpointError
 from trifocal.placement import Placement
 from trifocal.vision import load_vision
+from trifocal.weights import tensors
 from trifocal.weights.tensors import (
     HEADER_LIMIT,
     Weights,
@@ -30,6 +32,7 @@ from trifocal.weights.tensors import (
     stored_names,
     weight_files,
 )
+from twins import is_found
 
 NAMES = {
     "language_model.model.layers.0.mlp.up_proj.weight": ("language", "model.layers.0.mlp.up_proj.weight"),
@@ -400,3 +403,19 @@ def test_of_several_sets_of_weights_the_one_of_transformers_is_read(tmp_path: Pa
     # a pickle's words are more than its names
     assert [name for name in sorted(stored_names(tmp_path)) if name in held.values()] == [held[name] for name in wanted]
     assert sorted(part_weights(tmp_path, "language", allow_pickle=True)) == [held[name] for name in wanted]
+
+
+def test_its_twin_that_unpickles_is_found(tmp_path: Path) -> None:
+    """What torch would do of its own accord, without the flag and without our look at the instructions."""
+    places = itertools.count()
+
+    def nothing_runs() -> None:
+        folder = tmp_path / str(next(places))
+        folder.mkdir()
+        test_a_pickle_never_runs_code(folder, "zip", lambda marker: Runs(os.mkdir, str(marker)))
+
+    careless = lambda file, **how: pickles(file, **{**how, "weights_only": False})  # noqa: E731
+    pickles = torch.load
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensors, "_opcodes", lambda file: None)
+        is_found(nothing_runs, torch, "load", careless)
