@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,6 +37,14 @@ class Cells:
                 sequences.discard(sequence)
         self.cells = [cell for cell in self.cells if cell[2]]
 
+    def save(self, sequence: int) -> list[tuple[int, object]]:
+        return [(position, key) for position, key, sequences in self.cells if sequence in sequences]
+
+    def restore(self, sequence: int, saved: list[tuple[int, object]]) -> None:
+        assert not self.save(sequence)
+        for position, key in saved:
+            self.put(sequence, position, key)
+
     def seen(self, sequence: int) -> list[object]:
         found = sorted((cell for cell in self.cells if sequence in cell[2]), key=lambda cell: cell[0])
         assert [position for position, _, _ in found] == list(range(len(found)))
@@ -68,7 +77,7 @@ def told(run: Run[None]) -> list[Token]:
 def made(blocks: int, rows: int) -> tuple[Scheduler[None], Sequences, Cells]:
     cells = Cells(blocks * SIZE)
     scheduler: Scheduler[None] = Scheduler(Blocks(blocks, SIZE), rows=rows, piece=6, ahead=6)
-    return scheduler, Sequences(cells, blocks + rows, SIZE), cells
+    return scheduler, Sequences(cells, 2 * rows + 1, SIZE), cells
 
 
 def request(ids: list[int], limit: int, scope: str = "") -> Request[None]:
@@ -113,13 +122,32 @@ def test_a_beginning_is_computed_once_and_shared() -> None:
     assert len(cells.cells) == 13
 
 
-def test_sequences_come_back_when_their_blocks_go() -> None:
-    scheduler, sequences, cells = made(8, 2)
+def test_the_memory_has_what_runs_and_nothing_else() -> None:
+    scheduler, sequences, cells = made(16, 2)
     for number in range(40):
         scheduler.add(request([number] * 9, 4))
         while scheduler.busy:
             step(scheduler, sequences, cells)
-    assert len(cells.cells) <= 8 * SIZE
+            assert len(cells.cells) <= 9 + 4
+    for number in (39, 38):  # what was computed before is found again, outside of it
+        scheduler.add(request([number] * 9, 1))
+        [run] = step(scheduler, sequences, cells)
+        assert run.start == 8
+        assert len(cells.cells) == 9
+
+
+def test_the_next_turn_shares_with_the_one_that_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler, sequences, cells = made(16, 2)
+    first = request([1] * 12, 4)
+    scheduler.add(first)
+    while scheduler.busy:
+        step(scheduler, sequences, cells)
+    restored: list[object] = []
+    monkeypatch.setattr(cells, "restore", lambda sequence, saved: restored.append(saved))
+    scheduler.add(request([1] * 12 + first.ids + [2], 3))
+    [run] = step(scheduler, sequences, cells)
+    assert run.start == 12
+    assert not restored
 
 
 def test_after_a_fault_everything_begins_anew() -> None:

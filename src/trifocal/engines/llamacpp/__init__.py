@@ -28,12 +28,11 @@ from trifocal.source import source_of
 __all__ = ["LlamaCpp", "load"]
 
 AT_ONCE = 2  # full contexts that the memory holds where nothing else is said
-BLOCK = 16  # positions, at least
-# positions of the memory where nothing else is said: each head of a step passes over all in use
-LEAST, MOST_POSITIONS = 4096, 8192
+BLOCK = 16  # positions
+LEAST, MOST_POSITIONS = 4096, 8192  # positions of the memory where nothing else is said
 POOL_BYTES = 1 << 30  # of keys and values where nothing else is said: llama.cpp takes them when it starts
 ROWS = 32  # requests in one step
-SEQUENCES = 160  # running ones and those in which blocks are kept
+SEQUENCES = 2 * ROWS + 1  # one leaves as one comes, and one saves and restores
 PIECE = 128  # positions of prompts in a step beside streams
 ABLE = Abilities(logprobs=True, grammar=True, speculates=True)
 
@@ -130,7 +129,7 @@ def _started(recipe: Recipe, rounding: str | None, placement: Placement, gpu: in
     began = time.perf_counter()
     keys = getattr(torch, placement.dtype) if placement.dtype != "auto" else torch.float16
     most, positions = _room(language, options, keys)
-    block, positions = _blocks(positions)
+    positions = -(-positions // BLOCK) * BLOCK
     own = Context(
         file,
         Wishes(
@@ -147,13 +146,13 @@ def _started(recipe: Recipe, rounding: str | None, placement: Placement, gpu: in
     log.info("language model: %.1f MB in llama.cpp (%s), %.2f s", own.nbytes / 1e6, own.described, seconds)
     ends, tokenizer = end_ids(language, own.vocabulary), tokenizer_of(language, own.vocabulary)
     return Model(
-        runner=LlamaRunner(own, positions, block, SEQUENCES),
+        runner=LlamaRunner(own, positions, BLOCK, SEQUENCES),
         tokenizer=tokenizer,
         hidden=own.hidden,
         context=most,
         end_ids=ends,
         able=ABLE,
-        block=block,
+        block=BLOCK,
         rows=ROWS,
         piece=PIECE,
         ahead=LONGEST if options.speculate else 0,
@@ -185,12 +184,6 @@ def _room(language: Language, options: _Options, keys: torch.dtype) -> tuple[int
     if positions < context:
         log.warning("language model: a context of %d positions, not %d; -e context=N says another", positions, context)
     return min(context, positions), positions
-
-
-def _blocks(positions: int) -> tuple[int, int]:
-    """The size of a block, and the memory's positions: never more blocks than sequences to keep them in."""
-    block = BLOCK * -(-positions // (BLOCK * (SEQUENCES - ROWS)))
-    return block, -(-positions // block) * block
 
 
 def _cores() -> int:

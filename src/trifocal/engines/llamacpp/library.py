@@ -154,6 +154,27 @@ class Context:
         """Takes positions out of a sequence; what no sequence has any more is free."""
         self._c.llama_memory_seq_rm(self._memory, sequence, begin, end)
 
+    def save(self, sequence: int) -> np.ndarray[Any, Any]:
+        """All that a sequence has, in memory of our own.
+
+        Raises:
+            EngineError: the library failed.
+        """
+        saved = np.empty(self._c.llama_state_seq_get_size(self._context, sequence), np.uint8)
+        written = self._c.llama_state_seq_get_data(self._context, _bytes(saved), saved.nbytes, sequence)
+        if written != saved.nbytes:
+            raise EngineError(f"llama.cpp failed to save what it computed ({_SAID.take() or 'it does not say why'})")
+        return saved
+
+    def restore(self, sequence: int, saved: np.ndarray[Any, Any]) -> None:
+        """Gives an empty sequence what was saved.
+
+        Raises:
+            EngineError: the library failed; `OutOfMemory` where it had no room.
+        """
+        if not self._c.llama_state_seq_set_data(self._context, _bytes(saved), saved.nbytes, sequence):
+            raise _failure(1, _SAID.take())
+
     def clear(self) -> None:
         """Empties the memory."""
         self._c.llama_memory_clear(self._memory, False)
@@ -204,6 +225,10 @@ class _Batch:
         self._wanted[list(wanted)] = 1
         batch.n_tokens = count
         return batch
+
+
+def _bytes(array: np.ndarray[Any, Any]) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 def _model(file: Path, wishes: Wishes) -> Any:

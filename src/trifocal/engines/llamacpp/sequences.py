@@ -1,14 +1,16 @@
-"""Blocks of the scheduler kept in llama.cpp's sequences: who holds which, and what is shared. No torch, no library."""
+"""Blocks of the scheduler in llama.cpp's sequences: who holds which, and what waits outside. No torch, no library."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from trifocal.engines.scheduler import Request, Run
 
 __all__ = ["Memory", "Sequences"]
+
+SPARE = 0  # the sequence that saves and restores
 
 
 class Memory(Protocol):
@@ -22,10 +24,18 @@ class Memory(Protocol):
         """Takes positions out of a sequence."""
         ...
 
+    def save(self, sequence: int) -> Any:
+        """All that a sequence has, as it lies outside of the memory."""
+        ...
 
-@dataclass(slots=True)
+    def restore(self, sequence: int, saved: Any) -> None:
+        """Gives an empty sequence what was saved."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
 class _Held:
-    """A running request's sequence: the ``blocks`` that it has so far, of which it copied the first ``shared``."""
+    """A running request's sequence: the ``blocks`` that it has so far, of which it found the first ``shared``."""
 
     number: int
     shared: int
@@ -35,12 +45,12 @@ class _Held:
 
 @dataclass(slots=True)
 class Sequences:
-    """``count`` sequences over blocks of ``size`` positions.
+    """``count`` sequences over blocks of ``size`` positions: two for each that may run, as one leaves when one comes.
 
-    A block has its home in the sequence that computed it. Who begins with a block that is known shares the positions of
-    its home. A sequence whose request has ended stays as long as a block has its home there; a block that is taken for
-    something else leaves its old home. So no more positions are in use than the pool has, and there are sequences
-    enough where there are as many as running requests and blocks together.
+    One more saves and restores. The memory has what running requests hold and nothing else, since each step passes over
+    all that it has. What an ended one computed and may be found again is saved outside, block by block, and goes when
+    its block is taken for something else. Who begins with a block shares it with whoever runs with it, or has it
+    restored. So no more positions are in use than the pool has, in the memory and outside of it.
 
     Belongs to one thread.
     """
@@ -49,59 +59,83 @@ class Sequences:
     count: int
     size: int
     _free: list[int] = field(init=False)
-    _home: dict[int, tuple[int, int]] = field(default_factory=dict)  # block -> sequence, and which block it is there
-    _kept: dict[int, set[int]] = field(default_factory=dict)  # sequence -> blocks at home there
     _running: dict[Request[Any], _Held] = field(default_factory=dict)
+    _live: dict[int, list[_Held]] = field(default_factory=dict)  # block -> who runs with it
+    _saved: dict[int, Any] = field(default_factory=dict)  # block -> what it holds, outside of the memory
 
     def __post_init__(self) -> None:
-        self._free = list(range(self.count - 1, -1, -1))
+        self._free = list(range(self.count - 1, SPARE, -1))
 
     def of(self, runs: Sequence[Run[Any]]) -> list[int]:
         """The sequence of each run, with all positions before the run's in it and none behind."""
-        told = {run.request: run for run in runs}
-        for request, held in list(self._running.items()):
-            start = told[request].start if request in told else held.computed
-            if (
-                request.blocks[: len(held.blocks)] != held.blocks
-                or not held.shared * self.size <= start <= held.computed
-            ):
-                self._leave(request, held)
-            elif start < held.computed:
-                self._cut(held, start)
-        for run in runs:
-            if run.request not in self._running:
-                self._enter(run)
+        leaving = self._leaving({run.request: run.start for run in runs})
+        # those who leave are there still: the next turn of a chat has nothing to restore
+        entering = [self._enter(run) for run in runs if run.request not in self._running]
+        for request, held in leaving:
+            self._leave(request, held)
+        for held in entering:
+            for at in range(held.shared):
+                if not self._share(held, at):
+                    self._restore(held, at)
         return [self._write(run, self._running[run.request]) for run in runs]
 
     def clear(self) -> None:
         """Forgets everything; the memory is empty."""
-        self._free = list(range(self.count - 1, -1, -1))
-        self._home.clear()
-        self._kept.clear()
+        self._free = list(range(self.count - 1, SPARE, -1))
         self._running.clear()
+        self._live.clear()
+        self._saved.clear()
 
-    def _enter(self, run: Run[Any]) -> None:
-        """A sequence for a request, with the blocks that it found."""
-        number = self._free.pop()
+    def _leaving(self, starts: Mapping[Request[Any], int]) -> list[tuple[Request[Any], _Held]]:
+        """Who has ended, or gave way; takes guesses that did not come from the others."""
+        left = []
+        for request, held in list(self._running.items()):
+            start = starts.get(request, held.computed)
+            if (
+                request.blocks[: len(held.blocks)] != held.blocks
+                or not held.shared * self.size <= start <= held.computed
+            ):
+                left.append((request, self._running.pop(request)))
+            elif start < held.computed:
+                self._cut(held, start)
+        return left
+
+    def _enter(self, run: Run[Any]) -> _Held:
+        """A sequence for a request, with those of the blocks it found that somebody runs with."""
         shared = run.start // self.size
-        self._kept[number] = set()
-        at = 0
-        while at < shared:  # as few copies as there are homes, one behind the other
-            home, end = self._home[run.blocks[at]][0], at + 1
-            while end < shared and self._home[run.blocks[end]][0] == home:
-                end += 1
-            self.memory.copy(home, number, at * self.size, end * self.size)
-            at = end
-        self._running[run.request] = _Held(number, shared, list(run.blocks[:shared]), run.start)
+        held = self._running[run.request] = _Held(self._free.pop(), shared, list(run.blocks[:shared]), run.start)
+        for at in range(shared):
+            self._share(held, at)
+        return held
+
+    def _share(self, held: _Held, at: int) -> bool:
+        """Has a sequence share a block with whoever runs with it; False where nobody does."""
+        live = self._live.get(held.blocks[at])
+        if live and held not in live:
+            self.memory.copy(live[0].number, held.number, *self._span(at))
+            live.append(held)
+        return bool(live)
+
+    def _restore(self, held: _Held, at: int) -> None:
+        """Gives a sequence a block with which nobody runs."""
+        self.memory.restore(SPARE, self._saved[held.blocks[at]])
+        self.memory.copy(SPARE, held.number, *self._span(at))
+        self.memory.remove(SPARE, *self._span(at))
+        self._live[held.blocks[at]] = [held]
+
+    def _save(self, held: _Held, at: int) -> None:
+        """Keeps a block of a sequence outside of the memory."""
+        self.memory.copy(held.number, SPARE, *self._span(at))
+        self._saved[held.blocks[at]] = self.memory.save(SPARE)
+        self.memory.remove(SPARE, *self._span(at))
 
     def _write(self, run: Run[Any], held: _Held) -> int:
-        """Notes what a run computes; its new blocks have their home here from now on."""
+        """Notes what a run computes in its new blocks; what they held before is gone."""
         end = run.start + run.count
         for at in range(len(held.blocks), -(-end // self.size)):
             block = run.blocks[at]
-            self._take_away(block)
-            self._home[block] = held.number, at
-            self._kept[held.number].add(block)
+            self._saved.pop(block, None)
+            self._live[block] = [held]
             held.blocks.append(block)
         held.computed = end
         return held.number
@@ -111,33 +145,24 @@ class Sequences:
         self.memory.remove(held.number, positions, held.computed)
         held.computed = positions
         while len(held.blocks) * self.size >= positions + self.size:
-            block = held.blocks.pop()
-            del self._home[block]
-            self._kept[held.number].discard(block)
-
-    def _take_away(self, block: int) -> None:
-        """Frees what a block held before."""
-        if block not in self._home:
-            return
-        number, at = self._home.pop(block)
-        self.memory.remove(number, at * self.size, (at + 1) * self.size)
-        self._kept[number].discard(block)
-        if not self._kept[number]:  # and its request has ended: blocks of a running one are never taken
-            self._let_go(number)
+            self._part(held, [held.blocks.pop()])
 
     def _leave(self, request: Request[Any], held: _Held) -> None:
-        """A request has ended, or gave way: what can't be found again goes at once."""
-        del self._running[request]
-        self.memory.remove(held.number, 0, held.shared * self.size)
-        full = held.computed // self.size
-        for block in held.blocks[max(full, held.shared) :]:
-            if self._home.get(block, (-1, 0))[0] == held.number:
-                del self._home[block]
-                self._kept[held.number].discard(block)
-        self.memory.remove(held.number, full * self.size, held.computed)
-        if not self._kept[held.number]:
-            self._let_go(held.number)
+        """What of a request may be found again is saved where nobody else runs with it, and all of it goes."""
+        self._part(held, held.blocks)
+        for at, block in enumerate(held.blocks[: held.computed // self.size]):
+            if request.prompt.scope is not None and block not in self._live and block not in self._saved:
+                self._save(held, at)
+        self.memory.remove(held.number, 0, held.computed)
+        self._free.append(held.number)
 
-    def _let_go(self, number: int) -> None:
-        del self._kept[number]
-        self._free.append(number)
+    def _part(self, held: _Held, blocks: Iterable[int]) -> None:
+        """A sequence does not run with these blocks any more."""
+        for block in blocks:
+            self._live[block].remove(held)
+            if not self._live[block]:
+                del self._live[block]
+
+    def _span(self, at: int) -> tuple[int, int]:
+        """The positions of a prompt's block."""
+        return at * self.size, (at + 1) * self.size
