@@ -93,6 +93,22 @@ def test_an_ignored_end_is_never_drawn() -> None:
     assert drawn(torch.tensor([9.0, 1.0]), Drawing(Sampling(), end_ids=[0])) == 0
 
 
+def test_the_likeliest_id_is_the_same_with_and_without_a_copy_of_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(6, 40, generator=torch.Generator().manual_seed(1))
+    logits[4] = torch.nan
+    logits[5, 7] = torch.inf
+    rows = [Drawing(Sampling(temperature=0, ignore_end=True), end_ids=[39, at]) for at in range(6)]
+    for banned in (False, True):
+        if banned:
+            logits[1, 1] = 99.0
+        told = pick(logits, rows)
+        with monkeypatch.context() as patched:
+            patched.setattr("trifocal.engines.sampler._likeliest", lambda *_: None)
+            wanted = pick(logits, rows)
+        assert told[:4] == wanted[:4]
+        assert all(isinstance(one, EngineError) for one in (*told[4:], *wanted[4:]))
+
+
 @pytest.mark.parametrize("temperature", [0, 1])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_logits_that_are_not_finite_are_told(temperature: float, bad: float) -> None:
