@@ -7,6 +7,7 @@ import resource
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import httpx
@@ -15,9 +16,11 @@ from live import running
 from test_load import SERVE
 
 from trifocal.api.accepting import LimitedListener, room_for_connections
-from trifocal.api.server import listen
+from trifocal.api.seeing import serve_vision
+from trifocal.api.server import listen, serve
 from trifocal.api.settings import ServerSettings
-from trifocal.errors import UsageError
+from trifocal.errors import CheckpointError, UsageError
+from trifocal.model.settings import Settings
 from twins import is_found
 from waiting import PATIENCE, until
 
@@ -87,3 +90,19 @@ def test_its_twin_that_shares_its_port_is_found() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LimitedListener, "bind", LimitedListener.bind, raising=False)
         is_found(test_a_second_server_on_a_port_is_told_so, LimitedListener, "bind", bind)
+
+
+@pytest.mark.parametrize("begin", [serve, serve_vision])
+def test_whatever_fails_before_it_serves_the_port_is_free_again(
+    begin: Callable[[Settings, ServerSettings], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise CheckpointError("there is nothing")
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for module in ("server", "seeing"):
+        monkeypatch.setattr(f"trifocal.api.{module}.log_to_stderr", fails)
+    with pytest.raises(CheckpointError):
+        begin(Settings(), ServerSettings(port=port))
+    listen(ServerSettings(port=port))[0].close()

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Generator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +17,8 @@ from test_doors import raw
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from trifocal.api import guard
+from trifocal.conversation.jinja import find_template
 from trifocal.engines.echo import Echo
 from trifocal.messages import Sampling
 from trifocal.prompt import Prompt
@@ -243,3 +246,44 @@ def test_of_a_list_the_first_bad_member_is_told_and_no_other_is_looked_at(name: 
     path, body = LISTS[name]
     message = error_of(client.post(path, json=body))["message"]
     assert int((re.findall(r"\((\d+) more\)", message) or ["0"])[0]) < 40, message
+
+
+class Odd(BaseException):
+    """What no handler of exceptions takes."""
+
+
+@pytest.mark.parametrize("error", [ValueError("a secret"), Odd("a secret")])
+@pytest.mark.parametrize("place", ["matched", "header"])
+def test_what_gets_past_every_layer_is_told_as_ours(
+    error: BaseException, place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    with running() as live, live.client() as client:
+        monkeypatch.setattr(guard, place, fails)
+        told = error_of(client.get("/v1/models"), 500)
+        with pytest.raises(InvalidStatus) as refused:
+            connect(url(live), proxy=None)
+        assert json.loads(refused.value.response.body or b"")["error"] == told
+        monkeypatch.undo()
+        assert client.get("/v1/models").status_code == 200
+    assert told["code"] == "internal_error"
+    assert isinstance(error, Odd) or "a secret" not in str([record.__dict__ for record in caplog.records])
+
+
+def test_a_templates_error_names_its_file_and_not_where_that_lies(tmp_path: Path) -> None:
+    file = tmp_path / "strict.jinja"
+    source = (
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if messages | length > 1 %}{{ none.x }}{% endif %}"
+    )
+    file.write_text(source)
+    llava = make_llava()
+    llava.template = find_template(str(file), tmp_path)
+    with running(llava) as live, live.client() as client:
+        turns = [user("Hi"), {"role": "assistant", "content": "Hello"}, user("Hi")]
+        bodies = {CHAT: {"messages": turns}, "/tokenize": {"messages": turns}}
+        for path, body in bodies.items():
+            answer = client.post(path, json=body)
+            assert "strict.jinja, line 1" in error_of(answer)["message"]
+            assert str(tmp_path) not in answer.text

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from live import Gated, Live, error_of, make_llava, running
 
-from trifocal.api.models import Offered, offers_of
+from trifocal.api.models import Offered, _Entry, offers_of
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.model.llava import Llava
 from trifocal.model.settings import Settings
 from trifocal.placement import Part
+from twins import is_found
 from waiting import PATIENCE, until
 
 SIZE = 100  # bytes of each model here
@@ -173,6 +174,26 @@ def test_none_is_put_away_while_it_answers_and_none_waits_for_ever(shop: Shop) -
         engine.gate.set()
         assert [each.result(PATIENCE) for each in (running_one, other, later)] == ["first", "second", "first"]
         assert first.closed
+
+
+def is_kept_while_it_answers(shop: Shop) -> None:
+    """One that answers is there until it has, whoever wants another meanwhile."""
+    with offering(shop) as live, ThreadPoolExecutor(2) as pool:
+        first, engine, before = shop.last("first"), shop.engine("first"), shop.loads["second"]
+        engine.gate.clear()
+        running_one = pool.submit(answered, live, "first")
+        until(lambda: engine.open, "the answer")
+        other = pool.submit(answered, live, "second")
+        wants = lambda: live.server.models.phases["second"] == "loading" or shop.loads["second"] > before  # noqa: E731
+        until(wants, "the wish for the other")
+        kept = not first.closed
+        engine.gate.set()
+        told = [each.exception(PATIENCE) for each in (running_one, other)]
+        assert (kept, told) == (True, [None, None])
+
+
+def test_its_twin_that_puts_away_what_answers_is_found(shop: Shop) -> None:
+    is_found(lambda: is_kept_while_it_answers(shop), _Entry, "idle", property(lambda entry: True))
 
 
 def test_a_stream_is_never_cut_by_a_switch(shop: Shop) -> None:

@@ -11,6 +11,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from starlette.routing import BaseRoute, Match
@@ -24,7 +25,7 @@ from trifocal.api.settings import ServerSettings, hash_key
 from trifocal.api.wire import dump
 from trifocal.errors import TrifocalError
 
-__all__ = ["AccessCheck", "BodyLimit", "Reporter", "Sockets"]
+__all__ = ["AccessCheck", "BodyLimit", "LastWord", "Reporter", "Sockets"]
 
 log = logging.getLogger("trifocal.api")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -52,8 +53,36 @@ PAGE_POLICY = (
 )
 
 
+class LastWord:
+    """Around whole applications: what gets past their own layers is our error object, not the web server's plain text.
+
+    What is no `Exception`, as when a task is cancelled, is passed on when the client has been told.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        except BaseException as error:
+            if not begun and scope["type"] in ("http", "websocket"):
+                with suppress(Exception):  # nobody is there any more
+                    await respond(scope, receive, send, explain(error))
+            if not isinstance(error, Exception):
+                raise
+            log.error("bug", extra={"facts": {"error": type(error).__name__, "where": _where(error)}})
+
+
 class Reporter:
-    """The outermost layer: a request id, the error object for whatever nobody caught, a log line, a count."""
+    """An application's outermost layer: a request id, an error object for what nobody caught, a log line, a count."""
 
     def __init__(self, app: ASGIApp, server: Host, routes: Sequence[BaseRoute]) -> None:
         self._app, self._server, self._routes = app, server, routes
@@ -119,11 +148,7 @@ class Reporter:
         """Where it happened, never what was in it."""
         if refusal.status < 500 or isinstance(error, Refusal | TrifocalError):
             return
-        trace, where = error.__traceback__, "?"
-        while trace:
-            where = f"{trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno}"
-            trace = trace.tb_next
-        facts = {"id": scope["trifocal.request_id"], "error": type(error).__name__, "where": where}
+        facts = {"id": scope["trifocal.request_id"], "error": type(error).__name__, "where": _where(error)}
         log.error("bug", extra={"facts": facts})
         log.debug("bug", exc_info=error)
 
@@ -319,6 +344,15 @@ class BodyLimit:
 
     def _too_large(self, got: str) -> Refusal:
         return Refusal(413, "request_too_large", f"a body may have {self._settings.body_bytes} bytes{got}")
+
+
+def _where(error: BaseException) -> str:
+    """Module and line from which an error came."""
+    trace, where = error.__traceback__, "?"
+    while trace:
+        where = f"{trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return where
 
 
 async def respond(scope: Scope, receive: Receive, send: Send, refusal: Refusal, *, linger: bool = False) -> None:

@@ -27,7 +27,7 @@ from trifocal.api.host import Host, WorkerPool
 from trifocal.api.needs import check_needs, needs
 from trifocal.api.places import nearest
 from trifocal.api.room import Room
-from trifocal.api.server import Listener, addresses, listen, log_to_stderr
+from trifocal.api.server import Listener, addresses, listening, log_to_stderr
 from trifocal.api.serving import caller_of, while_connected
 from trifocal.api.settings import ServerSettings
 from trifocal.api.strict_json import loads
@@ -220,14 +220,14 @@ def serve_vision(settings: Settings, server: ServerSettings) -> None:
         UsageError: an address that is taken.
         TrifocalError: the vision can't be loaded.
     """
-    sockets = listen(server)
-    log_to_stderr(server)
-    checkpoint = settings.find()
-    vision = open_vision(checkpoint, settings.tower, settings.projector, allow_pickle=settings.allow_pickle)
-    host = Seeing(checkpoint.name, vision, server, settings.cache_bytes)
-    places = ", ".join(addresses(server, sockets))
-    print(f"the vision of {checkpoint.name} is served at {places} (Ctrl-C ends it)", file=sys.stderr, flush=True)
-    Listener(SeeingApp(host), server).run(sockets=sockets)
+    with listening(server) as sockets:
+        log_to_stderr(server)
+        checkpoint = settings.find()
+        vision = open_vision(checkpoint, settings.tower, settings.projector, allow_pickle=settings.allow_pickle)
+        host = Seeing(checkpoint.name, vision, server, settings.cache_bytes)
+        places = ", ".join(addresses(server, sockets))
+        print(f"the vision of {checkpoint.name} is served at {places} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        Listener(SeeingApp(host), server).run(sockets=sockets)
     host.close()
     if any(thread.name.startswith("answer") for thread in threading.enumerate()):
         os._exit(0)  # a pass that can't be interrupted is still under way; its client is gone

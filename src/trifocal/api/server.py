@@ -9,7 +9,8 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -18,7 +19,7 @@ from starlette.routing import BaseRoute
 
 from trifocal.api.accepting import SPARE, LimitedListener, room_for_connections
 from trifocal.api.app import create_app
-from trifocal.api.guard import LogFormat
+from trifocal.api.guard import LastWord, LogFormat
 from trifocal.api.loading import Loading
 from trifocal.api.models import offers_of
 from trifocal.api.protocol import protocol
@@ -27,7 +28,7 @@ from trifocal.errors import UsageError
 from trifocal.model.opening import Apart, Opened, open_model
 from trifocal.model.settings import Settings
 
-__all__ = ["Listener", "addresses", "listen", "log_to_stderr", "serve"]
+__all__ = ["Listener", "addresses", "listen", "listening", "log_to_stderr", "serve"]
 
 log = logging.getLogger("trifocal.api")
 BACKLOG = 2048
@@ -44,7 +45,7 @@ class Listener(uvicorn.Server):
 
     def __init__(self, app: Starlette, settings: ServerSettings) -> None:
         config = uvicorn.Config(
-            app,
+            LastWord(app),
             http=protocol(settings.header_seconds, room_for_connections(settings)),
             ws="websockets-sansio",
             ws_max_size=settings.body_bytes,
@@ -117,6 +118,17 @@ def listen(settings: ServerSettings) -> list[socket.socket]:
     return sockets
 
 
+@contextmanager
+def listening(settings: ServerSettings) -> Iterator[list[socket.socket]]:
+    """The sockets to serve on, closed in the end whatever came between; raises as `listen` does."""
+    sockets = listen(settings)
+    try:
+        yield sockets
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
 def serve(
     settings: Settings,
     server: ServerSettings,
@@ -136,25 +148,26 @@ def serve(
         TrifocalError: the model can't be loaded.
     """
     offers = offers_of(settings, [settings.checkpoint, *others])
-    sockets = listen(server)
-    log_to_stderr(server)
-    sys.setswitchinterval(SWITCH)
-    app = create_app(None, server, page() if page else (), offers)
-    listener = Listener(app, server)
+    with listening(server) as sockets:
+        log_to_stderr(server)
+        sys.setswitchinterval(SWITCH)
+        app = create_app(None, server, page() if page else (), offers)
+        listener = Listener(app, server)
 
-    def came(llava: Opened) -> None:
-        models = app.state.server.models
-        (models.took if models else app.state.server.take)(llava)
-        places = ", ".join(addresses(server, sockets))
-        address = f"http://{_host(_LOOPBACK.get(server.host, server.host))}:{sockets[0].getsockname()[1]}/"
-        shown = f"; the page: {address}" if page else ""
-        names = ", ".join(each.name for each in app.state.server.all) + (" are" if others else " is")
-        print(f"{names} served at {places}{shown} (Ctrl-C ends it)", file=sys.stderr, flush=True)
-        if ready:
-            ready(address)
+        def came(llava: Opened) -> None:
+            models = app.state.server.models
+            (models.took if models else app.state.server.take)(llava)
+            places = ", ".join(addresses(server, sockets))
+            address = f"http://{_host(_LOOPBACK.get(server.host, server.host))}:{sockets[0].getsockname()[1]}/"
+            shown = f"; the page: {address}" if page else ""
+            names = ", ".join(each.name for each in app.state.server.all) + (" are" if others else " is")
+            print(f"{names} served at {places}{shown} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+            if ready:
+                ready(address)
 
-    listener.loading = loading = Loading(lambda: open_model(settings, Apart(server.replicas, server.step_limit)), came)
-    listener.run(sockets=sockets)
+        apart = Apart(server.replicas, server.step_limit)
+        listener.loading = loading = Loading(lambda: open_model(settings, apart), came)
+        listener.run(sockets=sockets)
     app.state.server.close()
     if app.state.server.models:
         app.state.server.models.close()
