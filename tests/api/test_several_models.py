@@ -184,8 +184,7 @@ def is_kept_while_it_answers(shop: Shop) -> None:
         running_one = pool.submit(answered, live, "first")
         until(lambda: engine.open, "the answer")
         other = pool.submit(answered, live, "second")
-        wants = lambda: live.server.models.phases["second"] == "loading" or shop.loads["second"] > before  # noqa: E731
-        until(wants, "the wish for the other")
+        until(lambda: live.server.models._crowded or shop.loads["second"] > before, "the wish for the other")
         kept = not first.closed
         engine.gate.set()
         told = [each.exception(PATIENCE) for each in (running_one, other)]
