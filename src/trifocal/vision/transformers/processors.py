@@ -161,9 +161,7 @@ FRAMES: dict[str, Frame] = {
 def _images(folder: Path) -> Any:
     from transformers import AutoImageProcessor
 
-    return AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-        folder, backend="pil", trust_remote_code=False, local_files_only=True
-    )
+    return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False, local_files_only=True)
 
 
 def _processor(folder: Path, config: Any, images: Any) -> Any:
