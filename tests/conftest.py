@@ -10,6 +10,7 @@ os.environ["TRIFOCAL_LOG"] = "no"  # nothing is written into the log of whoever 
 
 import gc
 import logging
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,12 @@ from trifocal.images import Image, from_pil
 
 torch.set_num_threads(1)
 logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each test has an id of its own: of those that share one, workers beside each other run a single one."""
+    if shared := {name for name, count in Counter(item.nodeid for item in items).items() if count > 1}:
+        raise pytest.UsageError(f"several tests are called {', '.join(sorted(shared))}")
 
 
 def pytest_collection_finish() -> None:
