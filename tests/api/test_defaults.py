@@ -10,6 +10,7 @@ import httpx
 import pytest
 from live import HIDDEN, Live, data_uri, error_of, events_of, make_llava, png, running, user
 
+from trifocal.api.errors import Refusal
 from trifocal.api.places import place_of
 from trifocal.api.settings import ServerSettings
 from trifocal.api.tools import Offer, Reader, offer_of
@@ -234,6 +235,47 @@ def test_calls_are_read_from_answers_whole_and_streamed(tools: tuple[Live, dict[
         assert message["tool_calls"][0]["function"]["arguments"] == {"a": 1}
         items = {"input": question, "tools": [{"type": "function", "name": "paint", "parameters": {"type": "object"}}]}
         assert client.post("/v1/responses", json=items).json()["output"][-1]["arguments"] == '{"a":1}'
+
+
+def _space(name: str, *functions: str) -> dict[str, Any]:
+    """A namespace as Codex sends its own and those of its MCP servers."""
+    tools = [
+        {"type": "function", "name": each, "strict": False, "parameters": {"type": "object"}} for each in functions
+    ]
+    return {"type": "namespace", "name": name, "description": "d", "tools": tools}
+
+
+@pytest.mark.parametrize(("name", "known"), [("agents", "agents__wait"), ("mcp__files__", "mcp__files__wait")])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_function_of_a_namespace_is_called_in_it(
+    tools: tuple[Live, dict[str, str]], name: str, known: str, stream: bool
+) -> None:
+    live, told = tools
+    told["said"] = f'<tool_call>\n{{"name": "{known}", "arguments": {{}}}}\n</tool_call>'
+    body = {"input": f"Wait for {name} {stream}", "tools": [_space(name, "wait"), _space("other", "wait")]}
+    with live.client() as client:
+        answer = client.post("/v1/responses", json={**body, "stream": stream})
+        whole = events_of(answer)[-1]["response"] if stream else answer.json()
+        (call,) = whole["output"]
+        assert (call["namespace"], call["name"]) == (name, "wait")
+        result = {"type": "function_call_output", "call_id": call["call_id"], "output": "done"}
+        again = {**body, "input": [user(body["input"]), call, result]}
+        assert client.post("/v1/responses", json=again).status_code == 200
+        assert f'[call]{{"name": "{known}"' in told["asked"]
+
+
+def test_functions_of_namespaces_are_chosen_and_counted() -> None:
+    spaces = [_space("a", "wait"), _space("b", "see")]
+    assert [tool.name for tool in offer_of(spaces, ("see",)).forced] == ["b__see"]
+    assert [tool.name for tool in offer_of(spaces, ("b__see",)).forced] == ["b__see"]
+    for given, words in (
+        ([_space("a", "wait", "wait")], "two functions called a__wait"),
+        ([_space("a", *map(str, range(513)))], "up to 512 functions"),
+        ([{"type": "namespace", "name": "a", "tools": {"b": {}}}], "a list of functions"),
+    ):
+        with pytest.raises(Refusal) as refused:
+            offer_of(given, "auto")
+        assert words in refused.value.message
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from trifocal.api.openai_messages import ContentPart, parts_of
 from trifocal.api.parameters import Count, Penalty, Seed, Share, Stop, Temperature, TopK, Whole, bound
 from trifocal.api.serving import Answers, Job, Server, Serving, Step, caller_of
 from trifocal.api.stored import Stored
-from trifocal.api.tools import Offer, call_of, choice_of, offer_of
+from trifocal.api.tools import Offer, call_of, choice_of, offer_of, spaced
 from trifocal.api.wire import Draft, Echoed, Json, Wire, check_text, dump
 from trifocal.messages import Call, Role
 
@@ -58,8 +58,8 @@ class CallItem(Echoed):
 
     def drafts(self, where: str, names: dict[str, str]) -> list[Draft]:
         """The call as an assistant's turn."""
-        names[self.call_id] = self.name
-        return [Draft("assistant", (), calls=(call_of(self.name, self.arguments, self.call_id, f"{where}.arguments"),))]
+        names[self.call_id] = name = spaced(self.namespace, self.name)
+        return [Draft("assistant", (), calls=(call_of(name, self.arguments, self.call_id, f"{where}.arguments"),))]
 
 
 class ResultItem(Echoed):
@@ -205,7 +205,7 @@ async def respond(request: Request, body: ResponseRequest, server: Serving) -> R
     caller = caller_of(request)
     before = _before(server, caller, body.previous_response_id)
     job = body.job(server, before)
-    told = _Told(server, caller, body, (*before, *body.drafts))
+    told = _Told(server, caller, body, (*before, *body.drafts), job.offer)
     if body.stream:
         answers = await server.answer(request, job)
         return EventStream(_events(answers, told), server.settings.write_seconds)
@@ -254,6 +254,7 @@ class _Told:
     caller: str
     body: ResponseRequest
     drafts: tuple[Draft, ...]
+    offer: Offer
     id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(16)}")
     message: str = field(default_factory=lambda: f"msg_{secrets.token_hex(16)}")
     created: int = field(default_factory=lambda: int(time.time()))
@@ -315,15 +316,16 @@ class _Told:
         content = [_part(text, step)] if step else []
         return {"id": self.message, "type": "message", "status": status, "role": "assistant", "content": content}
 
-    @staticmethod
-    def called(call: Call, status: str = "completed") -> dict[str, Any]:
-        """The item of a call."""
+    def called(self, call: Call, status: str = "completed") -> dict[str, Any]:
+        """The item of a call; a function of a namespace is told as it was offered, which is how its client finds it."""
+        space, name = self.offer.own.get(call.name, (None, call.name))
         return {
             "id": call.id.replace("call_", "fc_", 1),
             "type": "function_call",
             "status": status,
             "call_id": call.id,
-            "name": call.name,
+            "name": name,
+            **({"namespace": space} if space else {}),
             "arguments": call.arguments if status == "completed" else "",
         }
 
@@ -383,7 +385,7 @@ def _ends(
         yield {"type": "response.output_item.added", "output_index": at, "item": told.called(call, "in_progress")}
         place = {"item_id": output[at]["id"], "output_index": at}
         yield {"type": "response.function_call_arguments.delta", **place, "delta": call.arguments}
-        done = {"name": call.name, "arguments": call.arguments}
+        done = {"name": output[at]["name"], "arguments": call.arguments}
         yield {"type": "response.function_call_arguments.done", **place, **done}
         yield {"type": "response.output_item.done", "output_index": at, "item": output[at]}
     yield {"type": f"response.{whole['status']}", "response": whole}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trifocal.api.errors import refuse
 from trifocal.api.wire import LONGEST_TEXT, dump, octets, too_long
 from trifocal.messages import Call, Tool
 
-__all__ = ["Offer", "Reader", "call_of", "choice_of", "numbered", "offer_of"]
+__all__ = ["Offer", "Reader", "call_of", "choice_of", "numbered", "offer_of", "spaced"]
 
 MOST = 512
 _NAME = re.compile(r"[\w.:/-]{1,256}")
@@ -25,11 +25,15 @@ _BEFORE = ("<tool_call", "<function_call", "[TOOL_CALLS]", "<|python_tag|>", "<|
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """The functions of a request. ``forced`` are those of which one must be called; ``notes`` what is not offered."""
+    """The functions of a request. ``forced`` are those of which one must be called; ``notes`` what is not offered.
+
+    ``own`` has the namespace and the name in it of each function that stands in one.
+    """
 
     tools: tuple[Tool, ...] = ()
     forced: tuple[Tool, ...] = ()
     notes: tuple[str, ...] = ()
+    own: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def octets(self) -> int:
@@ -76,26 +80,27 @@ def offer_of(given: Sequence[Any] | None, choice: str | tuple[str, ...], where: 
     Raises:
         Refusal: a function without a name or with a schema that is none, or a choice that there is not.
     """
-    if len(given or ()) > MOST:
-        raise refuse("invalid_value", f"{len(given or ())} tools; up to {MOST} are taken", where)
-    tools: list[Tool] = []
-    others: list[str] = []
+    read = _Read(where)
     for at, each in enumerate(given or ()):
-        _add(each, f"{where}[{at}]", tools, others)
-    if Offer(tuple(tools)).octets > LONGEST_TEXT:
+        read.add(each, f"{where}[{at}]")
+    tools, known = tuple(read.tools.values()), read.known
+    if Offer(tools).octets > LONGEST_TEXT:
         raise too_long(LONGEST_TEXT, where)
-    notes = tuple(f"the tool {kind} was not offered: it is none of this server's" for kind in dict.fromkeys(others))
     if choice == "none":
-        return Offer((), (), ())
+        return Offer()
     if choice == "auto":
-        return Offer(tuple(tools), (), notes)
-    known = {tool.name: tool for tool in tools}
-    names = tuple(known) if choice == "required" else choice
+        return Offer(tools, (), read.notes, read.own)
+    names = tuple(read.tools) if choice == "required" else choice
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         words = f"there is no tool {unknown[0]!r}" if unknown else "there is no function to choose"
-        raise refuse("invalid_value", f"{words}; known: {', '.join(known) or 'none'}", "tool_choice")
-    return Offer(tuple(tools), tuple(known[name] for name in names), notes)
+        raise refuse("invalid_value", f"{words}; known: {', '.join(read.tools) or 'none'}", "tool_choice")
+    return Offer(tools, tuple(known[name] for name in names), read.notes, read.own)
+
+
+def spaced(namespace: str | None, name: str) -> str:
+    """A function's name as a model knows it: of two namespaces each may have one of the same name."""
+    return f"{namespace.removesuffix('__')}__{name}" if namespace else name
 
 
 def choice_of(given: Any) -> str | tuple[str, ...]:
@@ -219,31 +224,68 @@ def _call(value: Any, names: set[str]) -> Call | None:
     return Call(value["name"], dump(arguments)) if isinstance(arguments, dict) else None
 
 
-def _add(given: Any, where: str, tools: list[Tool], others: list[str]) -> None:
-    """One tool of a request: a function, or one of another kind."""
-    if not isinstance(given, dict):
-        raise refuse("invalid_type", f"{where}: it is an object", where)
-    kind = given.get("type") or "function"
-    if kind == "namespace":
-        for at, each in enumerate(given.get("tools") or ()):
-            _add(each, f"{where}.tools[{at}]", tools, others)
-        return
-    if kind not in ("function", "custom") or (kind == "custom" and "input_schema" not in given):
-        others.append(str(kind)[:64])
-        return
-    inner = isinstance(given.get("function"), dict)
-    place, function = (f"{where}.function", given["function"]) if inner else (where, given)
-    name = function.get("name")
+@dataclass(slots=True)
+class _Read:
+    """The functions of a request as they are read, and the kinds of the tools that are none."""
+
+    where: str
+    tools: dict[str, Tool] = field(default_factory=dict)
+    own: dict[str, tuple[str, str]] = field(default_factory=dict)
+    others: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is not offered."""
+        return tuple(f"the tool {kind} was not offered: it is none of this server's" for kind in self.others)
+
+    @property
+    def known(self) -> dict[str, Tool]:
+        """The functions by their names, and by their names in their namespaces."""
+        return {name: self.tools[full] for full, (_, name) in self.own.items()} | self.tools
+
+    def add(self, given: Any, where: str, namespace: str = "") -> None:
+        """One tool: a function, a namespace of them, or one of another kind."""
+        if not isinstance(given, dict):
+            raise refuse("invalid_type", f"{where}: it is an object", where)
+        kind = given.get("type") or "function"
+        if kind == "namespace":
+            self._add_all(given, where)
+        elif kind not in ("function", "custom") or (kind == "custom" and "input_schema" not in given):
+            self.others[str(kind)[:64]] = None
+        else:
+            self._add_function(given, where, namespace)
+
+    def _add_all(self, given: dict[str, Any], where: str) -> None:
+        space, inner = _name_of(given, where, "a namespace"), given.get("tools") or []
+        if not isinstance(inner, list):
+            raise refuse("invalid_type", "it is a list of functions", f"{where}.tools")
+        for at, each in enumerate(inner):
+            self.add(each, f"{where}.tools[{at}]", space)
+
+    def _add_function(self, given: dict[str, Any], where: str, namespace: str) -> None:
+        inner = isinstance(given.get("function"), dict)
+        place, function = (f"{where}.function", given["function"]) if inner else (where, given)
+        own = _name_of(function, place, "a function")
+        name = spaced(namespace, own)
+        parameters = function.get("parameters", function.get("input_schema", function.get("inputSchema"))) or {}
+        if not isinstance(parameters, dict):
+            raise refuse("invalid_type", "they are a JSON schema", f"{place}.parameters")
+        if name in self.tools:
+            raise refuse("invalid_value", f"there are two functions called {name}", f"{place}.name")
+        if len(self.tools) == MOST:
+            raise refuse("invalid_value", f"up to {MOST} functions are taken", self.where)
+        schema = {"type": "object", **({} if parameters else {"properties": {}}), **parameters}
+        self.tools[name] = Tool(name, str(function.get("description") or ""), dump(schema))
+        if namespace:
+            self.own[name] = (namespace, own)
+
+
+def _name_of(given: dict[str, Any], where: str, what: str) -> str:
+    name = given.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         code = "missing_required_parameter" if name is None else "invalid_value"
-        raise refuse(code, "a function has a name of letters, digits, . : / _ and -", f"{place}.name")
-    parameters = function.get("parameters", function.get("input_schema", function.get("inputSchema"))) or {}
-    if not isinstance(parameters, dict):
-        raise refuse("invalid_type", "they are a JSON schema", f"{place}.parameters")
-    if any(tool.name == name for tool in tools):
-        raise refuse("invalid_value", f"there are two functions called {name}", f"{place}.name")
-    schema = {"type": "object", **({} if parameters else {"properties": {}}), **parameters}
-    tools.append(Tool(name, str(function.get("description") or ""), dump(schema)))
+        raise refuse(code, f"{what} has a name of letters, digits, . : / _ and -", f"{where}.name")
+    return name
 
 
 def _moved(schema: Any, at: int) -> Any:
