@@ -105,8 +105,10 @@ def file_of(language: Language, name: str) -> Path:
 
 def tokenizer_of(language: Language, rows: int) -> FileTokenizer:
     """The tokenizer, each of whose words has its row in the embedding; control tokens may go without."""
-    bos = language.config.get("bos_token_id")
-    _ids_of(language.config_file, language.config, "bos_token_id", rows)
+    starts = _ids_of(language.config_file, language.config, "bos_token_id", rows)
+    if len(starts) > 1:
+        raise CheckpointError(f"{language.config_file}: bos_token_id is {sorted(starts)}, one id was expected")
+    bos = next(iter(starts), None)
     begins = language.attention != "prompt"
     day = language.config.get("transformers_version") if language.original else None
     words = language.tokenizer or read_words(language.folder, bos=bos, slow=language.original, day=day)

@@ -5,25 +5,39 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FAMILIES", "Family", "Shape", "rotary_factors", "rotary_table", "shape_of", "unfit", "unfit_for_gguf"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Shape",
+    "odd_value",
+    "rotary_factors",
+    "rotary_table",
+    "shape_of",
+    "unfit",
+    "unfit_for_gguf",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
     """How a model type differs from LLaMA: what its configuration leaves unsaid, and its tensors.
 
-    ``qkv`` and ``gate_up`` are the names of the projections, one where the family stores them as one.
+    ``qkv`` and ``gate_up`` are the names of the projections, one where the family stores them as one. ``window`` says
+    what gives its layers one: ``sliding_window`` alone, ``use_sliding_window`` too, or nothing, whatever is written
+    there. ``partial`` says that a part of each head may be turned by the position.
     """
 
     unsaid: Mapping[str, Any] = field(default_factory=dict)
     qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     gate_up: tuple[str, ...] = ("gate_proj", "up_proj")
     qk_norm: bool = False
+    window: Literal["never", "said", "used"] = "said"
+    partial: bool = False
 
 
 _UNSAID: dict[str, Any] = {
@@ -39,7 +53,7 @@ _UNSAID: dict[str, Any] = {
 }
 _QWEN = {"num_key_value_heads": 32, "intermediate_size": 22016, "max_position_embeddings": 32768}
 FAMILIES = {
-    "llama": Family(),
+    "llama": Family(window="never"),
     "mistral": Family(
         unsaid={
             "num_key_value_heads": 8,
@@ -48,8 +62,8 @@ FAMILIES = {
             "max_position_embeddings": 131072,
         }
     ),
-    "qwen2": Family(unsaid=_QWEN),
-    "qwen3": Family(unsaid={**_QWEN, "head_dim": 128}, qk_norm=True),
+    "qwen2": Family(unsaid=_QWEN, window="used"),
+    "qwen3": Family(unsaid={**_QWEN, "head_dim": 128}, qk_norm=True, window="used"),
     "phi3": Family(
         unsaid={
             "hidden_size": 3072,
@@ -59,6 +73,7 @@ FAMILIES = {
         },
         qkv=("qkv_proj",),
         gate_up=("gate_up_proj",),
+        partial=True,
     ),
 }
 # what we don't compute: each switched off, or not there
@@ -75,6 +90,10 @@ _SIZES = (
 )
 _LARGEST = 1 << 24
 _ROPES = ("default", "linear", "llama3")
+_ROPE_NUMBERS = (
+    *("rope_theta", "partial_rotary_factor"),
+    *("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +132,7 @@ def unfit(config: Mapping[str, Any]) -> str | None:
     for key in _OTHER:
         if said.get(key) not in (None, 1.0):
             return f"it has {key}"
-    if len(set(said.get("layer_types") or ())) > 1:
-        return "its layers attend in different ways"
-    if said.get("use_sliding_window") and said["max_window_layers"] > 0:
+    if _windows(said) == "some":
         return "only some of its layers have a window"
     rope = _rope(said)
     if rope["rope_type"] not in _ROPES:
@@ -138,8 +155,6 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     """The sizes that a configuration tells, with what its family leaves unsaid."""
     said = _said(config)
     heads, kv_heads = int(said["num_attention_heads"]), said.get("num_key_value_heads")
-    full = "full_attention" in (said.get("layer_types") or ())
-    windowed = not full and said.get("use_sliding_window", not str(said["model_type"]).startswith("qwen"))
     return Shape(
         layers=int(said["num_hidden_layers"]),
         hidden=int(said["hidden_size"]),
@@ -148,7 +163,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
         dim=int(said.get("head_dim") or said["hidden_size"] // heads),
         inner=int(said["intermediate_size"]),
         epsilon=float(said["rms_norm_eps"]),
-        window=int(said.get("sliding_window") or 0) if windowed else 0,
+        window=int(said.get("sliding_window") or 0) if _windows(said) == "all" else 0,
         context=int(said["max_position_embeddings"]),
         tied=bool(said.get("tie_word_embeddings", False)),
         rope=_rope(said),
@@ -159,14 +174,65 @@ def _odd(said: Mapping[str, Any]) -> str | None:
     """A value that is no size, or so large that no tensor has it."""
     for key in _SIZES:
         value = said.get(key)
-        if value is not None and not (type(value) is int and 0 < value <= _LARGEST):
+        unsaid = value is None and key in ("num_key_value_heads", "head_dim")
+        if not unsaid and not (type(value) is int and 0 < value <= _LARGEST):
             return f"{key} is {value!r}"
     epsilon = said["rms_norm_eps"]
     if not isinstance(epsilon, int | float):
         return f"rms_norm_eps is {epsilon!r}"
-    if type(said.get("sliding_window") or 0) is not int:
-        return f"sliding_window is {said['sliding_window']!r}"
+    if not _is_count(said.get("max_window_layers")):
+        return f"max_window_layers is {said['max_window_layers']!r}"
+    if not isinstance(said.get("layer_types") or [], list):
+        return f"layer_types is {said['layer_types']!r}"
+    return odd_value(said) or _lacking(said)
+
+
+def odd_value(config: Mapping[str, Any]) -> str | None:
+    """A window or a rotary setting that is none, as half a sentence; of such transformers makes odd numbers."""
+    window = config.get("sliding_window")
+    if window is not None and not _is_count(window):
+        return f"sliding_window is {window!r}, a number of positions was expected"
+    for key in ("rope_scaling", "rope_parameters"):
+        if not isinstance(config.get(key) or {}, Mapping):
+            return f"{key} is {config[key]!r}, a JSON object was expected"
+    for key, value in ({key: config.get(key) for key in _ROPE_NUMBERS[:2]} | _rope_keys(config)).items():
+        if key in _ROPE_NUMBERS and value is not None and not (type(value) in (int, float) and 0 < value < math.inf):
+            return f"{key} is {value!r}, a number above 0 was expected"
     return None
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _lacking(said: Mapping[str, Any]) -> str | None:
+    """What a way of scaling needs and is not told."""
+    rope = _rope_keys(said)
+    needed = {"linear": ("factor",), "llama3": _ROPE_NUMBERS[2:]}.get(
+        str(rope.get("rope_type") or rope.get("type")), ()
+    )
+    return next((f"its rotary positions have no {key}" for key in needed if rope.get(key) is None), None)
+
+
+def _rope_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+
+
+def _windows(said: Mapping[str, Any]) -> Literal["no", "some", "all"]:
+    """Which layers see a window of the positions before them alone."""
+    rule = FAMILIES[said["model_type"]].window
+    if rule == "never" or not said.get("sliding_window"):
+        return "no"
+    if rule == "said":
+        return "all"
+    if not said.get("use_sliding_window"):
+        return "no"
+    first, layers = int(said.get("max_window_layers") or 0), int(said["num_hidden_layers"])
+    kinds = set(said.get("layer_types") or ()) or {
+        *(("full_attention",) if first > 0 else ()),
+        *(("sliding_attention",) if first < layers else ()),
+    }
+    return "some" if len(kinds) > 1 else "all" if kinds == {"sliding_attention"} else "no"
 
 
 def _said(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,10 +269,11 @@ def rotary_factors(shape: Shape) -> torch.Tensor | None:
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     """Rotary settings under their newest names, whichever year wrote the configuration."""
-    said = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    said = _rope_keys(config)
     kind = str(said.get("rope_type") or said.get("type") or "default")
     dim = int(config.get("head_dim") or config["hidden_size"] // int(config["num_attention_heads"]))
     part = float(said.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0)
+    part = part if FAMILIES[config["model_type"]].partial else 1.0
     theta = said.get("rope_theta") or config.get("rope_theta") or 10000.0
     return {**said, "rope_type": kind, "rope_theta": float(theta), "rotated": int(dim * part)}
 

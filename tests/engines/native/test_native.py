@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import small_languages
 from checkpoint_maker import llama_tokenizer, save_tokenizer
 from recipes import written
+from trifocal.engines import load_engine
 from trifocal.engines.language import open_language
 from trifocal.engines.native import Native, load
 from trifocal.engines.native.runner import NativeRunner
@@ -102,6 +103,52 @@ def test_ids_and_probabilities_are_those_of_transformers(kind: dict[str, Any], t
         theirs = reference(inputs_embeds=rows[None]).logits[0, -1].log_softmax(-1)
     ids, ours = zip(*first.top, strict=True)
     torch.testing.assert_close(torch.tensor(ours), theirs[list(ids)], atol=1e-4, rtol=0)
+
+
+# keys that stand in a configuration and mean something in another family's
+STRAY: dict[str, dict[str, Any]] = {
+    "llama, a window": {"model_type": "llama", "sliding_window": 8},
+    "llama, partial": {"model_type": "llama", "partial_rotary_factor": 0.5},
+    "mistral, a switch": {"model_type": "mistral", "sliding_window": 8, "use_sliding_window": False},
+    "qwen2, a window": {"model_type": "qwen2", "sliding_window": 8},
+    "qwen2, partial": {"model_type": "qwen2", "partial_rotary_factor": 0.5},
+    "qwen2, all windows": {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 0},
+    "qwen2, no layer left": {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 3},
+    "qwen3, a window": {"model_type": "qwen3", "sliding_window": 8, "head_dim": 16},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", STRAY.values(), ids=STRAY)
+def test_what_a_family_does_not_follow_changes_nothing(kind: dict[str, Any], tokenizer: Path) -> None:
+    half, reference = language({"model_type": "qwen2", "num_key_value_heads": 2, **kind}, tokenizer)
+    with closing(load(half, CPU)) as engine:
+        (first,) = engine.stream(PROMPTS[2], Sampling(max_tokens=1, ignore_end=True, top_logprobs=20))
+    rows = PROMPTS[2].splice(reference.get_input_embeddings())
+    theirs = reference(inputs_embeds=rows[None]).logits[0, -1].log_softmax(-1)
+    ids, ours = zip(*first.top, strict=True)
+    torch.testing.assert_close(torch.tensor(ours), theirs[list(ids)], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        *(({"rope_scaling": odd}, "rope_scaling is") for odd in (4.0, "linear", [1])),
+        *(({"rope_scaling": {"type": "linear", "factor": odd}}, "factor is") for odd in (0, "2", -1.0)),
+        ({"rope_scaling": {"type": "linear"}}, "'factor'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "'low_freq_factor'"),
+        *(({"rope_theta": odd}, "rope_theta is") for odd in (0, -1.0, "10000", True)),
+        *(({"sliding_window": odd}, "sliding_window is") for odd in ("8", -1, 2.5)),
+        *(({key: None}, key) for key in ("num_hidden_layers", "rms_norm_eps", "num_attention_heads")),
+        *(({"bos_token_id": odd}, "bos_token_id is") for odd in ([1, 2], "1")),
+    ],
+    ids=str,
+)
+def test_odd_values_are_told_by_their_key(change: dict[str, Any], told: str, tokenizer: Path) -> None:
+    """Where no engine is named, none computes with them."""
+    half, _ = language({"model_type": "llama"}, tokenizer)
+    with pytest.raises(CheckpointError, match=rf"config\.json: .*{told}"):
+        load_engine(replace(half, config={**half.config, **change}))
 
 
 @pytest.mark.parametrize("kind", ["mistral, window", "phi3"])
@@ -213,7 +260,10 @@ def test_where_it_looked_is_what_the_transformers_engine_tells(kind: str, ids: l
         ({"hidden_act": "gelu"}, "its activation is 'gelu'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "its rotary positions are of the kind 'yarn'"),
         ({"logits_scaling": 8.0}, "it has logits_scaling"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "its layers attend in different ways"),
+        (
+            {"model_type": "qwen2", "sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1},
+            "only some of its layers have a window",
+        ),
     ],
 )
 def test_what_it_does_not_compute_is_refused_by_name(change: dict[str, Any], told: str, tokenizer: Path) -> None:

@@ -22,6 +22,7 @@ from trifocal.engines.language import (
     file_of,
     tokenizer_of,
 )
+from trifocal.engines.shape import odd_value
 from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.errors import CheckpointError, OutOfMemory
 from trifocal.placement import Part, Placement
@@ -118,6 +119,8 @@ def _config(language: Language) -> Any:
 
     values = {key: value for key, value in language.config.items() if key.lstrip("_") not in _NOT_ITS_OWN}
     kind = str(language.config.get("model_type", "llama"))
+    if odd := odd_value(language.config):
+        raise CheckpointError(f"{language.config_file}: {odd}")
     try:
         with quiet():
             config = AutoConfig.for_model(kind, **values)
