@@ -35,6 +35,8 @@ check:
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# what was compiled is kept, whatever the caller's environment says: else three processes rewrite every test's asserts
+unit: export PYTHONDONTWRITEBYTECODE =
 unit:
 	$(BIN)/pytest -n 2 --dist loadfile
 

@@ -98,6 +98,15 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert shown.stdout.strip() == "[]"
 
 
+def test_loading_the_bundled_model_imports_neither_transformers_nor_a_compiler() -> None:
+    program = (
+        "import sys, trifocal; trifocal.load().close()\n"
+        "print([name for name in ('transformers', 'torch._dynamo', 'sympy') if name in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
 def test_the_help_imports_no_model() -> None:
     program = (
         "import sys; sys.argv = ['trifocal', '--help']\n"

@@ -41,7 +41,9 @@ class _Embeddings(nn.Module):
         patch, has_class = config.patch_size, config.kind == "clip"
         self.class_embedding = nn.Parameter(torch.empty(config.hidden)) if has_class else None
         self.patch_embedding = nn.Conv2d(3, config.hidden, patch, stride=patch, bias=not has_class)
-        self.position_embedding = nn.Embedding(config.side**2 + has_class, config.hidden)
+        # a table given whole is not drawn at random, for which torch would load its compiler: most of a second
+        table = torch.empty(config.side**2 + has_class, config.hidden)
+        self.position_embedding = nn.Embedding(*table.shape, _weight=table)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         grid = self.patch_embedding(pixel_values)  # [images, hidden, rows, columns]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
-from torch.nn.attention.bias import causal_lower_right
 
 from trifocal.engines.native import cuda
 from trifocal.engines.native.linear import Dense, Linear, Packed
@@ -35,6 +35,11 @@ class Plain:
 
     def __init__(self, shape: Shape, pool: Pool, table: torch.Tensor) -> None:
         self.shape, self.pool, self.table = shape, pool, table
+        self._lower_right: Callable[[int, int], torch.Tensor] | None = None
+        if pool.keys.device.type == "cuda":  # brings torch's compiler along: almost a second no CPU has to wait for
+            from torch.nn.attention.bias import causal_lower_right
+
+            self._lower_right = causal_lower_right
 
     def begin(self, step: Step) -> None:
         """Called once a step, before the first layer."""
@@ -111,8 +116,8 @@ class Plain:
         if near and (piece.rows == 1 or not piece.start):
             return None
         device = self.pool.keys.device
-        if near and device.type == "cuda":  # a shape that attention kernels know without reading a mask
-            return causal_lower_right(piece.rows, piece.start + piece.rows - piece.begins)
+        if near and self._lower_right:  # a shape that attention kernels know without reading a mask
+            return self._lower_right(piece.rows, piece.start + piece.rows - piece.begins)
         rows = torch.arange(piece.start, piece.start + piece.rows, device=device)[:, None]
         columns = torch.arange(piece.begins, piece.start + piece.rows, device=device)
         mask = columns <= rows
