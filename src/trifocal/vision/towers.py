@@ -42,8 +42,8 @@ class _Embeddings(nn.Module):
         self.class_embedding = nn.Parameter(torch.empty(config.hidden)) if has_class else None
         self.patch_embedding = nn.Conv2d(3, config.hidden, patch, stride=patch, bias=not has_class)
         # a table given whole is not drawn at random, for which torch would load its compiler: most of a second
-        table = torch.empty(config.side**2 + has_class, config.hidden)
-        self.position_embedding = nn.Embedding(*table.shape, _weight=table)
+        rows, hidden = config.side**2 + has_class, config.hidden
+        self.position_embedding = nn.Embedding(rows, hidden, _weight=torch.empty(rows, hidden))
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         grid = self.patch_embedding(pixel_values)  # [images, hidden, rows, columns]
