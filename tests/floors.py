@@ -26,6 +26,7 @@ FLOORS = [
     ["tools", "webui"],
     ["api"],
     ["web"],
+    ["deploy"],
     ["cli"],
     ["__main__"],
 ]

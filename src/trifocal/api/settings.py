@@ -14,7 +14,7 @@ from typing import Literal
 from trifocal.engines.base import STEP_LIMIT
 from trifocal.errors import UsageError
 
-__all__ = ["KEY_VARIABLE", "ServerSettings", "hash_key"]
+__all__ = ["KEY_VARIABLE", "ServerSettings", "hash_key", "read_keys"]
 
 KEY_VARIABLE = "TRIFOCAL_API_KEY"
 SHORTEST_KEY = 16

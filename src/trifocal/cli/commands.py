@@ -14,6 +14,7 @@ COMMANDS = {
     "caption": "trifocal.cli.caption:caption",
     "serve": "trifocal.cli.serve:serve",
     "see": "trifocal.cli.see:see",
+    "deploy": "trifocal.cli.deploy:deploy",
     "bench": "trifocal.cli.bench:bench",
     "inspect": "trifocal.cli.inspect:inspect",
     "pull": "trifocal.cli.pull:pull_command",

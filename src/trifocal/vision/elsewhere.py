@@ -37,7 +37,7 @@ from trifocal.vision.wire import (
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["KEY_VARIABLE", "VisionElsewhere", "open_elsewhere"]
+__all__ = ["KEY_VARIABLE", "Exchange", "VisionElsewhere", "open_elsewhere", "vision_over"]
 
 log = logging.getLogger("trifocal")
 KEY_VARIABLE = "TRIFOCAL_VISION_KEY"
@@ -77,13 +77,16 @@ class _Refused(Exception):
         self.at, self.rule, self.detail = at, rule, detail
 
 
+# path, body (None: asked without one), its kind, the most bytes that are taken -> status and body; OSError: no answer
+Exchange = Callable[[str, bytes | None, str, int], tuple[int, bytes]]
+
+
 @dataclass(slots=True, eq=False)
 class _Server:
-    """One address."""
+    """One that sees: its name, and how it is spoken to."""
 
     url: str
-    headers: Mapping[str, str]
-    seconds: float
+    exchange: Exchange
     failed: float | None = None
 
     def ask(self, path: str, body: bytes | None = None, kind: str = "application/json", most: int = 0) -> bytes:
@@ -94,7 +97,7 @@ class _Server:
             _Refused: a picture is refused.
         """
         try:
-            status, answer = self._exchange(path, body, kind, most + ANSWER_BYTES)
+            status, answer = self.exchange(path, body, kind, most + ANSWER_BYTES)
         except (OSError, http.client.HTTPException) as error:
             raise _Failed(str(error) or type(error).__name__) from error
         if status == 200:
@@ -105,7 +108,16 @@ class _Server:
         full = status in (429, 503) and told.get("code") != "shutting_down"
         raise (_Busy if full else _Failed)(f"status {status}" + (f", {told['message']}" if "message" in told else ""))
 
-    def _exchange(self, path: str, body: bytes | None, kind: str, most: int) -> tuple[int, bytes]:
+
+@dataclass(frozen=True, slots=True)
+class _Address:
+    """An `Exchange` over HTTP."""
+
+    url: str
+    headers: Mapping[str, str]
+    seconds: float
+
+    def __call__(self, path: str, body: bytes | None, kind: str, most: int) -> tuple[int, bytes]:
         parts = urlsplit(self.url)
         connection = self._connection(parts.scheme, parts.hostname or "", parts.port)
         try:
@@ -320,7 +332,22 @@ def open_elsewhere(
         UsageError: what is no address, or servers that see differently.
         VisionError: none answers.
     """
-    servers = _servers(addresses, os.environ if environ is None else environ, seconds)
+    return _opened(_servers(addresses, os.environ if environ is None else environ, seconds))
+
+
+def vision_over(servers: Mapping[str, Exchange]) -> VisionElsewhere:
+    """The vision of those who speak the protocol of ``trifocal see`` in another way than over HTTP, by their names.
+
+    Raises as `open_elsewhere`.
+    """
+    return _opened([_Server(name, exchange) for name, exchange in servers.items()])
+
+
+def _opened(servers: Sequence[_Server]) -> VisionElsewhere:
+    """Asks all of them what they are.
+
+    Raises as `open_elsewhere`.
+    """
     known: dict[str, tuple[str, dict[str, Any]]] = {}
     reasons = []
     for server in servers:
@@ -344,7 +371,7 @@ def _servers(addresses: str, environ: Mapping[str, str], seconds: float) -> list
     urls = dict.fromkeys(
         address(word.strip(), "vision", KEY_VARIABLE, ", with commas between several") for word in addresses.split(",")
     )
-    return [_Server(url, headers, seconds) for url in urls]
+    return [_Server(url, _Address(url, headers, seconds)) for url in urls]
 
 
 def _facts(server: _Server) -> dict[str, Any]:

@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 
-from trifocal.engines.base import STEP_LIMIT, Abilities, State, Token, Tokenizer
+from trifocal.engines.base import STEP_LIMIT, State, Token, Tokenizer
 from trifocal.engines.blocks import names_of
 from trifocal.engines.echo import Bytes
 from trifocal.engines.language import open_language, tokenizer_of
 from trifocal.engines.prefixes import position_keys
 from trifocal.engines.recipe import Recipe
+from trifocal.engines.remote.answering import able_of, check_prompt, check_sampling
 from trifocal.engines.remote.crew import BLOCK, Crew
 from trifocal.engines.remote.wire import Kind, prompt_to
 from trifocal.engines.remote.worker import Call
-from trifocal.errors import BadSampling, EngineError, PromptTooLong, TrifocalError, UsageError
+from trifocal.errors import EngineError, TrifocalError, UsageError
 from trifocal.messages import Sampling
 from trifocal.placement import Part
 from trifocal.prompt import Prompt
@@ -41,7 +42,7 @@ class Remote:
         facts = crew.workers[0].facts
         self.name: str = facts["name"]
         self.hidden: int = facts["hidden"]
-        self.able = Abilities(**{**facts["able"], "sees": tuple(facts["able"]["sees"])})
+        self.able = able_of(facts)
         self.tokenizer = self._tokenizer(recipe, facts["tokenizer"])
 
     @property
@@ -64,10 +65,7 @@ class Remote:
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[Token, None, None]:
         """The answer's tokens; see `trifocal.engines.base.Engine.stream`."""
         self._check(prompt, 1)
-        if sampling.top_logprobs is not None and not self.able.logprobs:
-            raise BadSampling("top_logprobs", f"the engine {self.name} can't tell log-probabilities")
-        if sampling.schema is not None and not self.able.grammar:
-            raise BadSampling("schema", f"the engine {self.name} can't hold an answer to a JSON schema")
+        check_sampling(sampling, self.able, self.name)
         call = self._call(Kind.STREAM, prompt, {"sampling": asdict(sampling)})
         return self._answer(call)
 
@@ -93,10 +91,7 @@ class Remote:
     def _check(self, prompt: Prompt, wanted: int) -> None:
         if self._crew.closed:
             raise EngineError("the engine is closed")
-        if not len(prompt):
-            raise EngineError("the prompt is empty: there is nothing to continue")
-        if len(prompt) + wanted > self.context:
-            raise PromptTooLong(len(prompt), prompt.image_positions, wanted, self.context)
+        check_prompt(prompt, wanted, self.context)
 
     def _call(self, kind: Kind, prompt: Prompt, head: Mapping[str, Any]) -> Call:
         told, parts = prompt_to(prompt)

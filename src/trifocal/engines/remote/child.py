@@ -11,17 +11,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
-from dataclasses import asdict
+from contextlib import suppress
 from typing import Any, BinaryIO, NoReturn
 
 from trifocal.engines import load_engine
 from trifocal.engines.base import Engine, Token
 from trifocal.engines.batching import Batching
-from trifocal.engines.echo import Bytes
 from trifocal.engines.recipe import Recipe
+from trifocal.engines.remote.answering import BROKEN, Answer, Said, facts_of, ours
 from trifocal.engines.remote.wire import (
     Frame,
     Kind,
@@ -34,21 +33,14 @@ from trifocal.engines.remote.wire import (
     tokens_to,
     write_frame,
 )
-from trifocal.engines.tokenizer import FileTokenizer
-from trifocal.errors import EngineError, TrifocalError
-from trifocal.messages import Sampling
-from trifocal.placement import Placed
-from trifocal.prompt import Prompt
+from trifocal.errors import TrifocalError
 
 __all__ = ["main"]
 
 BEAT = 0.5  # seconds between two words of how it is, while there is work
-BROKEN = 70  # the exit status of who can do nothing more
 ASIDE = 2  # threads for what may take long and is no stream: grammars, texts, where it looked
 SWITCH = 0.0005  # seconds that a thread keeps the interpreter
 _PR_SET_PDEATHSIG = 1
-
-Said = Token | TrifocalError | None
 
 
 def main() -> None:
@@ -176,12 +168,12 @@ class _Desk:
     def __init__(self, engine: Engine, outbox: _Outbox) -> None:
         self._engine, self._outbox = engine, outbox
         self._aside = ThreadPoolExecutor(ASIDE, thread_name_prefix="aside")
-        self._open: dict[int, _Answer] = {}
+        self._open: dict[int, Answer] = {}
         self._broken = False
         outbox.engine, outbox.busy = engine, lambda: bool(self._open)
         if isinstance(engine, Batching):
             engine.after_steps(outbox.flush)
-        outbox.say(Kind.READY, _facts(engine))
+        outbox.say(Kind.READY, facts_of(engine))
 
     def serve(self, requests: BinaryIO) -> None:
         """Takes frames until there are none any more."""
@@ -194,7 +186,7 @@ class _Desk:
         number = frame.head["number"]
         prompt, _ = prompt_from(frame.head, frame.rest)
         sampling = sampling_from(frame.head["sampling"])
-        answer = self._open[number] = _Answer(lambda said: self._give(number, said))
+        answer = self._open[number] = Answer(lambda said: self._give(number, said))
         if not isinstance(self._engine, Batching):
             threading.Thread(target=answer.pull, args=(self._engine, prompt, sampling), daemon=True).start()
             return
@@ -238,12 +230,12 @@ class _Desk:
             try:
                 head, parts = work()
             except BaseException as error:  # a panic of Rust's too: somebody waits
-                self._give(number, _ours(error))
+                self._give(number, ours(error))
             else:
                 self._open.pop(number, None)
                 self._outbox.say(Kind.DONE, {"number": number, **head}, parts)
 
-        self._open[number] = _Answer(lambda _: None)
+        self._open[number] = Answer(lambda _: None)
         self._aside.submit(working)
 
     def _give(self, number: int, said: Said, give: Callable[[int, Said], None] | None = None) -> None:
@@ -257,66 +249,6 @@ class _Desk:
         if not isinstance(said, Token):
             self._open.pop(number, None)
         (give or self._outbox.give)(number, said)
-
-
-class _Answer:
-    """One request's stream, which can be left at any time."""
-
-    def __init__(self, give: Callable[[Said], None]) -> None:
-        self._give, self._left = give, False
-        self._leave: Callable[[], None] = lambda: None
-
-    def ask(self, engine: Batching, prompt: Prompt, sampling: Sampling, gather: Callable[[Said], None]) -> None:
-        """Has the engine give each token itself."""
-        try:
-            self._leave = engine.ask(prompt, sampling, gather)
-            if self._left:
-                self._leave()
-        except BaseException as error:  # a panic of Rust's too: somebody waits
-            self._give(_ours(error))
-
-    def pull(self, engine: Engine, prompt: Prompt, sampling: Sampling) -> None:
-        """Reads the engine's stream in this thread."""
-        try:
-            stream: Generator[Token, None, None]
-            with closing(engine.stream(prompt, sampling)) as stream:
-                for token in stream:
-                    if self._left:
-                        break
-                    self._give(token)
-            self._give(None)
-        except Exception as error:
-            self._give(_ours(error))
-        except BaseException:  # a panic, an exit: what it leaves behind is not to be trusted
-            os._exit(BROKEN)
-
-    def leave(self) -> None:
-        """Ends it after the step that is under way."""
-        self._left = True
-        self._leave()
-
-
-def _facts(engine: Engine) -> dict[str, Any]:
-    """What the front must know of the engine."""
-    tokenizer = engine.tokenizer
-    told: dict[str, Any] = {"kind": "asked"}
-    if isinstance(tokenizer, FileTokenizer):
-        told = {"kind": "files", "rows": tokenizer.rows}
-    elif type(tokenizer) is Bytes:
-        told = {"kind": "bytes"}
-    return {
-        "name": type(engine).__name__.lower(),
-        "hidden": engine.hidden,
-        "context": engine.context,
-        "able": asdict(engine.able),
-        "parts": [asdict(part) for part in engine.parts] if isinstance(engine, Placed) else [],
-        "tokenizer": told,
-        "state": state_to(engine.state()),
-    }
-
-
-def _ours(error: BaseException) -> TrifocalError:
-    return error if isinstance(error, TrifocalError) else EngineError(f"the engine raised {type(error).__name__}")
 
 
 def _pipes() -> tuple[BinaryIO, BinaryIO]:
