@@ -43,6 +43,12 @@ def without(lock: str, beginnings: tuple[str, ...]) -> str:
     return "".join(kept)
 
 
+def named(lock: str) -> list[str]:
+    """The packages of a lock."""
+    lines = (HERE / f"{lock}.lock").read_text().splitlines()
+    return [line.split("==")[0].split("[")[0] for line in lines if line[:1].isalnum()]
+
+
 def compile_clients() -> None:
     """Resolves the clients of tests/clients by themselves: they agree with each other, not with us."""
     folder = HERE.parent / "tests" / "clients"
@@ -74,5 +80,6 @@ if __name__ == "__main__":
     compile_clients()
     shared = ("jinja2", "markupsafe", "numpy", "typing-extensions")
     compile_engine("llamacpp", leave_out=shared, against="run")
+    compile_engine("ray", leave_out=tuple(named("test")), against="test")
     # what vLLM asks for and a language model on a CPU does not need: none of the first three imports beside our torch
     compile_engine("vllm", leave_out=("torchaudio", "torchcodec", "torchvision", "triton", "torch"), index=CPU_INDEX)

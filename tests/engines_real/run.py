@@ -44,6 +44,7 @@ ENGINES = {
         ("tests/engines", "tests/test_real_language.py", "-k", "llamacpp or llama_cpp"),
         built=("llama-cpp-python",),
     ),
+    "ray": Environment(("tests/deploy",)),
     "vllm": Environment(
         (
             "tests/engines/test_vllm.py",
