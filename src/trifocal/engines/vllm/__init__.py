@@ -20,6 +20,7 @@ def load(
     gpu_memory: float = 0.9,
     kv_gib: float = 0.0,
     tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
     eager: bool | None = None,
     url: str = "",
     key: str = "",
@@ -40,7 +41,8 @@ def load(
         from trifocal.engines.vllm.served import Completions
 
         here = {"gpu_memory": gpu_memory != 0.9, "kv_gib": kv_gib, "tensor_parallel": tensor_parallel != 1}
-        _refuse({**here, "eager": eager is not None}, "the model is loaded at the other end of url")
+        here |= {"pipeline_parallel": pipeline_parallel != 1, "eager": eager is not None}
+        _refuse(here, "the model is loaded at the other end of url")
         seconds = (first_seconds, next_seconds)
         return Served(recipe, url, Completions(), key=key, model=model, context=context, seconds=seconds)
     there = {"key": key, "model": model, "first_seconds": first_seconds != 300.0, "next_seconds": next_seconds != 60.0}
@@ -55,6 +57,7 @@ def load(
         gpu_memory=gpu_memory,
         kv_gib=kv_gib,
         tensor_parallel=tensor_parallel,
+        pipeline_parallel=pipeline_parallel,
         eager=on_cpu if eager is None else eager,
     )
 

@@ -65,6 +65,7 @@ class Local:
         gpu_memory: float = 0.9,
         kv_gib: float = 0.0,
         tensor_parallel: int = 1,
+        pipeline_parallel: int = 1,
         eager: bool = False,
     ) -> None:
         if find_spec("vllm") is None:
@@ -87,6 +88,7 @@ class Local:
             "model_loader_extra_config": {"recipe": recipe.to_json()},
             "gpu_memory_utilization": gpu_memory,
             "tensor_parallel_size": tensor_parallel,
+            "pipeline_parallel_size": pipeline_parallel,
             "enforce_eager": eager,
             "generation_config": "vllm",  # whose defaults are ours: none
             "disable_log_stats": True,
