@@ -12,14 +12,8 @@ from trifocal.deploy.plan import Front, Language, Plan, Seeing
 from trifocal.deploy.replicas import QUEUE, LanguageReplica, SeeingReplica
 from trifocal.errors import MissingExtra
 
-try:
-    import ray
-    from ray import serve
-    from ray.serve.config import AutoscalingConfig
-except ModuleNotFoundError as error:
-    raise MissingExtra(f"trifocal deploy ({error.name})", "ray") from error
-
 if TYPE_CHECKING:
+    from ray import serve
     from starlette.types import ASGIApp
 
 __all__ = ["application", "run"]
@@ -39,7 +33,11 @@ def application(plan: Plan) -> serve.Application:
 
     A replica of the language model is a deployment of its own, since only so can a front say which of them it asks
     without a part of Ray that may change.
+
+    Raises:
+        MissingExtra: Ray is not installed.
     """
+    serve = _serve()
     model = dict(plan.model)
     seeing = serve.deployment(
         SeeingReplica,
@@ -65,7 +63,14 @@ def application(plan: Plan) -> serve.Application:
 
 
 def run(plan: Plan, host: str, port: int, address: str | None, told: Callable[[str], None]) -> None:
-    """Starts a plan on a cluster, or on this machine alone, and stays until Ctrl-C; ``told`` gets what happens."""
+    """Starts a plan on a cluster, or on this machine alone, and stays until Ctrl-C; ``told`` gets what happens.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+    """
+    serve = _serve()
+    import ray
+
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(address=address, include_dashboard=False, logging_level="WARNING")
     try:
@@ -79,9 +84,19 @@ def run(plan: Plan, host: str, port: int, address: str | None, told: Callable[[s
         ray.shutdown()
 
 
+def _serve() -> Any:
+    """Ray Serve, which is imported by nobody who does not deploy."""
+    try:
+        from ray import serve
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"trifocal deploy ({error.name})", "ray") from error
+    return serve
+
+
 def _language(told: Language, number: int, name: str) -> serve.Deployment:
     """One replica of the language model: always there, or asleep until somebody asks it."""
-    sleeper = AutoscalingConfig(min_replicas=0, max_replicas=1, target_ongoing_requests=1, downscale_delay_s=told.idle)
+    serve = _serve()
+    sleeper = _scaled(0, 1, 1.0, downscale_delay_s=told.idle)
     many = {"num_replicas": 1} if number < told.least else {"autoscaling_config": sleeper}
     return serve.deployment(
         LanguageReplica,
@@ -96,9 +111,13 @@ def _language(told: Language, number: int, name: str) -> serve.Deployment:
 def _how_many(least: int, most: int, target: float) -> dict[str, Any]:
     if least == most:
         return {"num_replicas": least}
-    return {
-        "autoscaling_config": AutoscalingConfig(min_replicas=least, max_replicas=most, target_ongoing_requests=target)
-    }
+    return {"autoscaling_config": _scaled(least, most, target)}
+
+
+def _scaled(least: int, most: int, target: float, **more: float) -> Any:
+    from ray.serve.config import AutoscalingConfig
+
+    return AutoscalingConfig(min_replicas=least, max_replicas=most, target_ongoing_requests=target, **more)
 
 
 def _share(role: Seeing | Language | Front) -> dict[str, Any]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ray import serve
-from ray.serve.handle import DeploymentHandle
 from starlette.types import Receive, Scope, Send
 
 from trifocal.api.app import create_app
@@ -19,6 +17,9 @@ from trifocal.engines.spread import Roster, Spread
 from trifocal.model.llava import Llava, find, put_together
 from trifocal.vision.elsewhere import vision_over
 from trifocal.web import routes
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
 
 __all__ = ["Fronted"]
 
@@ -32,6 +33,8 @@ class Fronted:
     """
 
     def __init__(self, plan: Plan) -> None:
+        from ray import serve
+
         handles = {name: serve.get_deployment_handle(name) for name in plan.language.names}
         seeing = serve.get_deployment_handle("seeing")
         self._watch = Watch(handles)

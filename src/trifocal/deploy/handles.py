@@ -8,16 +8,15 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
-
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError, TaskCancelledError
-from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
+from typing import TYPE_CHECKING, Any
 
 from trifocal.engines.base import Token
 from trifocal.engines.remote.wire import error_from, state_from, tokens_from
 from trifocal.engines.spread import Gone, Roster, Said
 from trifocal.errors import EngineError
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
 
 __all__ = ["ReplicaPlace", "Watch", "exchange_over"]
 
@@ -26,7 +25,6 @@ PING = 1.0  # seconds between two questions how a replica is
 SILENT = 10.0  # seconds without an answer to that, after which it is taken for gone
 SEEING_SECONDS = 120.0  # for pictures to be seen
 AGAIN = 3  # replicas that see which may die over the same pictures
-_LEFT = (TaskCancelledError, concurrent.futures.CancelledError, asyncio.CancelledError)
 
 
 class ReplicaPlace:
@@ -45,7 +43,7 @@ class ReplicaPlace:
         """Where it looked."""
         try:
             found = self.handle.attention.remote(head, body).result()
-        except (RayError, RayServeException) as error:
+        except _failures() as error:
             raise _translated(error) from error
         if isinstance(found, dict):
             raise error_from(found)
@@ -69,10 +67,10 @@ class _Streamed:
                 if isinstance(item, dict):
                     raise error_from(item)
                 yield [token for _, token in tokens_from(memoryview(item))]
-        except _LEFT as error:
+        except (concurrent.futures.CancelledError, asyncio.CancelledError) as error:
             if not self._left:
                 raise Gone("was told to end") from error
-        except (RayError, RayServeException) as error:
+        except _failures() as error:
             if not self._left:
                 raise _translated(error) from error
 
@@ -154,12 +152,13 @@ def exchange_over(handle: DeploymentHandle) -> Callable[[str, bytes | None, str,
         for left in reversed(range(AGAIN)):
             try:
                 status, answer = handle.exchange.remote(path, body, kind).result(timeout_s=SEEING_SECONDS)
-            except (TimeoutError, GetTimeoutError) as error:
+            except TimeoutError as error:
                 raise OSError(f"no answer within {SEEING_SECONDS:.0f} s") from error
-            except (RayError, RayServeException) as error:
-                if not left or isinstance(error, RayTaskError):
-                    raise OSError(str(_translated(error))) from error
-                log.warning("a replica that sees %s; another one is asked", _translated(error))
+            except _failures() as error:
+                translated = _translated(error)
+                if not left or not isinstance(translated, Gone):
+                    raise OSError(str(translated)) from error
+                log.warning("a replica that sees %s; another one is asked", translated)
             else:
                 if len(answer) > most:
                     raise OSError(f"an answer of more than {most} bytes")
@@ -169,8 +168,18 @@ def exchange_over(handle: DeploymentHandle) -> Callable[[str, bytes | None, str,
     return exchange
 
 
+def _failures() -> tuple[type[Exception], ...]:
+    """What a call may fail with."""
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    return RayError, RayServeException
+
+
 def _translated(error: BaseException) -> Gone | EngineError:
     """What a failed call means: the replica is gone, or our own code there failed."""
+    from ray.exceptions import RayActorError, RayTaskError
+
     if isinstance(error, RayTaskError) and not isinstance(error, RayActorError):
         return EngineError(f"the replica raised {type(error.cause).__name__}")
     return Gone("ended" if isinstance(error, RayActorError) else f"can't be reached ({type(error).__name__})")
