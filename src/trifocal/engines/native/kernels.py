@@ -62,7 +62,7 @@ class Kernels(Plain):
         self._places = places
 
     def begin(self, step: Step) -> None:
-        self._masks = [self._mask(piece) for piece in step.pieces]
+        self.look(step)
 
     def norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(x)

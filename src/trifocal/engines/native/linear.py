@@ -53,7 +53,7 @@ class _Multiplied(ABC):
 
     def swiglu(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.multiply(x).chunk(2, -1)
-        return functional.silu(gate) * up
+        return functional.silu(gate).mul_(up)
 
 
 class Dense(_Multiplied):
@@ -102,6 +102,8 @@ def dense(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Dense | Blo
     """A weight ``[outputs, inputs]`` in the layout that is the fastest where it lies."""
     if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and Blocked.works():
         return Blocked(weight, bias)
+    if weight.device.type == "cpu" and weight.dtype == torch.float32:  # inputs one below the other, as products read it
+        weight = weight.T.contiguous().T
     return Dense(weight, bias)
 
 

@@ -56,10 +56,10 @@ class _Looking(Plain):
     ) -> torch.Tensor:
         if index >= self.shape.layers // 2:
             groups = self.shape.heads // self.shape.kv_heads
-            told = keys.repeat_interleave(groups, 1)  # [positions, heads, dim]
-            scores = torch.einsum("qhd,khd->hqk", queries.float(), told.float()) * self.shape.dim**-0.5
+            told = keys[0].repeat_interleave(groups, 0)  # [heads, positions, dim]
+            scores = torch.einsum("qhd,hkd->hqk", queries.float(), told.float()) * self.shape.dim**-0.5
             if mask is None and piece.rows > 1:  # the beginning
-                mask = torch.ones(piece.rows, len(keys), dtype=torch.bool, device=keys.device).tril()
+                mask = torch.ones(piece.rows, keys.shape[2], dtype=torch.bool, device=keys.device).tril()
             if mask is not None:
                 scores = scores.masked_fill(~mask, -torch.inf)
             self.seen += scores.softmax(-1)[..., : self._positions].mean(0)

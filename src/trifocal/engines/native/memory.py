@@ -72,9 +72,11 @@ def step_of(runs: Sequence[Run[Any]], window: int, device: torch.device, *, kern
     told = zip(firsts, runs, strict=True)
     pieces = tuple(_piece(run, first, window, device) for first, run in told if not (kernels and run.count == 1))
     wanted = [at for end, run in zip(ends, runs, strict=True) for at in range(end - run.wanted, end)]
+    stands = [at for run in runs for at in range(run.start, run.start + run.count)]
+    slots = [slot for run in runs for slot in _slots(run.blocks, run.start, run.start + run.count)]
     return Step(
-        positions=torch.cat([torch.arange(run.start, run.start + run.count) for run in runs]).to(device),
-        slots=torch.cat([_slots(run.blocks, run.start, run.start + run.count) for run in runs]).to(device),
+        positions=torch.tensor(stands, device=device),
+        slots=torch.tensor(slots, device=device),
         singles=torch.tensor(single, dtype=torch.long, device=device),
         pieces=pieces,
         last=torch.tensor(wanted, dtype=torch.long, device=device),
@@ -83,11 +85,12 @@ def step_of(runs: Sequence[Run[Any]], window: int, device: torch.device, *, kern
 
 def _piece(run: Run[Any], first: int, window: int, device: torch.device) -> Piece:
     begins, end = max(0, run.start + 1 - window) if window else 0, run.start + run.count
-    slots = _slots(run.blocks, begins, end)
-    together = int(slots[-1]) - int(slots[0]) == end - begins - 1 and bool((slots.diff() == 1).all())
-    if together:
-        return Piece(first, run.count, run.start, slice(int(slots[0]), int(slots[-1]) + 1), begins)
-    return Piece(first, run.count, run.start, slots.to(device), begins)
+    used = run.blocks[begins // BLOCK : -(-end // BLOCK)]
+    if used == list(range(used[0], used[0] + len(used))):  # they lie together
+        at = used[0] * BLOCK + begins % BLOCK
+        return Piece(first, run.count, run.start, slice(at, at + end - begins), begins)
+    slots = torch.tensor(_slots(run.blocks, begins, end), device=device)
+    return Piece(first, run.count, run.start, slots, begins)
 
 
 def alone(start: int, rows: int, device: torch.device) -> Step:
@@ -97,8 +100,6 @@ def alone(start: int, rows: int, device: torch.device) -> Step:
     return Step(own, own, none, (Piece(0, rows, start, slice(0, start + rows)),), none)
 
 
-def _slots(blocks: Sequence[int], begin: int, end: int) -> torch.Tensor:
-    """The slots of a sequence's positions from ``begin`` up to ``end``, int64."""
-    first = begin // BLOCK
-    used = torch.tensor(blocks[first : -(-end // BLOCK)])
-    return (used[:, None] * BLOCK + torch.arange(BLOCK)).flatten()[begin - first * BLOCK : end - first * BLOCK]
+def _slots(blocks: Sequence[int], begin: int, end: int) -> list[int]:
+    """The slots of a sequence's positions from ``begin`` up to ``end``."""
+    return [blocks[at // BLOCK] * BLOCK + at % BLOCK for at in range(begin, end)]

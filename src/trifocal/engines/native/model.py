@@ -43,9 +43,14 @@ class Plain:
 
     def begin(self, step: Step) -> None:
         """Called once a step, before the first layer."""
-        cosines, sines = self.table[step.positions].chunk(2, -1)  # [rows, rotated / 2]
-        self._cosines, self._sines = cosines[:, None].to(self.pool.keys.dtype), sines[:, None].to(self.pool.keys.dtype)
+        cosines, sines = self.table[step.positions].to(self.pool.keys.dtype)[:, None].chunk(2, -1)
+        self._cosines, self._sines = torch.cat([cosines, cosines], -1), torch.cat([-sines, sines], -1)
+        self.look(step)
+
+    def look(self, step: Step) -> None:
+        """Finds once a step who sees what: it is the same in all layers."""
         self._masks = [self._mask(piece) for piece in step.pieces]
+        self._views = [self._view(piece) for piece in step.pieces]
 
     def norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Root mean square norm of rows, rounded before the weight is applied, as the reference does."""
@@ -66,24 +71,46 @@ class Plain:
         all_keys, all_values = self.pool.keys[index], self.pool.values[index]  # [slots, kv_heads, dim]
         all_keys.index_copy_(0, step.slots, turned[:, shape.heads :])
         all_values.index_copy_(0, step.slots, parts[:, shape.heads + shape.kv_heads :])
-        out = queries.new_empty(len(qkv), shape.heads * shape.dim)
-        self._pieces(out, queries, index, step)
-        return out
+        return torch.cat(self._seen(queries, index, step))
 
     def _pieces(self, out: torch.Tensor, queries: torch.Tensor, index: int, step: Step) -> None:
         """Fills the rows of ``out`` that belong to pieces, from queries ``[rows, heads, dim]``."""
-        keys, values = self.pool.keys[index], self.pool.values[index]  # [slots, kv_heads, dim]
-        for piece, mask in zip(step.pieces, self._masks, strict=True):
-            rows = slice(piece.first, piece.first + piece.rows)
-            out[rows] = self._piece(queries[rows], keys[piece.slots], values[piece.slots], piece, mask, index)
+        for piece, seen in zip(step.pieces, self._seen(queries, index, step), strict=True):
+            out[piece.first : piece.first + piece.rows] = seen
+
+    def _seen(self, queries: torch.Tensor, index: int, step: Step) -> list[torch.Tensor]:
+        """What the rows of each piece see, ``[rows, heads * dim]``, from queries ``[rows, heads, dim]``."""
+        return [
+            self._piece(
+                queries[piece.first : piece.first + piece.rows], *self._kept(piece, view, index), piece, mask, index
+            )
+            for piece, view, mask in zip(step.pieces, self._views, self._masks, strict=True)
+        ]
+
+    def _view(self, piece: Piece) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+        """The keys and values that a piece sees, of every layer, where they lie together."""
+        if not isinstance(piece.slots, slice):
+            return None
+        keys, values = (
+            all_of[:, None, piece.slots].transpose(2, 3).unbind() for all_of in (self.pool.keys, self.pool.values)
+        )
+        return list(zip(keys, values, strict=True))
+
+    def _kept(
+        self, piece: Piece, view: list[tuple[torch.Tensor, torch.Tensor]] | None, index: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and values that a piece sees in a layer, ``[1, kv_heads, positions, dim]`` each."""
+        if view is not None:
+            return view[index]
+        keys, values = self.pool.keys[index][piece.slots], self.pool.values[index][piece.slots]
+        return keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
 
     def _turned(self, x: torch.Tensor) -> torch.Tensor:
         """Heads ``[rows, heads, dim]`` rotated by their positions."""
-        width = 2 * self._cosines.shape[-1]
-        first, second = x[..., :width].chunk(2, -1)
-        cosines, sines = self._cosines, self._sines
-        parts = [first * cosines - second * sines, second * cosines + first * sines]
-        return torch.cat(parts if width == x.shape[-1] else [*parts, x[..., width:]], -1)
+        width = self._cosines.shape[-1]
+        own = x[..., :width]
+        turned = torch.addcmul(own * self._cosines, own.roll(width // 2, -1), self._sines)
+        return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], -1)
 
     def _piece(
         self,
@@ -94,8 +121,7 @@ class Plain:
         mask: torch.Tensor | None,
         index: int,
     ) -> torch.Tensor:
-        """What the rows of a piece see, ``[rows, heads * dim]``, in the layer ``index``."""
-        keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]  # [1, kv_heads, positions, dim]
+        """What the rows of a piece see, ``[rows, heads * dim]``, of keys and values ``[1, kv_heads, positions, dim]``."""
         if piece.rows == 1 and mask is None:  # the queries of a group are rows over one key head
             own = queries.view(1, self.shape.kv_heads, -1, self.shape.dim)
             return functional.scaled_dot_product_attention(own, keys, values).reshape(1, -1)
