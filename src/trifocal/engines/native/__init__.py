@@ -16,6 +16,7 @@ from trifocal.engines.batching import Batching, Model
 from trifocal.engines.grammar import Grammars, constraints
 from trifocal.engines.language import end_ids, open_language, tokenizer_of, unrunnable
 from trifocal.engines.native import cuda
+from trifocal.engines.native.cores import spare_cores
 from trifocal.engines.native.kernels import Kernels
 from trifocal.engines.native.loading import read
 from trifocal.engines.native.looking import attention_of
@@ -52,6 +53,7 @@ class _Options:
     graphs: bool
     speculate: bool
     overlap: bool | None
+    threads: int | None
 
 
 class Native(Batching):
@@ -113,7 +115,7 @@ def load(
     if placement.resolve()[0].type == "cuda":
         # cuDNN's attention builds a kernel for every new length of a prompt, up to a second each
         torch.backends.cuda.enable_cudnn_sdp(False)
-    options = _Options(context, positions, int4, kernels, graphs, speculate, overlap)
+    options = _Options(context, positions, int4, kernels, graphs, speculate, overlap, threads)
 
     def start() -> Model:
         try:
@@ -143,7 +145,8 @@ def _started(recipe: Recipe, placement: Placement, options: _Options) -> Model:
     if isinstance(operations, Kernels):
         threading.Thread(target=cuda.prepare, args=(model.variants(), device), daemon=True).start()
     kind = str(language.config.get("model_type", "llama"))
-    runner = NativeRunner(model, operations, context=context, graphs=options.graphs, kind=kind)
+    cores = spare_cores() if device.type == "cpu" and options.threads is None else 1
+    runner = NativeRunner(model, operations, context=context, graphs=options.graphs, kind=kind, cores=cores)
     seconds = time.perf_counter() - began
     log.info("language model: %.1f MB on %s in %s, %.2f s", runner.part.nbytes / 1e6, device, dtype, seconds)
     rows = len(model.embedding)

@@ -121,7 +121,7 @@ class Plain:
         mask: torch.Tensor | None,
         index: int,
     ) -> torch.Tensor:
-        """What the rows of a piece see, ``[rows, heads * dim]``, of keys and values ``[1, kv_heads, positions, dim]``."""
+        """What the rows of a piece see, ``[rows, heads * dim]``, of keys and values ``[1, kv_heads, seen, dim]``."""
         if piece.rows == 1 and mask is None:  # the queries of a group are rows over one key head
             own = queries.view(1, self.shape.kv_heads, -1, self.shape.dim)
             return functional.scaled_dot_product_attention(own, keys, values).reshape(1, -1)
