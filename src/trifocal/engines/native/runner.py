@@ -87,7 +87,7 @@ class NativeRunner:
     def _apart(self, groups: Sequence[Sequence[Run[Any]]], rows: torch.Tensor) -> torch.Tensor:
         """The same for groups of runs, each on a core of its own."""
         assert self._cores is not None, "who has no cores has one group"
-        own, parts = self._operations, rows.split([sum(run.count for run in group) for group in groups])
+        own, parts = self._operations, torch.split(rows, [sum(run.count for run in group) for group in groups])
 
         def logits(at: int) -> torch.Tensor:
             operations = Plain(own.shape, own.pool, own.table)  # what it finds once a step is of these rows alone
