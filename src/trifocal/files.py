@@ -52,13 +52,13 @@ def read_bytes(file: Path) -> bytes:
 
 
 def read_text(file: Path) -> str:
-    """The text of an ordinary file.
+    """The text of an ordinary file, without the mark that some editors put before it.
 
     Raises:
         CheckpointError: it can't be read, is larger than any such file, or no UTF-8.
     """
     try:
-        return read_bytes(file).decode("utf-8")
+        return read_bytes(file).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{file}: this is no JSON, not even text") from error
 

@@ -181,14 +181,44 @@ def test_vocab_and_merges_are_cut_as_their_class_does(tmp_path: Path) -> None:
     assert ours.decode(ours.encode("A<|im_start|>e\u0301 12\n", start=False)) == "A<|im_start|>\u00e9 12\n"
 
 
+LISTED = '{"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": {"1": "<x>"}}'
+QWEN = {"tokenizer_config.json": '{"tokenizer_class": "Qwen2Tokenizer"}'}
+
+
+def test_a_mark_before_json_and_lines_of_windows_are_read(tmp_path: Path) -> None:
+    """As editors and checkouts leave them there."""
+    source = bytes_tokenizer(["<x>"])
+    source.model.save(str(tmp_path))
+    files = {"vocab.json": "", "merges.txt": "", "added_tokens.json": json.dumps({"<x>": 999}), **QWEN}
+    for name, text in files.items():
+        file = tmp_path / name
+        whole = text or file.read_text("utf-8")
+        file.write_bytes(b"\xef\xbb\xbf" + whole.replace("\n", "\r\n").encode())
+    ours = FileTokenizer(read_words(tmp_path))
+    assert ours.encode("The picture shows", start=False) == source.encode("The picture shows").ids
+    assert ours.token("<x>") == 999
+
+
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        ({}, "no tokenizer"),
+        ({}, r"there is no tokenizer in it \(tokenizer\.json, "),
+        ({"tokenizer_config.json": "{}", "TOKENIZER.MODEL": ""}, "there is no tokenizer in it"),
         ({"vocab.json": "{}", "merges.txt": ""}, "its tokenizer_class is ''"),
         ({"vocab.json": "{}", "tokenizer_config.json": '{"tokenizer_class": "Qwen2Tokenizer"}'}, "merges.txt: No such"),
         ({"tokenizer.model": "IQ== 0\nIg== 1\n"}, "tokenizer.model: this is no SentencePiece model"),
+        ({"tokenizer.model": "version https://git-lfs.github.com/spec/v1\n"}, "no SentencePiece model, but a Git LFS"),
         ({"tokenizer.model": ""}, "tokenizer.model: this is no SentencePiece model, or one without any piece"),
+        ({"vocab.json": "{}", "merges.txt": "a\n", **QWEN}, "merges.txt: 'a' is no pair of tokens"),
+        (
+            {"vocab.json": "{}", "merges.txt": "", **QWEN, "added_tokens.json": '{"<x>": null}'},
+            "the id of '<x>' is None",
+        ),
+        ({"vocab.json": "{}", "merges.txt": "", **QWEN, "added_tokens.json": '{"<x>": -1}'}, "the id of '<x>' is -1"),
+        (
+            {"vocab.json": "{}", "merges.txt": "", "tokenizer_config.json": LISTED},
+            r"tokenizer_config\.json: added_tokens_decoder has '1': '<x>', without its content",
+        ),
         ({"tokenizer.json": "{}"}, "tokenizer.json: no tokenizer that can be read there"),
         ({"tokenizer.json": '{"added_tokens": []'}, "tokenizer.json: "),
     ],

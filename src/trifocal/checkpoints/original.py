@@ -18,7 +18,7 @@ from trifocal.errors import CheckpointError
 from trifocal.hub.locate import EVERYTHING, PICKLES, locate
 from trifocal.source import source_of
 from trifocal.weights.lora import adapter_file, is_change, trained_file
-from trifocal.weights.tensors import canonical, stored_names
+from trifocal.weights.tensors import canonical, stored_names, weight_files
 
 __all__ = ["from_original", "trained_with"]
 
@@ -168,6 +168,8 @@ def _own_projector(folder: Path, patterns: Sequence[str]) -> Path:
     for name in ("mm_projector.safetensors", "mm_projector.bin"):
         if (folder / name).is_file():
             return folder / name
+    if folder.is_dir():
+        weight_files(folder)  # says so where there are no weights at all
     raise CheckpointError(f"{folder}: there is no projector in it; name one with projector_from (--projector-from)")
 
 

@@ -235,7 +235,7 @@ def _templates(webui: WebUI) -> Finding:
 
 def _model(folder: Path) -> Finding:
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
         return Finding(False, f"{folder.name}: config.json can't be read ({error})", "fetch the model again")
     family = str(config.get("model_type"))

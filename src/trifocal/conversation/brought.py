@@ -50,6 +50,6 @@ def _read(file: Path) -> str:
     try:
         if file.stat().st_size > LARGEST:
             raise CheckpointError(f"{file}: a template of more than {LARGEST} bytes")
-        return file.read_text("utf-8")
+        return file.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file}: this template can't be read: {error}") from error

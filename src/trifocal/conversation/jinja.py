@@ -449,7 +449,7 @@ def _read(file: Path) -> str:
     try:
         if file.stat().st_size > LARGEST:
             raise UsageError(f"the template {file}: more than {LARGEST} bytes")
-        return file.read_text("utf-8")
+        return file.read_text("utf-8-sig")
     except FileNotFoundError as error:
         raise UsageError(f"the template {file} is not there") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -130,6 +130,6 @@ def _usable(folder: Path, patterns: Sequence[str]) -> bool:
 
 def _shards(index: Path) -> set[str]:
     try:
-        return set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        return set(json.loads(index.read_text("utf-8-sig"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: this is no index of weights") from error

@@ -20,6 +20,7 @@ from trifocal.tokens.words import Added, Whole, Words, add, kept
 __all__ = ["read_words"]
 
 _PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+_OTHERS = ("*vocab*", "*.tiktoken", "*.model", "*.spm", "tekken.json")  # what transformers may make one of
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _MORE = "additional_special_tokens"
 # a word of the vocabulary that settings call special is one if it looks it: some take "!" to pad with
@@ -48,6 +49,11 @@ def read_words(folder: Path, *, bos: int | None = None, slow: bool = False, day:
             return _from_whole(whole, read_text(whole), found, bos)
         if (folder / "vocab.json").is_file():
             return _from_merges(folder / "vocab.json", found, bos)
+        if not any(file for pattern in _OTHERS for file in folder.glob(pattern)):
+            raise CheckpointError(
+                f"{folder}: there is no tokenizer in it (tokenizer.json, tokenizer.model, or vocab.json and "
+                "merges.txt): copy the files there from where the model comes from"
+            )
         return _from_transformers(folder, found, bos)
     except CheckpointError:
         raise
@@ -118,15 +124,28 @@ class _Files:
         """The tokens with a name and an id; ``known`` are the vocabulary's own, ``trims`` see `Manner`."""
         special = self.special()
         listed = self.listed if isinstance(self.listed, dict) else {}
+        told = set()
         for at, flags in listed.items():
-            yield _flagged(str(flags["content"]), int(at), flags, special=bool(flags.get("special")))
-        told = {str(flags["content"]) for flags in listed.values()}
+            if not isinstance(flags, dict) or not isinstance(flags.get("content"), str):
+                where = self.folder / "tokenizer_config.json"
+                raise CheckpointError(f"{where}: added_tokens_decoder has {at!r}: {flags!r}, without its content")
+            told.add(flags["content"])
+            number = self._id("tokenizer_config.json", flags["content"], at)
+            yield _flagged(flags["content"], number, flags, special=bool(flags.get("special")))
         for name, at in {**{name: known[name] for name in special if name in known}, **self.ids}.items():
             if name not in told:
                 said = special.get(name)
                 bare = trims and said is None
                 flags = {"lstrip": bare, "rstrip": bare} if said is None else said
-                yield _flagged(name, int(at), flags, special=name in special)
+                yield _flagged(name, self._id("added_tokens.json", name, at), flags, special=name in special)
+
+    def _id(self, file: str, name: str, at: object) -> int:
+        """A token's id, which is the text of a key in one of the files."""
+        if type(at) is int and at >= 0:
+            return at
+        if isinstance(at, str) and at.isdecimal() and at.isascii():
+            return int(at)
+        raise CheckpointError(f"{self.folder / file}: the id of {name!r} is {at!r}, a whole number was expected")
 
     def start(self, added: Mapping[str, Added], bos: int | None, asked: bool) -> tuple[int, ...]:
         """The beginning token, where the settings want one; ``asked`` is what they mean by saying nothing."""
@@ -203,6 +222,9 @@ def _from_merges(file: Path, found: _Files, bos: int | None) -> Words:
     vocabulary = read_object(file)
     lines = read_text(found.folder / "merges.txt").splitlines()
     pairs = [tuple(line.split(" ", 1)) for line in lines if line.strip() and not line.startswith("#version")]
+    odd = next((pair for pair in pairs if len(pair) != 2), None)
+    if odd:
+        raise CheckpointError(f"{found.folder / 'merges.txt'}: {odd[0]!r} is no pair of tokens")
     backend = byte_level(vocabulary, [(pair[0], pair[1]) for pair in pairs], CLASSES[kind])
     added = {token.content: token for token in found.added(vocabulary)}
     add(backend, added.values())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trifocal.errors import CheckpointError
-from trifocal.files import TEXT_LIMIT, size_of
+from trifocal.files import other_kind, read_bytes
 from trifocal.tokens.generations import Manner
 from trifocal.tokens.words import Added, add, coded, named
 
@@ -174,11 +174,9 @@ def read_pieces(file: Path) -> Pieces:
     Raises:
         CheckpointError: it is no SentencePiece model, or of a kind that can't be read.
     """
-    size = size_of(file)
-    if size > TEXT_LIMIT:
-        raise CheckpointError(f"{file}: has {size} bytes; up to {TEXT_LIMIT} are read")
+    data = read_bytes(file)
     try:
-        fields = list(_fields(file.read_bytes()))
+        fields = list(_fields(data))
         pieces = [dict(_fields(_bytes(value))) for key, value in fields if key == 1]
         trained = dict(one for key, value in fields if key == 2 for one in _fields(_bytes(value)))
         rules = dict(one for key, value in fields if key == 3 for one in _fields(_bytes(value)))
@@ -187,10 +185,9 @@ def read_pieces(file: Path) -> Pieces:
         kinds = [_whole(piece.get(3, NORMAL)) for piece in pieces]
         kind = _whole(trained.get(3, _UNIGRAM))
         charsmap = _bytes(rules.get(2, b""))
-    except OSError as error:
-        raise CheckpointError(f"{file}: {error.strerror or 'can not be read'}") from error
     except (ValueError, KeyError, IndexError, struct.error) as error:
-        raise CheckpointError(f"{file}: this is no SentencePiece model") from error
+        other = other_kind(data[:64])
+        raise CheckpointError(f"{file}: this is no SentencePiece model{other and f', but {other}'}") from error
     if not names:
         raise CheckpointError(f"{file}: this is no SentencePiece model, or one without any piece")
     if kind not in (_UNIGRAM, _BPE) or trained.get(24):

@@ -214,7 +214,7 @@ def _small(place: str, *patterns: str) -> dict[str, dict[str, Any]]:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        found = json.loads(file.read_text("utf-8-sig")) if file.is_file() else {}
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: this is no JSON") from error
     if not isinstance(found, dict):
@@ -256,7 +256,7 @@ def _shards_of(repository: str, configs: list[Wanted], weights: list[Wanted], pa
         return weights
     (pulled,) = pull([index])
     try:
-        places = json.loads(pulled.path.read_text("utf-8"))["weight_map"]
+        places = json.loads(pulled.path.read_text("utf-8-sig"))["weight_map"]
         needed = {file for name, file in places.items() if (found := canonical(name)) and found[0] == part}
     except (ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{pulled.path}: this is no index of weights") from error
@@ -311,7 +311,7 @@ def _absent(folder: Path) -> Iterator[str]:
     """The files that a folder's index names and that are not there."""
     for index in folder.glob("*.index.json"):
         try:
-            places: Any = json.loads(index.read_text("utf-8"))["weight_map"]
+            places: Any = json.loads(index.read_text("utf-8-sig"))["weight_map"]
             yield from sorted({name for name in places.values() if not (folder / name).is_file()})
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             yield f"{index.name} (damaged)"

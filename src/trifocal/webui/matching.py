@@ -31,7 +31,7 @@ class ModelFacts:
             CheckpointError: it is missing or damaged, or says no width.
         """
         try:
-            config = json.loads((folder / "config.json").read_text("utf-8"))
+            config = json.loads((folder / "config.json").read_text("utf-8-sig"))
             text = config.get("text_config") or config
             return cls(folder.name, int(text["hidden_size"]), int(text["vocab_size"]), folder)
         except OSError as error:
@@ -158,7 +158,7 @@ def _described(projector: str | None) -> Path | None:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = json.loads((folder / "config.json").read_text("utf-8-sig"))
     except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}

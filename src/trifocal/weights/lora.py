@@ -9,7 +9,6 @@ replaces the base's: ``modules_to_save``, resized embeddings, biases.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trifocal.errors import CheckpointError
+from trifocal.files import read_object
 from trifocal.weights.tensors import Weights, canonical, part_weights
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def base_of(folder: Path) -> str:
     Raises:
         CheckpointError: it names none.
     """
-    name = _settings(folder).get("base_model_name_or_path")
+    name = read_object(folder / ADAPTER).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise CheckpointError(
             f"{folder / ADAPTER}: base_model_name_or_path is {name!r}; "
@@ -98,7 +98,7 @@ class LoraWeights(Weights):
 
     def __init__(self, base: Weights, folder: Path, *, allow_pickle: bool = False) -> None:
         super().__init__((), lambda name: None)
-        self._settings = _settings(folder)
+        self._settings = read_object(folder / ADAPTER)
         _check_plain(folder, self._settings)
         file = adapter_file(folder)
         if file is None:
@@ -251,16 +251,6 @@ def _language(stored: str) -> str | None:
 
 def _first(folder: Path, stem: str) -> Path | None:
     return next((path for ending in ("safetensors", "bin") if (path := folder / f"{stem}.{ending}").is_file()), None)
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    try:
-        value = json.loads((folder / ADAPTER).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder / ADAPTER}: this is no JSON") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{folder / ADAPTER}: a JSON object was expected")
-    return value
 
 
 def _check_plain(folder: Path, settings: dict[str, Any]) -> None:
