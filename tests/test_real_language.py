@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from trifocal.prompt import Prompt, TokenSpan
 from trifocal.source import source_of
 
 TURN = [Control("<|im_start|>"), "user\n{}", Control("<|im_end|>"), "\n", Control("<|im_start|>"), "assistant\n"]
+SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+SMOLLM2 |= {"num_key_value_heads": 3, "vocab_size": 49152}
 QUESTIONS = {
     "What is the capital of France?": "Paris",
     "Name the largest planet of our solar system.": "Jupiter",
@@ -46,12 +49,20 @@ def engine() -> Transformers:
 def reference(engine: Transformers) -> Any:
     """The same file as transformers itself reads it (whose ``from_pretrained`` asks for accelerate besides)."""
     from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers.initialization import no_init_weights
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    config = LlamaConfig(**load_gguf_checkpoint(str(FILE))["config"])
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    tensors = load_gguf_checkpoint(str(FILE), return_tensors=True, model_to_load=model)["tensors"]
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    import gguf
+
+    with torch.device("meta"):
+        names = AutoModelForCausalLM.from_config(LlamaConfig(**SMOLLM2))
+    with pytest.MonkeyPatch.context() as patch:  # its table of names is made anew for each of 400 modules
+        patch.setattr(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map))
+        read = load_gguf_checkpoint(str(FILE), return_tensors=True, model_to_load=names)
+    assert {key: read["config"][key] for key in SMOLLM2} == SMOLLM2
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**read["config"]), dtype=torch.float32)
+    missing, unexpected = model.load_state_dict(read["tensors"], strict=False, assign=True)
     assert (missing, unexpected) == (["lm_head.weight"], [])  # which is tied
     model.tie_weights()
     return model.eval()
