@@ -13,15 +13,17 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from PIL import Image as Pictures
 
-from checkpoint_maker import V0, make_hf15, make_v0
 from trifocal.images import Image, from_pil
 
-torch.set_num_threads(1)
+if TYPE_CHECKING:
+    from checkpoint_maker import V0
+
+# torch and transformers are imported in what needs them: who only hands out the tests to two workers needs neither
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
@@ -33,6 +35,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """What was imported stays: the collector need not look through a million objects of torch again and again."""
+    import torch
+
+    torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
 
@@ -40,18 +45,23 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session")
 def hf15(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small llava-hf 1.5 checkpoint."""
+    from checkpoint_maker import make_hf15
+
     return make_hf15(tmp_path_factory.mktemp("hf15"))
 
 
 @pytest.fixture(scope="session")
 def v0(tmp_path_factory: pytest.TempPathFactory) -> V0:
     """A small LLaVA v0 in the seed's three places."""
+    from checkpoint_maker import make_v0
+
     return make_v0(tmp_path_factory.mktemp("v0"))
 
 
 @pytest.fixture(scope="session")
 def drawn() -> Callable[..., Image]:
     """A picture of noise, another for every seed."""
+    import torch
 
     def draw(seed: int, width: int = 80, height: int = 60) -> Image:
         noise = torch.randint(0, 256, (height, width, 3), generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,7 @@
-"""True answers about a picture from the bundled model, by the clients that people have."""
+"""True answers about a picture from the bundled model, by the clients that people have.
+
+Two clients are imported where they ask: each takes seconds, which whoever only collects the tests need not spend.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import anthropic
 import ollama
-import openai
 import pytest
 from live import Live, error_of, events_of, png, running
 from websockets.sync.client import connect
@@ -43,6 +44,8 @@ def parts() -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_openai(thimble: Live, parts: list[dict[str, object]], stream: bool) -> None:
+    import openai
+
     with openai.OpenAI(base_url=f"{thimble.url}/v1", api_key="none") as client:
         messages = [{"role": "user", "content": parts}]
         if stream:
@@ -63,6 +66,8 @@ SCHEMA = {
 
 @pytest.mark.parametrize("temperature", [0, 1.5])
 def test_an_answer_is_held_to_a_json_schema(thimble: Live, parts: list[dict[str, object]], temperature: float) -> None:
+    import openai
+
     shape = {"type": "json_schema", "json_schema": {"name": "seen", "schema": SCHEMA, "strict": True}}
     with openai.OpenAI(base_url=f"{thimble.url}/v1", api_key="none") as client:
         answer = client.chat.completions.create(  # type: ignore[call-overload]
@@ -108,6 +113,8 @@ def test_ollama_s_format_is_held_too(thimble: Live) -> None:
 
 
 def test_openai_sees_our_errors_as_its_own(thimble: Live) -> None:
+    import openai
+
     with openai.OpenAI(base_url=f"{thimble.url}/v1", api_key="none", max_retries=0) as client:
         with pytest.raises(openai.NotFoundError) as missing:
             client.chat.completions.create(model="gpt-9", messages=[{"role": "user", "content": "Hi"}])
@@ -119,6 +126,8 @@ def test_openai_sees_our_errors_as_its_own(thimble: Live) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_anthropic(thimble: Live, stream: bool) -> None:
+    import anthropic
+
     source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(png("red", (64, 64))).decode()}
     content = [{"type": "image", "source": source}, {"type": "text", "text": QUESTION}]
     asked = {"model": "thimble", "max_tokens": 100, "messages": [{"role": "user", "content": content}]}
