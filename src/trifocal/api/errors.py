@@ -128,7 +128,8 @@ class Refusal(Exception):
                 return {"type": "error", "error": {"type": _anthropic_type(self.status), "message": self.told}}
             case "Ollama":
                 return {"error": self.told}
-        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        param = "input" if self.param == "messages" and path.endswith("/responses") else self.param
+        error = {"message": self.message, "type": self.type, "param": param, "code": self.code}
         return {"error": error}
 
     @property

@@ -317,14 +317,20 @@ def invalid(errors: Sequence[Any], body: Any) -> Refusal:
         "extra_forbidden": "unknown_parameter",
         "unsupported_parameter": "unsupported_parameter",
     }
-    words = {"extra_forbidden": "there is no such parameter", "missing": "it is required"}
+    words = {
+        "extra_forbidden": "there is no such parameter",
+        "missing": "it is required",
+        "union_tag_not_found": "its type is required",
+    }
     placed = [(error, _steps(error, body)) for error in errors]
     first, steps = max(placed, key=lambda pair: len(pair[1]))
     place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")[:200]
     kind = str(first["type"])
     code = codes.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
+    if kind == "union_tag_invalid":
+        words[kind] = f"there is no type {first['ctx']['tag']!r:.80}; known: {first['ctx']['expected_tags']}"
     more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
-    return refuse(code, f"{place or 'body'}: {words.get(kind, str(first['msg'])[:200])}{more}", place or None)
+    return refuse(code, f"{place or 'body'}: {words.get(kind, str(first['msg']))[:200]}{more}", place or None)
 
 
 def _steps(error: Any, body: Any) -> list[str | int]:
@@ -333,6 +339,8 @@ def _steps(error: Any, body: Any) -> list[str | int]:
     value = body
     way = (*error["loc"], *filter(None, [error.get("ctx", {}).get("param")]))
     for at, step in enumerate(way):
+        if _is_tag(way[at:], value):
+            continue
         inside = isinstance(value, list) and isinstance(step, int) and step < len(value)
         if inside or (isinstance(value, dict) and step in value):
             found.append(step)
@@ -340,3 +348,13 @@ def _steps(error: Any, body: Any) -> list[str | int]:
         elif error["type"] == "missing" and at == len(way) - 1:
             found.append(step)
     return found
+
+
+def _is_tag(way: Sequence[Any], value: Any) -> bool:
+    """Whether a step is the name of a type although the value has a field of that name: its next step is no part of it.
+
+    In ``{"type": "text", "text": "x", "more": 1}`` the way to the fault is ``text``, ``more``.
+    """
+    if not isinstance(value, dict) or value.get("type") != way[0] or way[0] not in value or len(way) == 1:
+        return False
+    return way[1] == way[0] or way[1] in value or not isinstance(value[way[0]], dict | list)
