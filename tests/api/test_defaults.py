@@ -13,6 +13,7 @@ from live import HIDDEN, Live, data_uri, error_of, events_of, make_llava, png, r
 from trifocal.api.errors import Refusal
 from trifocal.api.places import place_of
 from trifocal.api.settings import ServerSettings
+from trifocal.api.stored import Stored, StoredResponses
 from trifocal.api.tools import Offer, Reader, offer_of
 from trifocal.conversation.jinja import JinjaTemplate
 from trifocal.engines.echo import Echo
@@ -48,6 +49,9 @@ WITH_TOOLS = """{% for t in tools or [] %}[tool]{{ t | tojson }}{% endfor %}{% f
         {"max_tokens": -1, "top_logprobs": 0, "logprobs": False, "stream_options": {"include_usage": True}},
         {"tools": [FUNCTION], "tool_choice": "auto"},
         {"tools": [FUNCTION, {"type": "web_search"}], "tool_choice": "none"},
+        {"keep_alive": "5m", "ttl": 60, "priority": 0, "cache_salt": "x", "usage": {"include": True}, "random_seed": 1},
+        {"provider": {"order": ["x"]}, "models": ["x"], "route": "fallback", "transforms": [], "plugins": []},
+        {"continue_final_message": False, "include_stop_str_in_output": False, "documents": [], "safe_prompt": False},
     ],
 )
 def test_what_changes_no_answer_is_taken(client: httpx.Client, options: dict[str, Any]) -> None:
@@ -264,6 +268,28 @@ def test_a_function_of_a_namespace_is_called_in_it(
         assert f'[call]{{"name": "{known}"' in told["asked"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"tools": [FUNCTION], "parallel_tool_calls": False}),
+        ("/v1/responses", {"tools": [FUNCTION], "parallel_tool_calls": False}),
+        (
+            "/v1/messages",
+            {"tools": [{"name": "paint"}], "tool_choice": {"type": "auto", "disable_parallel_tool_use": True}},
+        ),
+    ],
+)
+def test_one_call_at_a_time_is_one(tools: tuple[Live, dict[str, str]], path: str, body: dict[str, Any]) -> None:
+    live, told = tools
+    told["said"] = f"{CALL}\n{CALL}"
+    asked = {"input": f"Two {path}"} if path == "/v1/responses" else {"messages": [user(f"Two {path}")]}
+    more = {"model": "echo", "max_tokens": 4096} if path == "/v1/messages" else {}
+    with live.client() as client:
+        assert client.post(path, json={**asked, **more, **body}).text.count('"name":"paint"') == (
+            2 if path == "/v1/responses" else 1  # a response repeats the functions that it was offered
+        )
+
+
 def test_functions_of_namespaces_are_chosen_and_counted() -> None:
     spaces = [_space("a", "wait"), _space("b", "see")]
     assert [tool.name for tool in offer_of(spaces, ("see",)).forced] == ["b__see"]
@@ -312,6 +338,83 @@ def test_responses_are_kept_for_their_caller_and_bounded() -> None:
         assert (gone["code"], gone["param"]) == ("previous_response_not_found", "previous_response_id")
         unkept = client.post("/v1/responses", json={"input": "x", "store": False}).json()["id"]
         assert client.get(f"/v1/responses/{unkept}").status_code == 404
+
+
+def test_items_are_counted_as_they_are_answered(client: httpx.Client) -> None:
+    body = {"input": "Say seven", "instructions": "Be brief."}
+    answered = client.post("/v1/responses", json=body).json()
+    again = {**body, "input": "And?", "previous_response_id": answered["id"]}
+    for asked in (body, again):
+        used = client.post("/v1/responses", json=asked).json()["usage"]["input_tokens"]
+        counted = client.post("/v1/responses/input_tokens", json=asked).json()
+        assert counted == {"object": "response.input_tokens", "input_tokens": used}
+
+
+def test_an_item_of_a_kept_answer_is_meant_by_its_id(client: httpx.Client) -> None:
+    first = client.post("/v1/responses", json={"input": "Say seven"}).json()
+    reference = {"type": "item_reference", "id": first["output"][0]["id"]}
+    asked = [user("Say seven"), reference, user("And?")]
+    sent = [user("Say seven"), first["output"][0], user("And?")]
+    by_id, whole = (client.post("/v1/responses", json={"input": each}).json()["output"] for each in (asked, sent))
+    assert by_id[0]["content"] == whole[0]["content"]
+    assert client.delete(f"/v1/responses/{first['id']}").status_code == 200
+    gone = error_of(client.post("/v1/responses", json={"input": asked}))
+    assert (gone["code"], gone["param"]) == ("item_not_found", "input[1]")
+
+
+def test_what_a_kept_response_repeats_counts() -> None:
+    stored = StoredResponses(8, 10_000)
+    stored.put("me", "small", Stored({"output": []}, ()))
+    stored.put("me", "large", Stored({"output": [{"id": "item"}], "tools": ["x" * 9_000]}, ()))
+    assert (stored.get("me", "small"), stored.get("me", "large"), stored.item("me", "item")) == (None, None, None)
+
+
+def test_a_kept_response_is_not_streamed_again(client: httpx.Client) -> None:
+    id = client.post("/v1/responses", json={"input": "Hi"}).json()["id"]
+    assert error_of(client.get(f"/v1/responses/{id}?stream=true"))["param"] == "stream"
+
+
+@pytest.mark.parametrize(
+    ("path", "said", "param", "words"),
+    [
+        (CHAT, [{"type": "text", "text": "x", "more": 1}], "[0].more", "no such parameter"),
+        (CHAT, [{"type": "text", "text": None}], "[0].text", "required"),
+        (
+            CHAT,
+            [{"type": "image_url", "image_url": {"url": data_uri("red"), "more": 1}}],
+            "[0].image_url.more",
+            "no such",
+        ),
+        (CHAT, [{"type": "image_url", "image_url": None}], "[0].image_url", "required"),
+        (CHAT, [{"type": "input_text", "text": 1}], "[0].text", "string"),
+        (CHAT, [{"type": "image", "image": "x"}], "[0]", "there is no type 'image'; known: 'text'"),
+        (CHAT, [{"text": "x"}], "[0]", "its type is required"),
+        ("/v1/responses", [{"type": "text", "text": "x", "more": 1}], "[0].more", "no such parameter"),
+    ],
+)
+def test_a_part_s_fault_is_told_with_its_place(
+    client: httpx.Client, path: str, said: list[dict[str, Any]], param: str, words: str
+) -> None:
+    name = "input" if path == "/v1/responses" else "messages"
+    error = error_of(client.post(path, json={name: [{"role": "user", "content": said}]}))
+    assert error["param"] == f"{name}[0].content{param}"
+    assert words in error["message"]
+
+
+def test_an_item_of_another_kind_and_no_items_are_told_by_the_right_name(client: httpx.Client) -> None:
+    kind = error_of(client.post("/v1/responses", json={"input": [{"type": "web_search_call", "id": "x"}]}))
+    assert kind["param"] == "input[0]"
+    assert "there is no type 'web_search_call'; known: 'message'" in kind["message"]
+    assert error_of(client.post("/v1/responses", json={"input": []}))["param"] == "input"
+
+
+def test_what_a_search_for_functions_found_is_read(client: httpx.Client) -> None:
+    """Claude Code's own search answers with the names of functions."""
+    found = {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "tool_reference", "tool_name": "Fetch"}]}
+    call = {"type": "tool_use", "id": "t", "name": "ToolSearch", "input": {"query": "fetch"}}
+    turns = [user("Hi"), {"role": "assistant", "content": [call]}, {"role": "user", "content": [found]}]
+    answer = client.post("/v1/messages", json={"model": "echo", "max_tokens": 4096, "messages": turns}).json()
+    assert "found: Fetch" in answer["content"][0]["text"]
 
 
 def test_responses_stream_in_the_order_that_is_specified(client: httpx.Client) -> None:

@@ -102,12 +102,22 @@ class CallBlock(Echoed):
     input: dict[str, Any] = Field(default_factory=dict)
 
 
+class FoundBlock(Echoed):
+    """A function that a search for functions found; from here on the client offers it."""
+
+    type: Literal["tool_reference"]
+    tool_name: str
+
+
+Inner = Annotated[TextBlock | ImageBlock | DocumentBlock | FoundBlock, Field(discriminator="type")]
+
+
 class ResultBlock(Echoed):
     """What a call gave."""
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: str | list[Annotated[TextBlock | ImageBlock | DocumentBlock, Field(discriminator="type")]] | None = None
+    content: str | list[Inner] | None = None
     is_error: bool | None = None
 
 
@@ -176,7 +186,8 @@ class Conversation(Wire):
     @property
     def offer(self) -> Offer:
         """The functions that may be called."""
-        return offer_of(self.tools, choice_of(self.tool_choice) if self.tools else "auto")
+        single = bool(self.tool_choice and self.tool_choice.get("disable_parallel_tool_use"))
+        return offer_of(self.tools, choice_of(self.tool_choice) if self.tools else "auto", single=single)
 
     @property
     def schema_text(self) -> str | None:
@@ -331,16 +342,22 @@ def _result(block: ResultBlock, where: str, called: str) -> Draft:
     return Draft("tool", tuple(said), answers=block.tool_use_id, name=called)
 
 
-def _part(block: TextBlock | ImageBlock | DocumentBlock, role: Role, name: str) -> list[Part]:
+def _part(block: TextBlock | ImageBlock | DocumentBlock | FoundBlock, role: Role, name: str) -> list[Part]:
     if isinstance(block, ImageBlock):
         if role not in ("user", "tool"):
             raise refuse("invalid_value", "only user messages and results of tools hold pictures", name)
         return [_picture(block.source, name)]
-    text = block.text if isinstance(block, TextBlock) else _document(block, name)
+    text = _text(block, name)
     if role == "user":
         return [user_text(text, name)]
     check_text(text, name)
     return [text]
+
+
+def _text(block: TextBlock | DocumentBlock | FoundBlock, name: str) -> str:
+    if isinstance(block, FoundBlock):
+        return f"found: {block.tool_name}"
+    return block.text if isinstance(block, TextBlock) else _document(block, name)
 
 
 def _document(block: DocumentBlock, name: str) -> str:

@@ -131,7 +131,7 @@ class Options(Wire):
     )
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    seed: Seed | None = None
+    seed: Seed | None = Field(None, validation_alias=AliasChoices("seed", "random_seed"))
     stop: Stop | None = None
     n: Whole | None = Field(None, ge=1, le=8)
     stream: bool | None = None
@@ -163,6 +163,7 @@ class ChatRequest(Options):
     top_logprobs: Whole | None = Field(None, ge=0, le=20)
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     functions: list[dict[str, Any]] | None = None
     function_call: str | dict[str, Any] | None = None
 
@@ -194,7 +195,7 @@ class ChatRequest(Options):
     def _offer(self) -> Offer:
         """The functions, in today's words or in those of 2023."""
         if self.tools:
-            return offer_of(self.tools, choice_of(self.tool_choice))
+            return offer_of(self.tools, choice_of(self.tool_choice), single=self.parallel_tool_calls is False)
         named = self.tool_choice if self.function_call is None else self.function_call
         return offer_of(self.functions, choice_of(named), "functions")
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, TypeAdapter
 
 from trifocal.api.answers import additions_of, scored
 from trifocal.api.errors import Refusal, explain, refuse
@@ -93,13 +94,22 @@ def _kind(item: Any) -> str:
     return str(given or "message")
 
 
+class KeptItem(Wire):
+    """An item of an answer that is kept here, by its id."""
+
+    type: Literal["item_reference"]
+    id: str
+
+
 Item = Annotated[
     Annotated[MessageItem, Tag("message")]
     | Annotated[CallItem, Tag("function_call")]
     | Annotated[ResultItem, Tag("function_call_output")]
-    | Annotated[ThoughtItem, Tag("reasoning")],
+    | Annotated[ThoughtItem, Tag("reasoning")]
+    | Annotated[KeptItem, Tag("item_reference")],
     Discriminator(_kind),
 ]
+_ITEM: TypeAdapter[Any] = TypeAdapter(Item)
 
 
 class TextFormat(Wire):
@@ -153,6 +163,7 @@ class ResponseRequest(Wire):
     text: Text | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     top_logprobs: Whole | None = Field(None, ge=0, le=20)
     include: list[str] | None = None
     truncation: Literal["auto", "disabled"] | None = None
@@ -162,22 +173,25 @@ class ResponseRequest(Wire):
     @property
     def offer(self) -> Offer:
         """The functions that may be called."""
-        return offer_of(self.tools, choice_of(self.tool_choice))
+        return offer_of(self.tools, choice_of(self.tool_choice), single=self.parallel_tool_calls is False)
 
-    @property
-    def drafts(self) -> list[Draft]:
-        """What is asked now.
+    def drafts(self, kept: Callable[[str], dict[str, Any] | None]) -> tuple[Draft, ...]:
+        """What is asked now. ``kept`` gives an item of an earlier answer by its id.
 
         Raises:
-            Refusal: what no model here can take in.
+            Refusal: what no model here can take in, or an item that is not kept.
         """
         if isinstance(self.input, str):
-            return list(MessageItem(role="user", content=self.input).drafts("input", {}))
+            return tuple(MessageItem(role="user", content=self.input).drafts("input", {}))
         names: dict[str, str] = {}
-        return [draft for at, item in enumerate(self.input) for draft in item.drafts(f"input[{at}]", names)]
+        drafts: list[Draft] = []
+        for at, item in enumerate(self.input):
+            found = _resolved(item, kept, f"input[{at}]") if isinstance(item, KeptItem) else item
+            drafts += found.drafts(f"input[{at}]", names)
+        return tuple(drafts)
 
-    def job(self, server: Server, before: tuple[Draft, ...]) -> Job:
-        """What is asked for, after what was said before."""
+    def job(self, server: Server, drafts: Sequence[Draft]) -> Job:
+        """What is asked for of a conversation."""
         if self.max_output_tokens == 0:
             raise refuse("invalid_value", "it is 1 or more, or -1 for as many as fit", "max_output_tokens")
         check_text(self.instructions or "", "instructions")
@@ -194,7 +208,7 @@ class ResponseRequest(Wire):
         )
         notes = (*self.notes, *(self.text.notes if self.text else ()))
         held = "tool_choice" if offer.forced else "text.format"
-        return Job([*told, *before, *self.drafts], sampling, offer=offer, notes=notes, held=held)
+        return Job([*told, *drafts], sampling, offer=offer, notes=notes, held=held)
 
 
 @router.post("/v1/responses", summary="Answer items", responses=STREAMED)
@@ -203,9 +217,9 @@ async def respond(request: Request, body: ResponseRequest, server: Serving) -> R
     """An answer as items; streamed as server-sent events when asked, and kept unless `store` is false."""
     server.check_model(body.model)
     caller = caller_of(request)
-    before = _before(server, caller, body.previous_response_id)
-    job = body.job(server, before)
-    told = _Told(server, caller, body, (*before, *body.drafts), job.offer)
+    drafts = _drafts(server, caller, body)
+    job = body.job(server, drafts)
+    told = _Told(server, caller, body, drafts, job.offer)
     if body.stream:
         answers = await server.answer(request, job)
         return EventStream(_events(answers, told), server.settings.write_seconds)
@@ -213,9 +227,22 @@ async def respond(request: Request, body: ResponseRequest, server: Serving) -> R
     return Json(told.whole(text, step))
 
 
+@router.post("/v1/responses/input_tokens", summary="Count items")
+@needs(pool="light")
+async def count(request: Request, body: ResponseRequest, server: Serving) -> Response:
+    """How many positions items take, their pictures and what was said before included."""
+    server.check_model(body.model)
+    job = body.job(server, _drafts(server, caller_of(request), body))
+    tools = job.offer.tools
+    found = await server.work(request, job.drafts, lambda talk: server.llava.count(talk, tools=tools))
+    return Json({"object": "response.input_tokens", "input_tokens": found})
+
+
 @router.get("/v1/responses/{id}", summary="A response that was kept")
-async def get(request: Request, id: str, server: Serving) -> Response:
+async def get(request: Request, id: str, server: Serving, stream: bool = False) -> Response:
     """The response as it was told, to the one who asked for it."""
+    if stream:
+        raise refuse("unsupported_parameter", "a kept response is not streamed again: leave it out", "stream")
     return Json(_found(server, caller_of(request), id).response)
 
 
@@ -228,11 +255,27 @@ async def delete(request: Request, id: str, server: Serving) -> Response:
     return Json({"id": id, "object": "response", "deleted": True})
 
 
+def _resolved(reference: KeptItem, kept: Callable[[str], dict[str, Any] | None], where: str) -> MessageItem | CallItem:
+    """The item that a reference means."""
+    item = kept(reference.id)
+    if item is None:
+        words = f"there is no item {reference.id[:80]}: it was not kept, or no longer; send the item itself"
+        raise refuse("item_not_found", words, where)
+    found: MessageItem | CallItem = _ITEM.validate_python(item)
+    return found
+
+
 def _found(server: Server, caller: str, id: str) -> Stored:
     stored = server.responses.get(caller, id)
     if stored is None:
         raise Refusal(404, "response_not_found", f"there is no response {id[:80]}: it was not kept, or no longer")
     return stored
+
+
+def _drafts(server: Server, caller: str, body: ResponseRequest) -> tuple[Draft, ...]:
+    """What was said before and what is asked now."""
+    before = _before(server, caller, body.previous_response_id)
+    return (*before, *body.drafts(partial(server.responses.item, caller)))
 
 
 def _before(server: Server, caller: str, id: str | None) -> tuple[Draft, ...]:
@@ -277,7 +320,7 @@ class _Told:
             "metadata": body.metadata or {},
             "model": self.server.name,
             "output": [],
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": body.previous_response_id,
             "reasoning": {"effort": None, "summary": None},
             "store": body.store is not False,

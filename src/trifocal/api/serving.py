@@ -610,7 +610,8 @@ def _steps(index: int, chunks: Generator[Chunk, None, None], job: Job) -> Genera
                 text, end, calls = reader.push(chunk.text), chunk.end, tuple[Call, ...]()
                 if end:
                     rest, calls = reader.finish()
-                    calls = numbered((*calls, *chunk.calls), lambda: f"call_{secrets.token_hex(12)}")
+                    calls = (*calls, *chunk.calls)[: 1 if job.offer.single else None]
+                    calls = numbered(calls, lambda: f"call_{secrets.token_hex(12)}")
                     text, end = text + rest, replace(end, notes=(*job.notes, *job.offer.notes, *end.notes))
                 if text or end or not reader.holds:
                     yield Step(index, text, end, () if calls else tuple(waiting), calls, chunk.prompt_tokens)

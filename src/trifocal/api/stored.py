@@ -6,7 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from trifocal.api.wire import Draft, Picture, Tagged
+from trifocal.api.wire import Draft, Picture, Tagged, dump
 
 __all__ = ["Stored", "StoredResponses"]
 
@@ -21,7 +21,8 @@ class Stored:
     @property
     def size(self) -> int:
         """About how many bytes it takes."""
-        return sum(_size(part) for draft in self.drafts for part in draft.parts) + 2048
+        shown = sum(_size(part) for draft in self.drafts for part in draft.parts if not isinstance(part, str))
+        return shown + sum(draft.octets for draft in self.drafts) + len(dump(self.response)) + 2048
 
 
 class StoredResponses:
@@ -30,12 +31,16 @@ class StoredResponses:
     def __init__(self, each: int, bytes: int) -> None:
         self._each, self._bytes = each, bytes
         self._kept: OrderedDict[tuple[str, str], Stored] = OrderedDict()
+        self._sizes: dict[tuple[str, str], int] = {}
+        self._items: dict[tuple[str, str], dict[str, Any]] = {}
         self._held = 0
 
     def put(self, caller: str, id: str, stored: Stored) -> None:
         """Keeps a response as long as there is room."""
         self._kept[caller, id] = stored
-        self._held += stored.size
+        self._sizes[caller, id] = stored.size
+        self._held += self._sizes[caller, id]
+        self._items |= {(caller, item["id"]): item for item in stored.response["output"]}
         mine = [key for key in self._kept if key[0] == caller]
         for key in mine[: max(0, len(mine) - self._each)]:
             self._drop(key)
@@ -46,15 +51,21 @@ class StoredResponses:
         """A response of this caller's, if it is still kept."""
         return self._kept.get((caller, id))
 
+    def item(self, caller: str, id: str) -> dict[str, Any] | None:
+        """An item of an answer of this caller's, if it is still kept."""
+        return self._items.get((caller, id))
+
     def delete(self, caller: str, id: str) -> bool:
         """Forgets a response; whether there was one."""
         return self._drop((caller, id))
 
     def _drop(self, key: tuple[str, str]) -> bool:
         stored = self._kept.pop(key, None)
-        self._held -= stored.size if stored else 0
+        self._held -= self._sizes.pop(key, 0)
+        for item in stored.response["output"] if stored else ():
+            self._items.pop((key[0], item["id"]), None)
         return stored is not None
 
 
-def _size(part: str | Picture | Tagged) -> int:
-    return len(part.source if isinstance(part, Picture) else part.text if isinstance(part, Tagged) else part)
+def _size(part: Picture | Tagged) -> int:
+    return len(part.source if isinstance(part, Picture) else part.text)

@@ -27,13 +27,15 @@ _BEFORE = ("<tool_call", "<function_call", "[TOOL_CALLS]", "<|python_tag|>", "<|
 class Offer:
     """The functions of a request. ``forced`` are those of which one must be called; ``notes`` what is not offered.
 
-    ``own`` has the namespace and the name in it of each function that stands in one.
+    ``own`` has the namespace and the name in it of each function that stands in one. Of a ``single`` offer at most one
+    call is told.
     """
 
     tools: tuple[Tool, ...] = ()
     forced: tuple[Tool, ...] = ()
     notes: tuple[str, ...] = ()
     own: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    single: bool = False
 
     @property
     def octets(self) -> int:
@@ -72,7 +74,9 @@ class Offer:
             return Call(name[1] if name else "", arguments)
 
 
-def offer_of(given: Sequence[Any] | None, choice: str | tuple[str, ...], where: str = "tools") -> Offer:
+def offer_of(
+    given: Sequence[Any] | None, choice: str | tuple[str, ...], where: str = "tools", *, single: bool = False
+) -> Offer:
     """The offer that a request makes. ``choice`` is ``auto``, ``none``, ``required``, or the names that are left.
 
     Every dialect's way to write a function is read; tools of other kinds run on their makers' own servers.
@@ -89,7 +93,7 @@ def offer_of(given: Sequence[Any] | None, choice: str | tuple[str, ...], where: 
     if choice == "none":
         return Offer()
     if choice == "auto":
-        return Offer(tools, (), read.notes, read.own)
+        return Offer(tools, (), read.notes, read.own, single)
     names = tuple(read.tools) if choice == "required" else choice
     unknown = [name for name in names if name not in known]
     if unknown or not names:
