@@ -25,7 +25,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-AT_ONCE, DECODED, SAID = 8, 100, 64
+AT_ONCE, DECODED, SAID = 8, 100, 128
 QUESTION = "What is in the picture? Please say where everything is."
 BEGUN_BY = 300  # seconds after which no further part is begun
 Taken = tuple[float, float]  # seconds of the clock, and of CPU

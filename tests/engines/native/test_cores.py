@@ -38,12 +38,12 @@ def test_groups_are_neighbours_of_about_equal_work(runs: list[Run[Any]], told: l
 
 def test_the_faster_way_is_taken_and_the_other_is_tried_again() -> None:
     choice, taken = Choice(), []
-    for step in range(600):
+    for step in range(1200):
         way = choice.next()
         taken.append(way)
-        choice.took(way, 2.0 if way == (step < 300) else 1.0)  # the machine is another one from then on
-    assert taken[6:300].count(1) == 2 * 3
-    assert taken[450:].count(0) <= 2 * 3
+        choice.took(way, 2.0 if way == (step < 600) else 1.0)  # the machine is another one from then on
+    assert taken[14:600].count(1) == 2 * 7
+    assert taken[900:].count(0) <= 2 * 7
 
 
 def test_who_fails_waits_until_the_others_have_ended() -> None:

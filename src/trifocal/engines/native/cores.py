@@ -24,7 +24,8 @@ __all__ = ["Choice", "Cores", "spare_cores"]
 _MOST = 4  # groups: the Python between two operations is one at a time
 _WORTH = 7.0  # work of a group for which handing it over can pay: two rows that see 320 positions each
 _SEEN = 128  # positions before a row that are as much work as a row more
-_LATEST, _AGAIN = 3, 128  # steps that tell how fast a way is, and steps after which the slower one is tried again
+_LATEST, _AGAIN = 7, 256  # steps that tell how fast a way is, and steps after which the slower one is tried again
+_SOONER = 0.9  # of the time of rows together: apart they take a third more CPU time, which others may want
 Result = TypeVar("Result")
 
 
@@ -37,7 +38,7 @@ def spare_cores() -> int:
 
 
 class Choice:
-    """Which of two ways is the faster one now, by what the latest steps of either took."""
+    """Whether rows apart (1) are sooner done than together (0) now, by what the latest steps of either took."""
 
     def __init__(self) -> None:
         self._seconds: tuple[deque[float], deque[float]] = (deque(maxlen=_LATEST), deque(maxlen=_LATEST))
@@ -49,7 +50,8 @@ class Choice:
         if min(few, other) < _LATEST:
             return int(other < few)
         self._steps += 1
-        faster = int(statistics.median(self._seconds[1]) < statistics.median(self._seconds[0]))
+        together, apart = (statistics.median(seconds) for seconds in self._seconds)
+        faster = int(apart < _SOONER * together)
         if self._steps % _AGAIN:
             return faster
         self._seconds[1 - faster].clear()
