@@ -7,8 +7,9 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,7 +19,11 @@ from trifocal.engines import engine_names
 from trifocal.errors import CheckpointError, MissingExtra, UnknownName, UsageError
 from trifocal.model.settings import Settings
 from trifocal.tools.bench import Bench, measure
+from trifocal.tools.bench_plot import plot
 from trifocal.tools.shapes import QUANTISATIONS, SHAPES, write
+
+if TYPE_CHECKING:
+    from trifocal.model.llava import Llava
 
 __all__ = ["bench"]
 
@@ -30,21 +35,32 @@ __all__ = ["bench"]
 Examples:
   trifocal bench                                            the bundled model
   trifocal bench --shape llava-1.5-13b --quant gptq --tower cuda --projector cuda --language cuda
-  trifocal bench --against transformers --json bench.json""",
+  trifocal bench --against transformers --json bench.json --plot bench.svg""",
 )
 @click.option("--shape", metavar="NAME", help=f"Random weights of this shape: {', '.join(SHAPES)}.")
 @click.option("--quant", type=click.Choice(QUANTISATIONS), default="none", show_default=True, help="Of a --shape.")
-@click.option("--against", metavar="ENGINES", default="", help="Other engines beside it, on the same weights.")
+@click.option("--against", metavar="ENGINES", default="", help="Other engines by turns with it, on the same weights.")
 @click.option("--streams", default="1,8", show_default=True, help="How many answers at once.")
 @click.option("--tokens", default=64, show_default=True, type=click.IntRange(2), help="Of each answer.")
+@click.option("--apart", is_flag=True, help="One engine after the other, where memory has no room for all at once.")
+@click.option("--plot", "drawn", type=click.Path(path_type=Path, dir_okay=False), help="Draw them there, as SVG.")
 @click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="Write all figures there, too.")
 @model_options
 def bench(
-    shape: str | None, quant: str, against: str, streams: str, tokens: int, out: Path | None, settings: Settings
+    shape: str | None,
+    quant: str,
+    against: str,
+    streams: str,
+    tokens: int,
+    apart: bool,
+    drawn: Path | None,
+    out: Path | None,
+    settings: Settings,
 ) -> None:
     """Measures the parts of an answer one by one, each with pictures and words that were not met before.
 
-    The limit of one stream is that of the memory: how often a second the language model's weights can be read.
+    Several engines are measured by turns, so that they meet the same machine. The limit is that of this device, as it
+    is measured: how soon the language model's weights can be read once, and multiplied by all positions of a step.
     """
     counts, others = _counts(streams), _names(against)
     with ExitStack() as stack:
@@ -52,11 +68,14 @@ def bench(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trifocal-bench-")))
             click.echo(f"writing {shape} ({quant}) ...", err=True)
             settings = replace(settings, checkpoint=str(write(shape, quant, folder)))  # type: ignore[arg-type]
-        told = [_measured(settings, counts, tokens)]
-        told += _others(settings, others, counts, tokens)
+        names = [settings.engine, *others]
+        rounds = [[name] for name in names] if apart else [names]
+        told = [one for own in rounds for one in _measured(settings, own, counts, tokens)]
     _show(told)
     if out is not None:
         out.write_text(json.dumps([one.told() for one in told], indent=1) + "\n", "utf-8")
+    if drawn is not None:
+        drawn.write_text(plot(told), "utf-8")
 
 
 def _counts(streams: str) -> list[int]:
@@ -77,33 +96,47 @@ def _names(against: str) -> list[str]:
     return names
 
 
-def _others(settings: Settings, names: list[str], counts: list[int], tokens: int) -> list[Bench]:
-    """The figures of other engines; one that is not here, or can't run this checkpoint, is told and left out."""
-    found = []
-    for name in names:
-        try:
-            # what the first engine is told by -e is nothing that another one knows
-            found.append(_measured(replace(settings, engine=name, engine_options={}), counts, tokens))
-        except (MissingExtra, CheckpointError, UsageError) as error:
-            click.echo(f"{name}: left out: {error}", err=True)
-    return found
+def _measured(settings: Settings, names: list[str], counts: list[int], tokens: int) -> list[Bench]:
+    """The figures of the engines of these names, by turns.
+
+    Another one than the settings' own that is not here, or can't run this checkpoint, is told and left out.
+    """
+    with ExitStack() as stack:
+        llavas, seconds = [], []
+        for name in names:
+            started = time.perf_counter()
+            click.echo(f"{name}: loading ...", err=True)
+            try:
+                llavas.append(stack.enter_context(_loaded(settings, name)))
+            except (MissingExtra, CheckpointError, UsageError) as error:
+                if name == settings.engine:
+                    raise
+                click.echo(f"{name}: left out: {error}", err=True)
+                continue
+            seconds.append(time.perf_counter() - started)
+        if not llavas:
+            return []
+        tell = partial(click.echo, err=True)
+        told = measure(llavas, parameters=_parameters(settings), streams=counts, tokens=tokens, tell=tell)
+    for one, loaded in zip(told, seconds, strict=True):
+        one.add("loaded", loaded, "s")
+    return told
 
 
-def _measured(settings: Settings, counts: list[int], tokens: int) -> Bench:
+def _loaded(settings: Settings, name: str) -> Llava:
     from trifocal.model.llava import load
 
-    started = time.perf_counter()
-    click.echo(f"{settings.engine}: loading ...", err=True)
-    with load(settings) as llava:
-        loaded = time.perf_counter() - started
-        found = measure(
-            llava,
-            streams=counts,
-            tokens=tokens,
-            tell=lambda what: click.echo(f"{llava.engine_name}: {what} ...", err=True),
-        )
-    found.add("loaded", loaded, "s")
-    return found
+    # what the first engine is told by -e is nothing that another one knows
+    return load(settings if name == settings.engine else replace(settings, engine=name, engine_options={}))
+
+
+def _parameters(settings: Settings) -> int | None:
+    """How many weights a position is multiplied by, where the language model is of a family that we know."""
+    from trifocal.engines.shape import shape_of, unfit
+    from trifocal.model.llava import find
+
+    config = find(settings).recipe.config
+    return None if unfit(config) else shape_of(config).parameters
 
 
 def _show(told: list[Bench]) -> None:
@@ -120,6 +153,7 @@ def _show(told: list[Bench]) -> None:
     values: list[dict[str, Any]] = [{figure.name: figure for figure in one.figures} for one in told]
     for figure in told[0].figures:
         row = [f"{found[figure.name].value:.1f}" if figure.name in found else "-" for found in values]
-        limit = f"{figure.limit:.0f} ({figure.value / figure.limit:.0%} of it)" if figure.limit else ""
+        reached = figure.reached
+        limit = f"{figure.limit:.1f} ({reached:.0%} of it)" if figure.limit and reached is not None else ""
         table.add_row(figure.name, *row, figure.unit, limit)
     Console().print(table)
