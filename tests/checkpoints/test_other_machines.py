@@ -60,6 +60,24 @@ def test_a_path_of_the_trainers_machine_is_told_with_the_way_out(tmp_path: Path,
     assert find_checkpoint(str(folder), tower=str(tmp_path / "tower")).tower.source == tmp_path / "tower"
 
 
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"mm_vision_tower": None}, "mm_vision_tower is not told, and openai/clip.* can't be had .*--tower-from"),
+        ({"image_aspect_ratio": "Pad"}, r"the checkpoint's config\.json: image_aspect_ratio 'Pad' is not supported"),
+        ({"mm_projector_type": None}, "the projector has no weight; it has 0.bias, .*: mm_projector_type in a config"),
+    ],
+)
+def test_a_key_that_says_too_little_is_told_with_the_way_out(
+    tmp_path: Path, keys: dict[str, object], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = save_original(family("1.5"), tmp_path / "one", tower=tmp_path / "tower")
+    say(folder, **keys)
+    with pytest.raises(CheckpointError, match=told):
+        trifocal.load(checkpoint=str(folder), engine="echo")
+
+
 @pytest.mark.parametrize("path", ELSEWHERE)
 def test_a_tower_inside_whose_configuration_nothing_tells(tmp_path: Path, path: str) -> None:
     folder = save_original(family("1.6-vicuna"), tmp_path)

@@ -147,10 +147,9 @@ def _named_tower(folder: Path, config: Mapping[str, Any], named: str, patterns: 
     try:
         return locate(named, patterns)
     except CheckpointError as error:
-        if "mm_vision_tower" not in config:
-            raise
+        said = f"is {named!r}, and that" if config.get("mm_vision_tower") else f"is not told, and {named}"
         raise CheckpointError(
-            f"{folder / 'config.json'}: mm_vision_tower is {named!r}, and that can't be had ({error}); "
+            f"{folder / 'config.json'}: mm_vision_tower {said} can't be had ({error}); "
             "name the tower with tower_from (--tower-from), as a folder or a hub id"
         ) from error
 

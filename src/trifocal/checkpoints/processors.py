@@ -136,7 +136,8 @@ def _fit(
         return "pad"
     if aspect not in (None, "square", "pad"):
         raise CheckpointError(
-            f"{file.parent}: image_aspect_ratio {aspect!r} is not supported; known: square, pad, anyres, anyres_max_9"
+            f"the checkpoint's config.json: image_aspect_ratio {aspect!r} is not supported; known: square, pad, "
+            "anyres, anyres_max_9"
         )
     if aspect == "pad" or (aspect is None and bool(processor.get("do_pad"))):
         return "pad"

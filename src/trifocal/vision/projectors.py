@@ -31,7 +31,10 @@ def _layer(weights: Weights, prefix: str) -> nn.Linear:
     name = f"{prefix}weight"
     if name not in weights:
         home, held = ", ".join(sorted(map(str, weights.files))), ", ".join(sorted(weights)) or "nothing"
-        raise CheckpointError(f"{home}: the projector has no {name}; it has {held}")
+        raise CheckpointError(
+            f"{home}: the projector has no {name}; it has {held}: mm_projector_type in a config.json, the checkpoint's "
+            "or one beside the projector, says which layers it has (linear where it says nothing, mlp2x_gelu, ...)"
+        )
     _, shape = weights.spec(name)
     if len(shape) != 2:
         raise CheckpointError(f"{weights.where(name)}: {name} is {list(shape)}, [rows, columns] was expected")
