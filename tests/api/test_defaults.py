@@ -14,7 +14,7 @@ from trifocal.api.errors import Refusal
 from trifocal.api.places import place_of
 from trifocal.api.settings import ServerSettings
 from trifocal.api.stored import Stored, StoredResponses
-from trifocal.api.tools import Offer, Reader, offer_of
+from trifocal.api.tools import Offer, Reader, allowed_of, choice_of, offer_of
 from trifocal.conversation.jinja import JinjaTemplate
 from trifocal.engines.echo import Echo
 from trifocal.errors import UsageError
@@ -290,6 +290,42 @@ def test_one_call_at_a_time_is_one(tools: tuple[Live, dict[str, str]], path: str
         )
 
 
+def _allowed(mode: str, *names: Any, inside: bool = True) -> dict[str, Any]:
+    functions = [{"type": "function", "function": {"name": name}} if inside else {"name": name} for name in names]
+    allowed = {"mode": mode, "tools": functions}
+    return {"type": "allowed_tools", **({"allowed_tools": allowed} if inside else allowed)}
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_functions_that_are_not_allowed_are_not_offered(inside: bool) -> None:
+    given = [{"type": "function", "name": name} for name in "abc"]
+    some, forced, none = (_allowed(*each, inside=inside) for each in (("auto", "a", "c"), ("required", "b"), ("auto",)))
+    assert [tool.name for tool in offer_of(given, choice_of(some), allowed=allowed_of(some)).tools] == ["a", "c"]
+    assert [tool.name for tool in offer_of(given, choice_of(forced), allowed=allowed_of(forced)).forced] == ["b"]
+    assert offer_of(given, choice_of(none), allowed=allowed_of(none)).tools == ()
+    assert len(offer_of(given, "auto", allowed=allowed_of("auto")).tools) == 3
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        _allowed("auto", "none of them"),
+        _allowed("auto", 5),
+        {"type": "allowed_tools", "mode": "required", "tools": ["paint"]},
+        {"type": "allowed_tools", "allowed_tools": "paint"},
+        {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": {"paint": 1}}},
+        {"type": ["function"]},
+        {"type": "function", "function": "paint"},
+    ],
+)
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses"])
+def test_a_tool_choice_that_is_none_is_refused(client: httpx.Client, path: str, choice: dict[str, Any]) -> None:
+    body = {"input": "Hi"} if path == "/v1/responses" else {"messages": [user("Hi")]}
+    assert (
+        error_of(client.post(path, json={**body, "tools": [FUNCTION], "tool_choice": choice}))["param"] == "tool_choice"
+    )
+
+
 def test_functions_of_namespaces_are_chosen_and_counted() -> None:
     spaces = [_space("a", "wait"), _space("b", "see")]
     assert [tool.name for tool in offer_of(spaces, ("see",)).forced] == ["b__see"]
@@ -367,6 +403,15 @@ def test_what_a_kept_response_repeats_counts() -> None:
     stored.put("me", "small", Stored({"output": []}, ()))
     stored.put("me", "large", Stored({"output": [{"id": "item"}], "tools": ["x" * 9_000]}, ()))
     assert (stored.get("me", "small"), stored.get("me", "large"), stored.item("me", "item")) == (None, None, None)
+
+
+def test_a_truncation_that_is_not_followed_is_told(client: httpx.Client) -> None:
+    notes = [
+        client.post("/v1/responses", json={"input": "Hi", "truncation": each}).json()["trifocal"]["notes"]
+        for each in ("auto", None, "disabled")
+    ]
+    assert notes[:2] == [[], []]
+    assert "truncation disabled has no effect" in notes[2][0]
 
 
 def test_a_kept_response_is_not_streamed_again(client: httpx.Client) -> None:

@@ -19,7 +19,7 @@ from trifocal.api.needs import needs
 from trifocal.api.openai_messages import ChatMessage, drafts_of
 from trifocal.api.parameters import Count, Penalty, Repetition, Seed, Share, Stop, Temperature, TopK, Whole, bound
 from trifocal.api.serving import Answers, Job, Server, Serving, Step
-from trifocal.api.tools import Offer, choice_of, offer_of
+from trifocal.api.tools import Offer, allowed_of, choice_of, offer_of
 from trifocal.api.wire import Draft, Json, Tagged, Wire, dump
 from trifocal.conversation.history import Keep, parse_keep
 from trifocal.conversation.templates import ChatTemplate, get_template
@@ -195,7 +195,8 @@ class ChatRequest(Options):
     def _offer(self) -> Offer:
         """The functions, in today's words or in those of 2023."""
         if self.tools:
-            return offer_of(self.tools, choice_of(self.tool_choice), single=self.parallel_tool_calls is False)
+            choice, allowed = choice_of(self.tool_choice), allowed_of(self.tool_choice)
+            return offer_of(self.tools, choice, single=self.parallel_tool_calls is False, allowed=allowed)
         named = self.tool_choice if self.function_call is None else self.function_call
         return offer_of(self.functions, choice_of(named), "functions")
 

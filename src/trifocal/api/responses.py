@@ -22,7 +22,7 @@ from trifocal.api.openai_messages import ContentPart, parts_of
 from trifocal.api.parameters import Count, Penalty, Seed, Share, Stop, Temperature, TopK, Whole, bound
 from trifocal.api.serving import Answers, Job, Server, Serving, Step, caller_of
 from trifocal.api.stored import Stored
-from trifocal.api.tools import Offer, call_of, choice_of, offer_of, spaced
+from trifocal.api.tools import Offer, allowed_of, call_of, choice_of, offer_of, spaced
 from trifocal.api.wire import Draft, Echoed, Json, Wire, check_text, dump
 from trifocal.messages import Call, Role
 
@@ -173,7 +173,8 @@ class ResponseRequest(Wire):
     @property
     def offer(self) -> Offer:
         """The functions that may be called."""
-        return offer_of(self.tools, choice_of(self.tool_choice), single=self.parallel_tool_calls is False)
+        choice, allowed = choice_of(self.tool_choice), allowed_of(self.tool_choice)
+        return offer_of(self.tools, choice, single=self.parallel_tool_calls is False, allowed=allowed)
 
     def drafts(self, kept: Callable[[str], dict[str, Any] | None]) -> tuple[Draft, ...]:
         """What is asked now. ``kept`` gives an item of an earlier answer by its id.
@@ -207,6 +208,8 @@ class ResponseRequest(Wire):
             **{name: getattr(self, name) for name in names},
         )
         notes = (*self.notes, *(self.text.notes if self.text else ()))
+        if self.truncation == "disabled":
+            notes = (*notes, "truncation disabled has no effect here: the oldest turns go where the context is full")
         held = "tool_choice" if offer.forced else "text.format"
         return Job([*told, *drafts], sampling, offer=offer, notes=notes, held=held)
 

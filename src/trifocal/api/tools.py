@@ -12,7 +12,7 @@ from trifocal.api.errors import refuse
 from trifocal.api.wire import LONGEST_TEXT, dump, octets, too_long
 from trifocal.messages import Call, Tool
 
-__all__ = ["Offer", "Reader", "call_of", "choice_of", "numbered", "offer_of", "spaced"]
+__all__ = ["Offer", "Reader", "allowed_of", "call_of", "choice_of", "numbered", "offer_of", "spaced"]
 
 MOST = 512
 _NAME = re.compile(r"[\w.:/-]{1,256}")
@@ -75,9 +75,16 @@ class Offer:
 
 
 def offer_of(
-    given: Sequence[Any] | None, choice: str | tuple[str, ...], where: str = "tools", *, single: bool = False
+    given: Sequence[Any] | None,
+    choice: str | tuple[str, ...],
+    where: str = "tools",
+    *,
+    single: bool = False,
+    allowed: tuple[str, ...] | None = None,
 ) -> Offer:
     """The offer that a request makes. ``choice`` is ``auto``, ``none``, ``required``, or the names that are left.
+
+    Where functions are ``allowed``, the others are not offered.
 
     Every dialect's way to write a function is read; tools of other kinds run on their makers' own servers.
 
@@ -92,14 +99,15 @@ def offer_of(
         raise too_long(LONGEST_TEXT, where)
     if choice == "none":
         return Offer()
-    if choice == "auto":
-        return Offer(tools, (), read.notes, read.own, single)
-    names = tuple(read.tools) if choice == "required" else choice
+    names = tuple(read.tools) if choice == "required" else (allowed or ()) if choice == "auto" else choice
     unknown = [name for name in names if name not in known]
-    if unknown or not names:
+    if unknown or not (names or choice == "auto"):
         words = f"there is no tool {unknown[0]!r}" if unknown else "there is no function to choose"
         raise refuse("invalid_value", f"{words}; known: {', '.join(read.tools) or 'none'}", "tool_choice")
-    return Offer(tools, tuple(known[name] for name in names), read.notes, read.own)
+    named = tuple(known[name] for name in names)
+    if choice == "auto":
+        return Offer(tools if allowed is None else named, (), read.notes, read.own, single)
+    return Offer(tools, named, read.notes, read.own)
 
 
 def spaced(namespace: str | None, name: str) -> str:
@@ -126,12 +134,34 @@ def choice_of(given: Any) -> str | tuple[str, ...]:
             if isinstance(named.get("name"), str):
                 return (named["name"],)
         case "allowed_tools":
-            allowed = given.get("allowed_tools", given)
-            if allowed.get("mode") != "required":
-                return "auto"
-            named = [each.get("function", each).get("name", "") for each in allowed.get("tools", ())]
-            return tuple(str(name) for name in named)
+            mode = _inner(given, "allowed_tools").get("mode")
+            return allowed_of(given) or () if mode == "required" else "auto"
     raise refuse("invalid_value", "it is none, auto, required or a function by its name", "tool_choice")
+
+
+def allowed_of(given: Any) -> tuple[str, ...] | None:
+    """The functions to which a tool choice restricts an answer, whether or not one must be called; None: to none.
+
+    Raises:
+        Refusal: they are no list of functions.
+    """
+    if not isinstance(given, dict) or given.get("type") != "allowed_tools":
+        return None
+    tools = _inner(given, "allowed_tools").get("tools")
+    listed = tools if isinstance(tools, list) else [None]
+    inner = [_inner(each, "function") if isinstance(each, dict) else {} for each in listed]
+    names = [spaced(each.get("namespace"), each["name"]) for each in inner if isinstance(each.get("name"), str)]
+    if len(names) < len(inner):
+        raise refuse(
+            "invalid_value", "the tools that are allowed are a list of functions by their names", "tool_choice"
+        )
+    return tuple(names)
+
+
+def _inner(given: dict[str, Any], name: str) -> dict[str, Any]:
+    """The object of that name inside another, in whose place its members may stand."""
+    inner = given.get(name)
+    return inner if isinstance(inner, dict) else given
 
 
 def call_of(name: str, arguments: Any, id: str, where: str) -> Call:
