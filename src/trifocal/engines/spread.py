@@ -124,28 +124,32 @@ class Seat:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is to be placed: its length, the names of its blocks, and its beginning's."""
+    """What is to be placed: its length, the names of its blocks, the name of its beginning and that one's blocks."""
 
     length: int
     names: Sequence[bytes]
     beginning: bytes
+    first: int
 
     @classmethod
     def of(cls, prompt: Prompt) -> Wanted:
         """Of a prompt; one whose scope is None is never found again."""
         if prompt.scope is None:
-            return cls(len(prompt), (), b"")
-        return cls(len(prompt), names_of(position_keys(prompt), BLOCK, scope=prompt.scope), _beginning(prompt))
+            return cls(len(prompt), (), b"", 0)
+        names = names_of(position_keys(prompt), BLOCK, scope=prompt.scope)
+        beginning, length = _beginning(prompt)
+        return cls(len(prompt), names, beginning, length // BLOCK)
 
 
 class Roster:
     """The places, and who of them is asked. All that it does may be called by any thread.
 
     A request goes where the fewest positions must be computed before it begins: those that wait there, and its own but
-    for the beginning that this front had computed there before. Where no place is known to have any of it, one is
-    drawn by the name of its beginning (rendezvous hashing: all fronts draw the same) and taken to have it, up to
-    ``overload`` positions: so a conversation meets its beginning though another front began it, until that place has so
-    many positions more before it than others that computing it again is faster.
+    for the beginning that this front had computed there before. Where no place is known to have all up to the end of
+    the first picture (of a text: its first positions), one is drawn by the name of that and taken to have it, up to
+    ``overload`` positions. All fronts draw the same (rendezvous hashing), so a conversation meets its beginning though
+    another front began it, until that place has so many positions more before it than others that computing it again
+    is faster.
 
     Where all that are awake have more than ``overload`` positions before them, one that sleeps is woken.
     """
@@ -238,7 +242,7 @@ class Roster:
         missing = {seat.place.name: seat.missing(wanted.length, wanted.names) for seat in seats}
         order = ranked(wanted.beginning, list(missing)) if wanted.beginning else sorted(missing, key=self._weight)
         guessed = dict(missing)
-        if wanted.beginning and min(missing.values()) == wanted.length:
+        if wanted.beginning and wanted.length - min(missing.values()) < wanted.first * BLOCK:
             guessed[order[0]] -= min(wanted.length, self._overload)
         rank = {name: at for at, name in enumerate(order)}
         name = min(missing, key=lambda each: (self._weight(each) + guessed[each], rank[each]))
@@ -379,16 +383,20 @@ def ranked(key: bytes, names: Sequence[str]) -> list[str]:
     return sorted(names, key=lambda name: hashlib.blake2b(name.encode(), key=key[:64], digest_size=16).digest())
 
 
-def _beginning(prompt: Prompt) -> bytes:
-    """A name of what a conversation begins with, the same for all its turns: all up to the end of its first picture,
-    or the first positions of a text. A text that was shorter at its first turn is computed again at most once."""
-    keys: list[Any] = [prompt.scope]
+def _beginning(prompt: Prompt) -> tuple[bytes, int]:
+    """A name of what a conversation begins with, the same for all its turns, and how many positions that is.
+
+    It is all up to the end of the first picture, or the first positions of a text. While a text is shorter than that
+    it may be computed again, which is as short.
+    """
+    keys, length = list[Any]([prompt.scope]), 0
     for span in prompt.spans:
         if isinstance(span, ImageSpan):
-            keys.append(span.digest)
+            keys, length = [*keys, span.digest], length + len(span)
             break
-        keys += span.ids[:BEGINNING] if len(prompt.images) == 0 else span.ids
-    return hashlib.blake2b(repr(keys).encode(), digest_size=32).digest()
+        ids = span.ids if prompt.images else span.ids[:BEGINNING]
+        keys, length = [*keys, *ids], length + len(ids)
+    return hashlib.blake2b(repr(keys).encode(), digest_size=32).digest(), length
 
 
 def _written(prompt: Prompt, asked: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
