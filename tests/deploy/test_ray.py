@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -84,7 +85,9 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
 
         serve.run(build(application["args"]), name=application["name"], route_prefix=application["route_prefix"])
         languages = {name: serve.get_deployment_handle(name, application["name"]) for name in PLAN.language.names}
-        yield Deployed(f"http://127.0.0.1:{PORT}", languages)
+        made = Deployed(f"http://127.0.0.1:{PORT}", languages)
+        made.asked()  # makes the handles, which takes seconds
+        yield made
     finally:
         serve.shutdown()
         ray.shutdown()
@@ -133,7 +136,7 @@ def test_page_and_documents_are_there(deployed: Deployed) -> None:
 
 
 def test_who_leaves_ends_the_work(deployed: Deployed) -> None:
-    body = long(deployed, "Count.")
+    body = long(deployed, "Count.", 3000)
     with httpx.stream("POST", f"{deployed.url}/v1/chat/completions", json=body, timeout=PATIENCE) as answer:
         next(answer.iter_lines())
         assert sum(deployed.counts(name)["open"] for name in list(deployed.languages)[:2]) == 1
@@ -142,12 +145,12 @@ def test_who_leaves_ends_the_work(deployed: Deployed) -> None:
     )
 
 
-def long(deployed: Deployed, turn: Any) -> dict[str, Any]:
-    """A request whose answer is long, whatever the model would say: 200 numbers."""
-    numbers = {"type": "array", "items": {"type": "integer"}, "minItems": 200, "maxItems": 200}
+def long(deployed: Deployed, turn: Any, tokens: int) -> dict[str, Any]:
+    """A request whose answer has so many tokens, whatever the model would say: numbers."""
+    numbers = {"type": "array", "items": {"type": "integer"}, "minItems": tokens, "maxItems": tokens}
     schema = {"type": "object", "properties": {"n": numbers}, "required": ["n"], "additionalProperties": False}
     held = {"type": "json_schema", "json_schema": {"name": "numbers", "strict": True, "schema": schema}}
-    return {**deployed.body(turn, tokens=600, stream=True), "response_format": held}
+    return {**deployed.body(turn, tokens=tokens, stream=True), "response_format": held}
 
 
 @dataclass(slots=True)
@@ -181,9 +184,23 @@ def streamed(deployed: Deployed, body: dict[str, Any], into: Streamed) -> Stream
     return into
 
 
+def test_one_more_is_woken_where_positions_wait(deployed: Deployed) -> None:
+    """The third replica sleeps until the two that run have more than 600 positions before each."""
+    assert not running("language-2")
+    bodies = [long(deployed, about(f"#00{10 * number:02x}00"), 40) for number in range(24)]
+    results = [Streamed() for _ in bodies]
+    with ThreadPoolExecutor(24) as threads:
+        ends = [threads.submit(streamed, deployed, body, into) for body, into in zip(bodies, results, strict=True)]
+        for end in ends:
+            end.result()
+    assert all(each.done and not each.error for each in results)
+    until(lambda: running("language-2"), "the third one")
+    assert "red" in deployed.text(about("red"))
+
+
 def test_of_a_replica_that_is_killed_only_begun_answers_are_lost(deployed: Deployed) -> None:
     """Half of the requests stream when one of two replicas is killed, the others come in that moment."""
-    first = [long(deployed, about(f"#{30 * number:02x}0000")) for number in range(8)]
+    first = [long(deployed, about(f"#{30 * number:02x}0000"), 600) for number in range(8)]
     second = [deployed.body(about("red", f"{number} {QUESTION}"), stream=True) for number in range(8)]
     running, coming = [Streamed() for _ in first], [Streamed() for _ in second]
     with ThreadPoolExecutor(16) as threads:
@@ -198,6 +215,7 @@ def test_of_a_replica_that_is_killed_only_begun_answers_are_lost(deployed: Deplo
         ready = []
         while not all(end.done() for end in (*ends, *late)):
             ready.append(httpx.get(f"{deployed.url}/readyz", timeout=PATIENCE).status_code)
+            time.sleep(0.2)
         for end in (*ends, *late):
             end.result()
     assert set(ready) == {200}, "the other one lives"
@@ -214,22 +232,18 @@ def test_of_a_replica_that_is_killed_only_begun_answers_are_lost(deployed: Deplo
     until(lambda: "reason" not in httpx.get(f"{deployed.url}/readyz").json(), "word of it")
 
 
+def running(name: str) -> bool:
+    """Whether a deployment has a replica that runs; nobody is woken by the question."""
+    from ray import serve
+
+    states = serve.status().applications["trifocal"].deployments[name].replica_states
+    return any(str(getattr(state, "value", state)) == "RUNNING" and count for state, count in states.items())
+
+
 def pid_of(deployed: Deployed, name: str) -> int | None:
     with suppress(Exception):
         return deployed.counts(name)["pid"]
     return None
-
-
-def test_one_more_is_woken_where_positions_wait(deployed: Deployed) -> None:
-    """The third replica sleeps until the two that run have more than 600 positions before each."""
-    bodies = [long(deployed, about(f"#00{10 * number:02x}00")) for number in range(24)]
-    results = [Streamed() for _ in bodies]
-    with ThreadPoolExecutor(24) as threads:
-        ends = [threads.submit(streamed, deployed, body, into) for body, into in zip(bodies, results, strict=True)]
-        for end in ends:
-            end.result()
-    assert all(each.done and not each.error for each in results)
-    until(lambda: pid_of(deployed, "language-2") is not None, "the third one")
 
 
 def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
