@@ -185,7 +185,8 @@ def noise(seed: int) -> bytes:
 def words(engine: Any, said: str) -> Any:
     from trifocal.prompt import Prompt, TokenSpan
 
-    return Prompt([TokenSpan(tuple(engine.tokenizer.encode(f"{said}: once upon a time there was a machine")))])
+    ids = engine.tokenizer.encode(f"{said}: once upon a time there was a machine", start=True)
+    return Prompt([TokenSpan(tuple(ids))])
 
 
 def exactly(tokens: int) -> Any:
@@ -206,8 +207,8 @@ def recipe(shape: str, quantisation: Any, dtype: str) -> Any:
         call = f"from trifocal.tools import shapes; shapes.write({shape!r}, {quantisation!r}, {folder!r})"
         subprocess.run([sys.executable, "-c", f"from pathlib import PosixPath, WindowsPath; {call}"], check=True)
     found = find_checkpoint(str(folder)).language
-    options = {"context": 1024}
-    return Recipe(str(found.source), found.config, original=True, device="cpu", dtype=dtype, options=options)
+    source, options = str(found.source), {"context": 1024}
+    return Recipe(source=source, config=found.config, original=True, device="cpu", dtype=dtype, options=options)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ not count then), and the wall's with more. The share of the machine's time that 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import statistics
 import tempfile
@@ -29,9 +30,13 @@ def main() -> None:
 
     torch.set_num_threads(asked.threads)
     clock = time.process_time if asked.threads == 1 else time.perf_counter
-    ways = {"llamacpp through Trifocal": Ours(asked, "llamacpp", asked.option)}
-    ways = {"llama.cpp itself": Bare(ways["llamacpp through Trifocal"], asked.threads), **ways}
-    if asked.others:
+    ways: dict[str, Any] = {}
+    if importlib.util.find_spec("llama_cpp"):
+        ours = Ours(asked, "llamacpp", asked.option)
+        ways = {"llama.cpp itself": Bare(ours, asked.threads), "llamacpp through Trifocal": ours}
+    else:
+        print("llama-cpp-python is not installed: native alone")
+    if asked.others or not ways:
         ways |= {"native": Ours(asked, "native", []), "native, bfloat16": Ours(asked, "native", [], dtype="bfloat16")}
     figures = {
         "decode": (Ours.decode.__name__, DECODED),
@@ -52,6 +57,8 @@ def main() -> None:
     print("| | " + " | ".join(figures) + " |\n|---|" + "---|" * len(figures))
     for way in ways:
         print(f"| {way} | " + " | ".join(f"{statistics.median(rates[way, name]):.1f}" for name in figures) + " |")
+    if "llama.cpp itself" not in ways:
+        return
     bare, ours = list(ways)[:2]
     told = []
     for name in figures:

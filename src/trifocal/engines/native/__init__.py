@@ -33,7 +33,7 @@ from trifocal.prompt import Prompt
 __all__ = ["Native", "load", "unfit"]
 
 AT_ONCE = 8  # full contexts that the pool holds where there is room and nothing else is said
-LARGE_BYTES = 4 << 30  # of a dense model, from which on four-bit layers stay packed on a CPU too
+LARGE_BYTES = 1 << 30  # of a dense model, from which on four-bit layers stay packed on a CPU too
 PIECE, CPU_PIECE = 2048, 128  # positions of prompts in a step beside streams
 WHOLE, CPU_WHOLE = 4096, 512  # and where nothing streams
 LEAST = 2048  # positions that the pool holds however little room there is
