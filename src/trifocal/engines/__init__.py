@@ -6,7 +6,8 @@ import importlib
 import inspect
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import entry_points
 
@@ -75,7 +76,8 @@ def load_engine(recipe: Recipe) -> Engine:
         if option not in known:
             raise UnknownName(f"option of the engine {name}", option, known)
     spare_threads(recipe)
-    engine = load(recipe, recipe.placement, **recipe.options)
+    with _libraries_of(name):
+        engine = load(recipe, recipe.placement, **recipe.options)
     if recipe.attention not in engine.able.sees:
         engine.close()
         raise UsageError(
@@ -112,12 +114,19 @@ def spare_threads(recipe: Recipe) -> None:
 
 
 def _loader(name: str) -> Callable[..., Engine]:
-    try:
+    with _libraries_of(name):
         if name in ENGINES:
             module, function = ENGINES[name].split(":")
             return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
         for point in entry_points(group=GROUP, name=name):
             return point.load()  # type: ignore[no-any-return]
+    raise UnknownName("engine", name, engine_names())
+
+
+@contextmanager
+def _libraries_of(name: str) -> Iterator[None]:
+    """Tells of a library that is not installed, whether an engine imports it with its module or while it loads."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise MissingExtra(f"the engine {name} ({error.name})", name) from error
-    raise UnknownName("engine", name, engine_names())
