@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import pickle
 import random
 import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -210,10 +212,14 @@ def test_nothing_of_it_is_run(data: bytes, tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
+TRIES = 10_000 if os.environ.get("TRIFOCAL_FULL") == "1" else 400
+
+
 @pytest.mark.parametrize("data", [by_torch(ROWS), save({"a": ROWS}), embedded(ROWS, identity="x").to_safetensors()])
 def test_damage_is_refused_or_harmless(data: bytes) -> None:
     draw = random.Random(1)
-    for _ in range(400):
+    read = 0
+    for _ in range(TRIES):
         hurt = bytearray(data)
         for _ in range(draw.randint(1, 4)):
             hurt[draw.randrange(len(hurt))] = draw.randrange(256)
@@ -222,8 +228,35 @@ def test_damage_is_refused_or_harmless(data: bytes) -> None:
             found = from_bytes(bytes(hurt))
         except BadImage:
             continue
+        read += 1
         assert found.rows.nbytes <= len(data)
         assert bool(torch.isfinite(found.rows).all())
+    print(f"{TRIES} mutants, {read} were read")
+    assert 0 < read < TRIES
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is Linux's own")
+def test_what_is_declared_is_not_taken_and_threads_are_alone() -> None:
+    """32 threads read what is hostile, and what declares 3.6 GB, at once: each is refused, without room being taken."""
+    wide = torch.sparse_coo_tensor(torch.tensor([[0], [0]]), torch.ones(1), (30_000, 30_000), check_invariants=True)
+    bad = [by_torch(wide), by_torch(torch.zeros(1, 1).expand(30_000, 30_000)), *_hostile()]
+
+    def refused(data: bytes) -> bool:
+        with pytest.raises(BadImage):
+            from_bytes(data)
+        return True
+
+    with ThreadPoolExecutor(32) as threads:
+        assert all(threads.map(refused, bad))  # once, for what threads and modules take themselves
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _memory("VmRSS")
+        assert all(threads.map(refused, bad * 4))
+        assert _memory("VmHWM") - before < 100 << 20
+
+
+def _memory(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) << 10
 
 
 def test_its_size_is_bounded_before_it_is_decoded() -> None:
