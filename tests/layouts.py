@@ -5,9 +5,11 @@ A family is made once, as transformers' own class; a layout is a way of writing 
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -100,8 +102,14 @@ def family(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **dims:
     ``1.5``, ``bakllava``, ``1.6-vicuna``, ``1.6-mistral``, ``1.6-34b``, ``1.6-qwen``, ``onevision``,
     ``onevision-tied``, ``interleave``, and those with a linear projector: ``v0-13b``, ``v0-7b``, ``v1``, ``llama-2``,
     ``mpt``.
-    ``dims`` are the language model's own.
+    ``dims`` are the language model's own. It is drawn once; each caller has a copy to change.
     """
+    made = _drawn(name, seed, dtype, **dims)
+    return replace(made, model=copy.deepcopy(made.model))
+
+
+@cache
+def _drawn(name: str, seed: int, dtype: torch.dtype, **dims: int) -> Family:
     if name in LINEAR:
         return _early(name, seed, dtype, **dims)
     siglip = name.startswith(("onevision", "interleave"))

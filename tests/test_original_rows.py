@@ -13,7 +13,7 @@ import torch
 import original
 from layouts import NEXT_PINPOINTS, ONEVISION_PINPOINTS, TILE, Family, family, save_original
 from seeing import count, rows_of
-from trifocal.checkpoints import Preprocessing, Tower, find_checkpoint
+from trifocal.checkpoints import Checkpoint, Preprocessing, Tower, find_checkpoint
 from trifocal.checkpoints.tilings import original_layout
 from trifocal.errors import BadImage, CheckpointError
 from trifocal.images import Image, from_frames
@@ -104,13 +104,17 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Family
 
 def opened(folder: Path, keys: Mapping[str, Any]) -> tuple[LlavaVision, dict[str, Any]]:
     """What sees a checkpoint whose configuration has these keys; None takes one away."""
+    checkpoint, config = told(folder, keys)
+    return load_vision(checkpoint, EXACT, EXACT), config
+
+
+def told(folder: Path, keys: Mapping[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     file = folder / "config.json"
     before = file.read_text()
     config = {key: value for key, value in {**json.loads(before), **keys}.items() if value is not None}
     try:
         file.write_text(json.dumps(config))
-        checkpoint = find_checkpoint(str(folder))
-        return load_vision(checkpoint, EXACT, EXACT), config
+        return find_checkpoint(str(folder)), config
     finally:
         file.write_text(before)
 
@@ -175,8 +179,18 @@ def test_rows_of_videos(families: dict[str, tuple[Family, Path]], drawn: Drawn, 
     newline = made.model.model.image_newline.detach()
     views = torch.stack([original.values(frame, processor(folder)) for frame in video.frames])
     each = original.seen(made.model, views)
+    loaded, _ = opened(folder, VIDEOS[0])
+    assert loaded.newline is not None
     for keys in VIDEOS:
-        vision, config = opened(folder, keys)
+        checkpoint, config = told(folder, keys)
+        vision = LlavaVision(
+            loaded.tower,  # the weights are the same whatever is told of videos
+            loaded.projector,
+            checkpoint.preprocessing,
+            hidden=loaded.hidden,
+            identity=loaded.identity,
+            newline=loaded.newline if checkpoint.preprocessing.has_newline else None,
+        )
         assert torch.equal(vision.pixels(*vision.looks([video])), views)
         wanted = original.video_rows(each, newline, config)
         (ours,) = rows_of(vision, [video])

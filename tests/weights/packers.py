@@ -1,4 +1,4 @@
-"""Packers written from the formats' descriptions, one value at a time: slow, plain, and unlike the unpackers."""
+"""Packers written from the formats' descriptions, bit by bit or column by column: plain, and unlike the unpackers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,9 @@ ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # AWQ GEMM: nibble j of a word holds this colu
 
 def stream(values: np.ndarray, bits: int) -> np.ndarray:
     """Rows of values into int32 words along the first dimension, one long little-endian stream of bits a column."""
-    rows, columns = values.shape
-    words = np.zeros((rows * bits // 32, columns), dtype=np.uint32)
-    for row in range(rows):
-        for bit in range(bits):
-            at = row * bits + bit
-            words[at // 32] |= ((values[row].astype(np.uint32) >> bit) & 1) << np.uint32(at % 32)
-    return words.view(np.int32)
+    single = (values.astype(np.uint32)[:, None] >> np.arange(bits, dtype=np.uint32)[:, None]) & 1
+    words = single.reshape(-1, 32, values.shape[1]) << np.arange(32, dtype=np.uint32)[:, None]  # [words, 32, columns]
+    return np.bitwise_or.reduce(words, axis=1).view(np.int32)
 
 
 def gptq(
@@ -53,18 +49,16 @@ def awq_gemv(levels: np.ndarray, zeros: np.ndarray, scales: torch.Tensor, multip
 
 
 def awq_gemv_fast(levels: np.ndarray, zeros: np.ndarray, scales: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Element by element by the format's index map."""
+    """Column by column of words by the format's index map, of every fourth output at once."""
     outputs, inputs = levels.shape
     order = [8 * (at % 4) + at // 4 for at in range(32)]
     words = np.zeros((outputs // 4, inputs), dtype=np.uint16)
-    for group in range(outputs // 4):
-        for column in range(inputs):
-            block, t = divmod(column, 64)
-            row = 4 * group + t // 16
-            for nibble in range(4):
-                position = 64 * block + 4 * (t % 16) + nibble
-                real = 32 * (position // 32) + order[position % 32]
-                words[group, column] |= np.uint16(int(levels[row, real]) << 4 * nibble)
+    for column in range(inputs):
+        block, t = divmod(column, 64)
+        for nibble in range(4):
+            position = 64 * block + 4 * (t % 16) + nibble
+            real = 32 * (position // 32) + order[position % 32]
+            words[:, column] |= levels[t // 16 :: 4, real].astype(np.uint16) << np.uint16(4 * nibble)
     groups = len(zeros)
     width = 8 * -(-groups // 8)
     padded = torch.zeros(width, outputs, dtype=torch.float16)
