@@ -6,6 +6,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,13 @@ def module_name(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
+@cache
 def modules() -> dict[str, Path]:
     paths = (path for path in SOURCE.rglob("*.py") if "thimble" not in path.parts and path.name != "script.py")
     return {module_name(path): path for path in paths if module_name(path)}
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """The modules of ours that a file imports, late and type-only imports included."""
     found: set[str] = set()
