@@ -23,7 +23,7 @@ import httpx
 import numpy as np
 import pytest
 from attacking import Attack, attack
-from live import full, user
+from live import NO_AUTHORITIES, full, user
 from PIL import Image as Pictures
 from silence import Listener, longest
 from test_hostile import BOMBS, blank_png
@@ -58,7 +58,7 @@ class Target:
 
     def __init__(self, process: subprocess.Popen[str], port: int) -> None:
         self.process, self.url = process, f"http://127.0.0.1:{port}"
-        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE, trust_env=False)
+        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE, trust_env=False, verify=NO_AUTHORITIES)
         self.listener = Listener(process.pid, port)
 
     def memory(self, name: str) -> int:

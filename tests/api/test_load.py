@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 import pytest
-from live import Gated, Live, data_uri, error_of, full, make_llava, running, user
+from live import NO_AUTHORITIES, Gated, Live, data_uri, error_of, full, make_llava, running, user
 from websockets.sync.client import connect
 
 from trifocal.api.accepting import LimitedListener
@@ -285,7 +285,9 @@ def test_each_key_has_its_share() -> None:
     with running(make_llava(engine), per_key=2, keys=frozenset(map(hash_key, keys.values()))) as live:
 
         async def ask(key: str) -> httpx.Response:
-            async with httpx.AsyncClient(base_url=live.url, timeout=PATIENCE, trust_env=False) as client:
+            async with httpx.AsyncClient(
+                base_url=live.url, timeout=PATIENCE, trust_env=False, verify=NO_AUTHORITIES
+            ) as client:
                 headers = {"Authorization": f"Bearer {keys[key]}"}
                 return await client.post(CHAT, json={"messages": [user("Hi")]}, headers=headers)
 
@@ -472,7 +474,9 @@ def everybody_is_told(before: str = "") -> None:
             stream.until(b"data: ")
         waiting = [talks.enter_context(Talk(port, {**ENDLESS, "stream": at % 2 == 0})) for at in range(6)]
         halves = [talks.enter_context(Talk(port, ENDLESS, whole=False)) for _ in range(4)]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE) as client:
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE, verify=NO_AUTHORITIES
+        ) as client:
             until(lambda: "waiting 6.0" in client.get("/metrics").text, "the six that wait")
         process.send_signal(signal.SIGTERM)
         for stream in streams:
@@ -490,7 +494,9 @@ def test_while_it_drains_it_lives_and_takes_nothing_new() -> None:
         stream = Talk(port, ENDLESS)
         stream.until(b"data: ")
         process.send_signal(signal.SIGTERM)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE) as client:
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE, verify=NO_AUTHORITIES
+        ) as client:
             until(lambda: client.get("/readyz").status_code == 503, "the drain")
             assert client.get("/livez").status_code == 200
             assert error_of(client.post(CHAT, json=ENDLESS), 503)["code"] == "shutting_down"

@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 from click.testing import CliRunner
+from live import NO_AUTHORITIES
 from websockets.sync.client import connect
 
 from trifocal.cli.serve import open_in_browser, serve
@@ -65,7 +66,9 @@ def test_it_serves_two_ports_until_it_is_told_to_stop(tmp_path: Path) -> None:
     options = ("--port", str(port), "--legacy-port", str(legacy), "--log-format", "json")
     headers = {"Authorization": f"Bearer {KEY}"}
     with serving(tmp_path, *options) as process:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE) as client:
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE, verify=NO_AUTHORITIES
+        ) as client:
             wait_until_ready(client)
             assert client.get("/v1/models").status_code == 401
             assert client.get("/v1/models", headers=headers).json()["data"][0]["id"] == "thimble"
@@ -102,7 +105,9 @@ def test_what_needs_no_model_is_answered_while_it_loads(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)  # whoever reads it waits until somebody writes
     with serving(tmp_path, "--port", str(port), "--template", str(gate)) as process:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE) as client:
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE, verify=NO_AUTHORITIES
+        ) as client:
             until(lambda: answers(client), "the server")
             assert client.get("/livez").status_code == 200
             assert "<html" in client.get("/").text
@@ -148,7 +153,9 @@ def test_the_page_is_shown_unless_told_not_to(started: list[tuple[object, ...]])
 def test_without_a_page_nothing_is_public_at_the_root(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     with serving(tmp_path, "--port", str(port), "--no-page") as process:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE) as client:
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE, verify=NO_AUTHORITIES
+        ) as client:
             wait_until_ready(client)
             assert client.get("/").text == "Trifocal is running"  # what Ollama's clients look for, and nothing more
             assert client.get("/page/api/info").status_code == 401

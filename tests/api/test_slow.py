@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import httpx
-from live import full, make_llava, running
+from live import NO_AUTHORITIES, full, make_llava, running
 
 from trifocal.api.guard import BodyLimit
 from trifocal.api.needs import NOTHING
@@ -50,7 +50,9 @@ async def siege(port: int, url: str, each: int) -> tuple[list[bytes], int]:
     attack, served = asyncio.gather(*drips), 0
     async with asyncio.timeout(PATIENCE):
         while not attack.done():
-            async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, trust_env=False) as client:
+            async with httpx.AsyncClient(
+                base_url=url, timeout=PATIENCE, trust_env=False, verify=NO_AUTHORITIES
+            ) as client:
                 assert (await client.get("/livez")).status_code == 200
                 assert (await client.post("/api/v1/token-count", json={"prompt": "x"})).status_code == 200
             served += 1
