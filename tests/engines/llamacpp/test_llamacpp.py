@@ -172,6 +172,10 @@ def test_a_second_turn_computes_only_what_is_new(language: Recipe, monkeypatch: 
     second = Prompt([*first.spans, text(*answer, 7, 8, 9)])
     again = ids_of(engine, second)
     assert sum(counts) < 16 + 8 + len(again)
+    ids_of(engine, Prompt([text(1, 77)]))  # nobody runs with those any more: they lie outside of the memory
+    counts.clear()
+    assert ids_of(engine, second) == again
+    assert sum(counts) < 16 + len(again)
     engine.close()
     fresh = load(language, CPU, threads=1)
     assert ids_of(fresh, second) == again
