@@ -150,7 +150,8 @@ def test_two_pictures_give_two_answers_wherever_they_stand(engine: Engine, order
         spans = [picture(engine, seed) if kind == "p" else text(engine, "What is it?") for kind in order]
         return answer(engine, *spans, sampling=Sampling(max_tokens=60, ignore_end=True))
 
-    assert len({tuple(ask(seed)) for seed in range(4)}) > 1
+    first = ask(0)
+    assert any(ask(seed) != first for seed in range(1, 4))
 
 
 def test_closing_the_stream_ends_the_work_and_the_engine_goes_on(engine: Engine) -> None:
