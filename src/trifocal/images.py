@@ -63,6 +63,8 @@ class Limits:
 
 LIMITS = Limits()
 HELD_TWICE = 24_000_000  # pixels of what is held more than once while it is decoded
+# bytes in which Pillow takes a picture's memory: larger than what malloc would keep for later (32 MB), not 16 MB
+BLOCK = 64 << 20
 _STRIP = 1 << 20  # pixels that are worked on at a time
 _TURNS = {  # EXIF's orientations, as PIL's transpositions
     2: "FLIP_LEFT_RIGHT",
@@ -186,7 +188,9 @@ def from_bytes(data: bytes, *, name: str = "image", limits: Limits = LIMITS) -> 
         BadImage: empty, too large, of another format, over the pixel limits, or damaged.
     """
     from PIL import Image as Pictures
+    from PIL import _imaging
 
+    _imaging.set_block_size(BLOCK)
     started = time.perf_counter()
     kind = _check_bytes(data, name, limits)
     with warnings.catch_warnings():

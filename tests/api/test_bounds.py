@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from live import Gated, Live, data_uri, error_of, make_llava, running, user
+from PIL import ImageFile
 from test_doors import raw
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
@@ -287,3 +288,26 @@ def test_a_templates_error_names_its_file_and_not_where_that_lies(tmp_path: Path
             answer = client.post(path, json=body)
             assert "strict.jinja, line 1" in error_of(answer)["message"]
             assert str(tmp_path) not in answer.text
+
+
+def test_pictures_of_a_prompt_are_held_to_the_servers_limits(live: Live) -> None:
+    """They are no other pictures than those of a conversation: their bytes, and room for all of them together."""
+    large = f'<img src="{data_uri("red")}">'
+    with running(image_bytes=20) as small, small.client() as client:
+        assert error_of(client.post("/api/v1/generate", json={"prompt": large}))["code"] == "image_too_large"
+    with running(decoded_bytes=3 * 64 * 2) as small, small.client() as client:  # two pictures of 8 x 8
+        assert client.post("/api/v1/generate", json={"prompt": large * 2}).status_code == 200
+        decoded: list[object] = []
+        load = ImageFile.ImageFile.load
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ImageFile.ImageFile, "load", lambda file: decoded.append(file) or load(file))
+            error = error_of(client.post("/api/v1/generate", json={"prompt": large * 16}))
+        assert error["code"] == "image_too_large"
+        assert len({id(file) for file in decoded}) <= 3
+
+
+@pytest.mark.parametrize("arguments", ["[" * 100_000, '{"a":' * 100_000])
+def test_arguments_that_are_nested_without_end_are_refused(client: httpx.Client, arguments: str) -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    turns = [user("Hi"), {"role": "assistant", "tool_calls": [call]}]
+    assert error_of(client.post(CHAT, json={"messages": turns}))["param"].endswith("arguments")

@@ -68,7 +68,7 @@ class Offer:
         try:
             found = json.loads(text)
             return Call(found["name"], dump(found["arguments"]))
-        except ValueError:
+        except (ValueError, RecursionError):
             name = re.search(r'"name":"([^"]*)', text)
             _, _, arguments = text.partition('"arguments":')
             return Call(name[1] if name else "", arguments)
@@ -172,7 +172,7 @@ def call_of(name: str, arguments: Any, id: str, where: str) -> Call:
     """
     try:
         value = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments or {}
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise refuse("invalid_value", "the arguments of a call are a JSON object", where)
@@ -236,7 +236,7 @@ def _calls(text: str, names: set[str]) -> Iterator[Call]:
         name = re.match(r"([\w.-]{1,256})\s*(?:\[ARGS\])?\s*(?=\{)", rest)  # Mistral's: the name, then its arguments
         try:
             value, end = decoder.raw_decode(rest, name.end() if name else 0)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         found += [{"name": name[1], "arguments": value}] if name else value if isinstance(value, list) else [value]
         rest = rest[end:].lstrip(" \n\t,;")
@@ -253,7 +253,7 @@ def _call(value: Any, names: set[str]) -> Call | None:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     return Call(value["name"], dump(arguments)) if isinstance(arguments, dict) else None
 

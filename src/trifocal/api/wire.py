@@ -17,7 +17,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from trifocal.api.errors import Refusal, refuse
 from trifocal.api.parameters import ECHOED, HINTS, NEUTRAL, UNTOLD, is_neutral, is_off
-from trifocal.conversation.markup import letters, parse, stray, tags
+from trifocal.conversation.markup import letters, reading, stray, tags
 from trifocal.embedded import Embedded
 from trifocal.embedded import from_base64 as embeddings_from
 from trifocal.errors import BadImage
@@ -277,7 +277,7 @@ def decode(drafts: Sequence[Draft], limits: Limits, most: int, total: int, longe
     for draft in drafts:
         parts: list[str | Image] = []
         for part in draft.parts:
-            for read in parse(part.text) if isinstance(part, Tagged) else [part]:
+            for read in reading(part.text, limits=limits) if isinstance(part, Tagged) else [part]:
                 parts.append(_decode(read, limits) if isinstance(read, Picture) else read)
                 if isinstance(parts[-1], Image):
                     left, pixels = left - 1, pixels - _pixels(parts[-1])

@@ -10,7 +10,7 @@ from trifocal.errors import BadImage, BadMarkup
 from trifocal.images import LIMITS, Image, Limits, from_data_uri
 from trifocal.messages import Part
 
-__all__ = ["Tag", "letters", "parse", "stray", "tags"]
+__all__ = ["Tag", "letters", "parse", "reading", "stray", "tags"]
 
 # nothing here can be matched in two ways, so nothing is tried twice
 _IMG = re.compile(r"<img\b", re.IGNORECASE)
@@ -109,7 +109,12 @@ def parse(prompt: str, *, limits: Limits = LIMITS) -> tuple[Part, ...]:
             outside of any tag.
         BadImage: a data URI that holds no picture; its name counts the tags from 1.
     """
-    return tuple(part for part in _parts(prompt, limits) if part != "")
+    return tuple(reading(prompt, limits=limits))
+
+
+def reading(prompt: str, *, limits: Limits = LIMITS) -> Iterator[Part]:
+    """The same, each when it is asked for: whoever counts what pictures hold can stop before the next is decoded."""
+    return (part for part in _parts(prompt, limits) if part != "")
 
 
 def stray(text: str) -> int | None:
