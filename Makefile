@@ -42,7 +42,7 @@ unit:
 
 # tests at full size: 2,000 aborted requests, 1,200 slow clients, 500 examples an operation, all of thimble's questions
 test-hostile: install-test
-	TRIFOCAL_FULL=1 TRIFOCAL_EXAMPLES=500 $(BIN)/pytest tests/api tests/model/test_bundled_model.py -n 2 --dist loadfile
+	TRIFOCAL_FULL=1 $(BIN)/pytest tests/api tests/model/test_bundled_model.py -n 2 --dist loadfile
 
 # torch comes first and from its own index, since the plain registry has only the CUDA build for Linux.
 # The CPU build is held to the lock's hash; another build is the reader's own choice.
@@ -112,12 +112,15 @@ audit: install
 	$(BIN)/pip install -q pip-audit
 	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements/run.lock
 
-# what guards the promises of SECURITY.md, apart from the rest: with docs/security.md, minutes
+# what guards the promises of SECURITY.md, apart from the rest: the tests of docs/security.md's table and their twins
+SAFETY = $(addprefix tests/, test_fuzz.py test_growth.py test_encoded.py test_supply.py test_bans.py test_images.py \
+	test_embedded.py test_soak.py checkpoints/test_damaged.py weights/test_weights.py conversation/test_jinja.py \
+	engines/test_scheduler.py engines/test_contract.py engines/test_remote.py vision/test_showing.py web/test_page_routes.py \
+	$(addprefix api/test_, accepting.py attacks.py bounds.py doors.py engine_process.py failpoints.py fetch.py hostile.py \
+	image_embeds.py load.py room.py schema.py scopes.py serve_command.py several_models.py slow.py strict_json.py textgen.py))
+
 test-safety: install-test
-	$(BIN)/pytest -n 2 --dist loadfile tests/test_fuzz.py tests/test_growth.py tests/test_encoded.py tests/test_supply.py \
-	tests/test_bans.py tests/api/test_attacks.py tests/api/test_bounds.py tests/api/test_doors.py tests/api/test_fetch.py \
-	tests/api/test_hostile.py tests/api/test_load.py tests/api/test_scopes.py tests/api/test_slow.py tests/conversation/test_jinja.py \
-	tests/api/test_failpoints.py tests/api/test_strict_json.py tests/checkpoints/test_damaged.py
+	$(BIN)/pytest -n 2 --dist loadfile $(SAFETY)
 
 # every reader of strangers' bytes against damaged ones, at full size: half an hour; what is found is kept in tests/corpus
 fuzz: install-test

@@ -132,6 +132,13 @@ def slope(samples: list[Sample], name: str) -> tuple[float, float]:
     return line.slope, 1.96 * error
 
 
+def growing(samples: list[Sample]) -> list[str]:
+    """What surely grows: memory by a megabyte a minute, descriptors or threads by one in ten minutes."""
+    most = {"memory": 1.0, "files": 0.1, "threads": 0.1}
+    lines = {name: slope(samples, name) for name in most}
+    return [name for name, (line, unsure) in lines.items() if line - unsure > most[name]]
+
+
 def drawn(samples: list[Sample], log: Log) -> str:
     """Memory, descriptors, threads and latency over time, as SVG."""
     rows = {
@@ -153,21 +160,26 @@ def drawn(samples: list[Sample], log: Log) -> str:
     return f'{head}<rect width="780" height="480" fill="#fff"/>{"".join(parts)}</svg>\n'
 
 
+def counted(samples: list[Sample], minutes: float) -> list[Sample]:
+    """Those after the server has warmed up."""
+    return [each for each in samples if each.at > 60 * minutes * WARM]
+
+
 def told(samples: list[Sample], log: Log, minutes: float) -> str:
     """What came of it, in words and as a row."""
-    counted = [each for each in samples if each.at > 60 * minutes * WARM]
-    (memory, unsure), (files, _), (threads, _) = (slope(counted, name) for name in ("memory", "files", "threads"))
+    late = counted(samples, minutes)
+    (memory, unsure), (files, _), (threads, _) = (slope(late, name) for name in ("memory", "files", "threads"))
     halves = [
         [seconds for at, seconds in log.latencies if low < at / 60 / minutes <= high]
         for low, high in ((WARM, (1 + WARM) / 2), ((1 + WARM) / 2, 2.0))
     ]
-    early, late = (statistics.quantiles(half, n=100) for half in halves)
+    early, later = (statistics.quantiles(half, n=100) for half in halves)
     shares = list(log.answered.values())
     fair = sum(shares) ** 2 / len(shares) / sum(each * each for each in shares)
     print(json.dumps({"statuses": dict(log.statuses), "answered by caller": dict(log.answered)}))
     return (
         f"| {minutes:g} | {log.statuses.total()} | {memory:+.2f} ± {unsure:.2f} | {files:+.2f} | {threads:+.2f} "
-        f"| {early[49]:.2f} → {late[49]:.2f} | {early[98]:.2f} → {late[98]:.2f} | {fair:.3f} |"
+        f"| {early[49]:.2f} → {later[49]:.2f} | {early[98]:.2f} → {later[98]:.2f} | {fair:.3f} |"
     )
 
 
@@ -192,6 +204,8 @@ def main() -> None:
                 server.communicate()
     print(told(samples, log, options.minutes))
     options.svg.write_text(drawn(samples, log))
+    if found := growing(counted(samples, options.minutes)):
+        sys.exit(f"what grows: {', '.join(found)}")
 
 
 def soak(server: subprocess.Popen[str], keys: list[str], seconds: float) -> tuple[list[Sample], Log]:

@@ -67,3 +67,32 @@ def test_nothing_speaks_of_where_it_was_made() -> None:
     for path in [*PAGES, *(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
         text = path.read_text("utf-8")
         assert not any(word in text for word in words), path
+
+
+def promises() -> list[list[str]]:
+    """The rows of the table of docs/security.md: number, property, what was reached, tests, twins."""
+    text = (ROOT / "docs" / "security.md").read_text("utf-8")
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in re.findall(r"^\| (T-.+) \|$", text, re.M)]
+
+
+def test_every_promise_is_in_the_table_once() -> None:
+    assert [row[0] for row in promises()] == [f"T-{at:02}" for at in range(1, 41)]
+
+
+@pytest.mark.parametrize("row", promises(), ids=lambda row: row[0])
+def test_every_promise_has_a_test_and_a_twin_that_fails(row: list[str]) -> None:
+    _, _, _, tests, twins = row
+    if tests.startswith("none: "):
+        assert twins == "none"
+        return
+    safety = (ROOT / "Makefile").read_text("utf-8").partition("SAFETY = ")[2].partition("\n\n")[0]
+    for file in re.findall(r"`([\w/]+\.py)`", tests):
+        assert (ROOT / file if "/" in file and (ROOT / file).exists() else ROOT / "tests" / file).exists(), file
+        where = re.sub(r"^api/test_", "", file)
+        assert where in safety or file in ("web/test_page_browser.py", "benchmarks/soak.py"), (
+            f"make test-safety: {file}"
+        )
+    found = re.findall(r"`([\w/]+\.py)::(\w+)`", twins)
+    assert found
+    for file, name in found:
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text("utf-8"), f"{file}::{name}"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
-from live import HIDDEN, Live, Watching, make_llava, running
+from live import HIDDEN, Live, Watching, full, make_llava, running
 from requests import Session
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.failures import FailureGroup
@@ -25,7 +24,7 @@ from trifocal.api.serving import Server
 from trifocal.api.settings import ServerSettings
 from trifocal.web import routes
 
-EXAMPLES = int(os.environ.get("TRIFOCAL_EXAMPLES", "20"))  # of 46 operations; `make test-hostile` has 500 of each
+EXAMPLES = full(500, 20)  # of each of 46 operations
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
 
 app = create_app(make_llava(), ServerSettings(), routes())

@@ -41,6 +41,7 @@ def free_ports(count: int) -> list[int]:
 def serving(tmp_path: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "trifocal", "serve", *options]
     environment = {**os.environ, "TRIFOCAL_API_KEY": KEY}
+    environment.pop("TRIFOCAL_FULL", None)  # the tests' own, which is no setting and is told to be none
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
         try:
             yield process
