@@ -113,7 +113,8 @@ class Simulation:
         self.events: list[tuple[float, int, Callable[[], None]]] = []
         self.now, self.from_, self.result = 0.0, 0.0, Result()
         for _ in range(users):
-            self.at(self.random.uniform(0, figures.think + 1), self.asking(User(self.random.randrange(fronts))))
+            user = User(*map(self.random.randrange, (fronts, languages, figures.turns)))  # in mid-conversation
+            self.at(self.random.uniform(0, figures.think + 1), self.asking(user))
 
     def at(self, when: float, what: Callable[[], None]) -> None:
         heapq.heappush(self.events, (when, next(self.number), what))
@@ -285,8 +286,6 @@ def main() -> None:
         here(*options.here)
         return
     found = grown(Figures(), (1, 4, 16, 64, 256, 1000), options.users, options.seconds)
-    print("the last one without questions how a replica is, and a route at no cost:")
-    grown(replace(Figures(), ping=0.0, route=0.0), (1000,), options.users, options.seconds)
     tokens = curve(found, lambda told: told.tokens)
     ideal = [(size, tokens[0][1] * size) for size, _ in tokens]
     pictures = curve(found, lambda told: told.pictures)
@@ -295,6 +294,8 @@ def main() -> None:
     fronts, languages = curve(found, lambda told: 100 * told.fronts), curve(found, lambda told: 100 * told.languages)
     busy = chart("how busy, in percent of a core or a GPU", [("fronts", fronts), ("language", languages)])
     (options.svg / "scaling-busy.svg").write_text(busy)
+    print("the last one without questions how a replica is, and a route at no cost:")
+    grown(replace(Figures(), ping=0.0, route=0.0), (1000,), options.users, options.seconds)
 
 
 def curve(found: Sequence[tuple[int, Result]], of: Callable[[Result], float]) -> list[tuple[float, float]]:
@@ -305,7 +306,7 @@ def curve(found: Sequence[tuple[int, Result]], of: Callable[[Result], float]) ->
 def here(other: float, prompt: float, tokens: float) -> None:
     """Two cores that all share: seconds of CPU for a request beside the language model, and for its prompt."""
     steps: Curve = ((1, 0.0049), (8, 0.0137))  # thimble's, "One at a time and together"
-    thimble = Figures(step=steps, prefill=((1, prompt), (359, prompt)), see=((1, 0.0), (8, 0.0)), front=other)
+    thimble = Figures(step=steps, prefill=((1, prompt), (359, prompt)), see=((1, 1e-9), (8, 1e-9)), front=other)
     thimble = replace(thimble, token=0.0, ping=0.0, route=0.0, first=359, turns=1, think=1e-3, cores=2)
     for size in (1, 2, 4):
         print(row(size, Simulation(replace(thimble, answer=round(tokens)), size, 1, 1, 8).run(60.0)))
