@@ -127,7 +127,8 @@ class Simulation:
             what()
         told, span = self.result, seconds - self.from_
         told.tokens, told.pictures, told.wire = told.tokens / span, told.pictures / span, told.wire / span
-        told.fronts = sum(each.busy for each in self.fronts) / seconds / len(self.fronts) + pinged
+        spared = max(0.05, 1 - pinged)
+        told.fronts = spared * sum(each.busy for each in self.fronts) / seconds / len(self.fronts) + pinged
         told.towers = sum(each.busy for each in self.towers) / seconds / len(self.towers)
         told.languages = sum(each.busy for each in self.languages) / seconds / len(self.languages)
         return told
@@ -140,8 +141,8 @@ class Simulation:
             user.asked = self.now
             route = figures.route * len(self.languages)
             own = figures.front * (1.0 if user.turn == 0 else 0.3) + route + figures.answer * figures.token
-            pinged = 1 + figures.ping * len(self.languages)  # what the front does beside
-            done = self.take(front, own * pinged)
+            spared = max(0.05, 1 - figures.ping * len(self.languages))  # of its core, by what the front does beside
+            done = self.take(front, own / spared)
             if user.turn == 0:
                 tower = min(self.towers, key=lambda each: each.free)
                 waiting = max(0.0, tower.free - self.now) / figures.see[0][1]
