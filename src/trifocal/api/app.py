@@ -75,7 +75,8 @@ class App(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, in which a bad body is a 400 like any other bad request."""
         if not self.openapi_schema:
-            document = get_openapi(title=self.title, version=self.version, routes=self.routes)
+            routes = [_documented(route) for route in self.routes]
+            document = get_openapi(title=self.title, version=self.version, routes=routes)
             for path in document["paths"].values():
                 for operation in path.values():
                     operation["responses"].pop("422", None)
@@ -86,19 +87,29 @@ class App(FastAPI):
 
     def _adopt(self, route: BaseRoute) -> None:
         """Adds a route; one of FastAPI's as our own, read by our JSON parser."""
-        if isinstance(route, APIRoute):
-            route = _StrictRoute(
-                route.path,
-                route.endpoint,
-                methods=route.methods,
-                name=route.name,
-                tags=route.tags,
-                summary=route.summary,
-                status_code=route.status_code,
-                responses={**{status: {"model": error_model(route.path)} for status in _STATUSES}, **route.responses},
-                response_class=route.response_class,
-            )
-        self.router.routes.append(route)
+        self.router.routes.append(_strict(route, {}) if isinstance(route, APIRoute) else route)
+
+
+def _documented(route: BaseRoute) -> BaseRoute:
+    """The route with every status: pydantic reads the model of each anew, and no server that starts waits for that."""
+    if not isinstance(route, APIRoute):
+        return route
+    return _strict(route, {status: {"model": error_model(route.path)} for status in _STATUSES})
+
+
+def _strict(route: APIRoute, responses: dict[int | str, dict[str, Any]]) -> APIRoute:
+    """One of FastAPI's routes as our own."""
+    return _StrictRoute(
+        route.path,
+        route.endpoint,
+        methods=route.methods,
+        name=route.name,
+        tags=route.tags,
+        summary=route.summary,
+        status_code=route.status_code,
+        responses={**responses, **route.responses},
+        response_class=route.response_class,
+    )
 
 
 class _StrictRequest(Request):
