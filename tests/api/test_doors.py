@@ -54,6 +54,7 @@ PATHS = [
     ("POST", "/api/push"),
     ("DELETE", "/api/delete"),
     ("POST", "/v1/messages/count_tokens"),
+    ("POST", "/v1/responses/input_tokens"),
     ("GET", "/v1/internal/health"),
     ("GET", "/v1/internal/model/info"),
     ("GET", "/v1/internal/model/list"),
