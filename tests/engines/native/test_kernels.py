@@ -13,7 +13,7 @@ from torch.nn.functional import silu
 from trifocal.engines.native import cuda
 from trifocal.engines.native.kernels import Kernels
 from trifocal.engines.native.linear import Dense, Packed
-from trifocal.engines.native.memory import Pool
+from trifocal.engines.native.memory import BLOCK, Pool
 from trifocal.engines.native.model import Layer, Model, Plain
 from trifocal.engines.native.packing import packed
 from trifocal.engines.native.runner import NativeRunner
@@ -137,13 +137,16 @@ def model(shape: Shape, dtype: torch.dtype, *, exact: bool) -> Model:
     ("heads", "kv_heads", "dim", "window"),
     [(4, 4, 128, 0), (4, 2, 128, 0), (4, 1, 128, 0), (8, 1, 64, 0), (4, 2, 96, 0), (2, 1, 256, 0), (4, 2, 128, 50)],
 )
-def test_steps_of_every_kind_are_those_of_float32(heads: int, kv_heads: int, dim: int, window: int) -> None:
+@pytest.mark.parametrize("in_bytes", [False, True])
+def test_steps_of_every_kind_are_those_of_float32(
+    heads: int, kv_heads: int, dim: int, window: int, in_bytes: bool
+) -> None:
     shape = Shape(2, 512, heads, kv_heads, dim, 1024, 1e-5, window, CONTEXT, False, ROPE | {"rotated": dim})
     table = rotary_table(shape, CONTEXT).to(CARD)
     runners = {}
     half = torch.bfloat16
     for name, dtype in (("exact", torch.float32), ("plain", half), ("kernels", half), ("graphs", half)):
-        pool = Pool(shape, 64, dtype, CARD)
+        pool = Pool(shape, 64, dtype, CARD, in_bytes=in_bytes)
         made = model(shape, dtype, exact=name == "exact")
         plain = name in ("exact", "plain")
         operations = Plain(shape, pool, table) if plain else Kernels(shape, pool, table, rows=64)
@@ -154,6 +157,23 @@ def test_steps_of_every_kind_are_those_of_float32(heads: int, kv_heads: int, dim
             bound = 3 * distance(told["plain"], told["exact"]) + 5e-3  # as far as bfloat16 itself is
             assert distance(told["kernels"], told["exact"]) < bound
             assert distance(told["graphs"], told["exact"]) < bound
+
+
+def test_the_kernel_keeps_the_bytes_that_are_told() -> None:
+    """Scales are those of `Pool.write` to the bit, and bytes but for those that stand between two."""
+    shape = Shape(2, 512, 4, 2, 128, 1024, 1e-5, 0, CONTEXT, False, ROPE | {"rotated": 64})
+    table, pools = rotary_table(shape, CONTEXT).to(CARD), []
+    for kind in (Plain, Kernels):
+        pool = Pool(shape, 64, torch.bfloat16, CARD, in_bytes=True)
+        operations = Plain(shape, pool, table) if kind is Plain else Kernels(shape, pool, table, rows=64)
+        with torch.inference_mode():
+            NativeRunner(model(shape, torch.bfloat16, exact=False), operations, context=CONTEXT).forward(STEPS[0])
+        pools.append(pool)
+    slots = torch.tensor([block * BLOCK + at for block in TABLES[0][:12] for at in range(BLOCK)], device=CARD)
+    one, two = ((pool.keys[0][slots].int(), pool.values[0][slots].int()) for pool in pools)
+    assert torch.equal(one[1], two[1])  # values come as they are: nothing turns them
+    assert int((one[0] - two[0]).abs().max()) <= 2
+    assert float((one[0] != two[0]).float().mean()) < 0.1  # the kernel turns without rounding in between
 
 
 ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}

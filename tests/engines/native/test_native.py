@@ -18,13 +18,14 @@ from recipes import written
 from trifocal.engines import load_engine, native
 from trifocal.engines.language import open_language
 from trifocal.engines.native import Native, load
+from trifocal.engines.native.memory import Pool
 from trifocal.engines.native.runner import NativeRunner
 from trifocal.engines.recipe import Recipe
 from trifocal.engines.scheduler import Run
 from trifocal.engines.shape import FAMILIES, shape_of
 from trifocal.engines.speculation import Costs
 from trifocal.engines.transformers import load as load_transformers
-from trifocal.errors import CheckpointError
+from trifocal.errors import CheckpointError, EngineError
 from trifocal.messages import Sampling
 from trifocal.placement import Placement
 from trifocal.prompt import ImageSpan, Prompt, TokenSpan
@@ -245,6 +246,48 @@ def test_a_second_turn_goes_on_from_what_is_there(tokenizer: Path) -> None:
         answer = said(engine, first)
         second = Prompt([*first.spans, text(*answer[:-1], 11, 12), picture(2), text(13)])
         assert said(engine, second) == generated(reference, second)
+
+
+@pytest.mark.parametrize("kind", ["mistral, window", "qwen3, tied"])
+def test_keys_and_values_kept_as_bytes_are_near_and_half_as_large(kind: str, tokenizer: Path) -> None:
+    half, _ = language(KINDS[kind], tokenizer)
+    one = Sampling(max_tokens=1, ignore_end=True, top_logprobs=20)
+    told: dict[str, dict[int, float]] = {}
+    for kv in ("exact", "int8"):
+        with closing(load(half, CPU, kv=kv)) as engine:
+            answer = said(engine, PROMPTS[1])
+            (next_turn,) = engine.stream(Prompt([*PROMPTS[1].spans, text(7, 9)]), one)
+            told[kv] = dict(next_turn.top)
+            pieces = Prompt([*PROMPTS[1].spans, text(*answer[:-1])])
+            (after,) = engine.stream(pieces, one)  # goes on from what is kept
+            assert after.id == answer[-1]
+    known = [told["int8"][id] - told["exact"][id] for id in told["exact"].keys() & told["int8"].keys()]
+    assert len(known) >= 15
+    assert 0 < max(map(abs, known)) < 2e-2
+    shape = shape_of(open_language(half).config)
+    pools = [Pool(shape, 4, torch.bfloat16, torch.device("cpu"), in_bytes=in_bytes) for in_bytes in (False, True)]
+    sizes = [sum(part.nbytes for part in (pool.keys, pool.values, pool.scales) if part is not None) for pool in pools]
+    assert sizes == [4 * Pool.bytes_a_block(shape, torch.bfloat16, in_bytes=in_bytes) for in_bytes in (False, True)]
+    assert sizes[1] / sizes[0] == (shape.dim + 2) / (2 * shape.dim)
+
+
+def test_heads_kept_as_bytes_are_within_half_a_step() -> None:
+    shape = shape_of({**SIZES, "model_type": "llama", "num_hidden_layers": 1})
+    pool = Pool(shape, 2, torch.float32, torch.device("cpu"), in_bytes=True)
+    keys, values = torch.randn(2, 5, shape.kv_heads, shape.dim, generator=torch.Generator().manual_seed(1))
+    keys[1], values[2] = 0, 1e-9  # nothing, and next to nothing
+    slots = torch.tensor([7, 3, 31, 0, 12])
+    pool.write(0, slots, keys, values)
+    for kept, given in zip(pool.read(0, slots), (keys, values), strict=True):
+        step = given.abs().amax(-1, keepdim=True) / 127
+        assert bool(((kept - given).abs() <= 0.51 * step + 1e-7).all())
+        assert not torch.equal(kept, given)
+
+
+def test_another_way_to_keep_keys_and_values_is_refused_by_name(tokenizer: Path) -> None:
+    half, _ = language(KINDS["llama"], tokenizer)
+    with pytest.raises(EngineError, match="kv=fp8: exact or int8 was expected"):
+        load(half, CPU, kv="fp8")
 
 
 @pytest.mark.parametrize("ids", [[7, 8, 9, 10], [7]])

@@ -26,7 +26,7 @@ from trifocal.engines.native.runner import NativeRunner
 from trifocal.engines.recipe import Recipe
 from trifocal.engines.shape import Shape, rotary_table, shape_of, unfit
 from trifocal.engines.speculation import LONGEST
-from trifocal.errors import OutOfMemory
+from trifocal.errors import EngineError, OutOfMemory
 from trifocal.placement import Part, Placement
 from trifocal.prompt import Prompt
 
@@ -54,6 +54,7 @@ class _Options:
     speculate: bool
     overlap: bool | None
     threads: int | None
+    kv: str
 
 
 class Native(Batching):
@@ -92,6 +93,7 @@ def load(
     graphs: bool = True,
     speculate: bool = True,
     overlap: bool | None = None,
+    kv: str = "exact",
 ) -> Native:
     """Loads a language model of the LLaMA family onto its device.
 
@@ -102,20 +104,25 @@ def load(
     switch off our own kernels and CUDA graphs, each to find out what it does, and ``speculate`` the guessing of what an
     answer says next from what stands before it, which changes no answer and is done only while it is measured to pay.
     ``overlap`` says whether the next step is begun before the tokens of this one are read; left out, it is on cards.
+    ``kv`` is "exact", or "int8": keys and values are kept as bytes, each head of a position with a scale, which takes
+    half the memory and the time to read it, and is no longer within the model's own rounding (docs/performance.md).
 
     Raises:
         CheckpointError: no model of the family, or tensors missing, unknown, damaged or of another shape.
+        EngineError: ``kv`` is something else.
         OutOfMemory: the device has no room.
     """
     reason = "its pictures see each other" if recipe.attention != "causal" else unfit(recipe.config)
     if reason:
         raise unrunnable(recipe, "native", reason)
+    if kv not in ("exact", "int8"):
+        raise EngineError(f"kv={kv}: exact or int8 was expected")
     if threads:
         torch.set_num_threads(threads)
     if placement.resolve()[0].type == "cuda":
         # cuDNN's attention builds a kernel for every new length of a prompt, up to a second each
         torch.backends.cuda.enable_cudnn_sdp(False)
-    options = _Options(context, positions, int4, kernels, graphs, speculate, overlap, threads)
+    options = _Options(context, positions, int4, kernels, graphs, speculate, overlap, threads, kv)
 
     def start() -> Model:
         try:
@@ -138,7 +145,8 @@ def _started(recipe: Recipe, placement: Placement, options: _Options) -> Model:
     four_bit = fast or shape.parameters * dtype.itemsize >= LARGE_BYTES if options.int4 is None else options.int4
     model = read(language, shape, dtype, device, four_bit=four_bit and (fast or device.type == "cpu"))
     context = min(shape.context, options.context or shape.context)
-    pool = Pool(shape, _blocks(shape, context, options, dtype, device), dtype, device)
+    blocks = _blocks(shape, context, options, dtype, device)
+    pool = Pool(shape, blocks, dtype, device, in_bytes=options.kv == "int8")
     context = min(context, pool.blocks * BLOCK)
     table = rotary_table(shape, context).to(device)
     operations = Kernels(shape, pool, table, rows=64) if fast else Plain(shape, pool, table)
@@ -182,7 +190,7 @@ def _blocks(shape: Shape, context: int, options: _Options, dtype: torch.dtype, d
     one, asked = -(-context // BLOCK), options.positions
     if asked is not None or options.context is not None:
         return max(one, -(-asked // BLOCK) if asked is not None else one)
-    fits = _room(device) // Pool.bytes_a_block(shape, dtype)
+    fits = _room(device) // Pool.bytes_a_block(shape, dtype, in_bytes=options.kv == "int8")
     blocks = max(min(one, LEAST // BLOCK), min(AT_ONCE * one, fits))
     if blocks < one:
         log.warning(

@@ -40,12 +40,13 @@ class Kernels(Plain):
         device = pool.keys.device
         self._device = device
         self._processors = torch.cuda.get_device_properties(device).multi_processor_count
-        self._macros = (("BF", int(pool.keys.dtype == torch.bfloat16)),)
+        self._macros = (("BF", int(pool.dtype == torch.bfloat16)),)
+        kept = (*self._macros, ("BYTES", int(pool.scales is not None)))
         per_key = shape.heads // shape.kv_heads
-        attend = (*self._macros, ("DIM", shape.dim), ("HEADS", per_key), ("BLOCK", BLOCK))
+        attend = (*kept, ("DIM", shape.dim), ("HEADS", per_key), ("BLOCK", BLOCK))
         self._attend_kernel = cuda.compiled("attend", attend, "attend", 128, 0, device)
         self._norm_kernel = cuda.compiled("small", self._macros, "rms_norm", 256, 0, device)
-        self._rotate_kernel = cuda.compiled("small", self._macros, "rotate", 128, 0, device)
+        self._rotate_kernel = cuda.compiled("small", kept, "rotate", 128, 0, device)
         most = max(self.splits(count) * count for count in range(1, rows + 1))
         parts = most * shape.kv_heads * per_key * (shape.dim + 2)
         self._parts = torch.empty(parts, dtype=torch.float32, device=device)
@@ -72,28 +73,37 @@ class Kernels(Plain):
     def attend(self, qkv: torch.Tensor, layer: Layer, index: int, step: Step) -> torch.Tensor:
         shape, places = self.shape, self._places
         assert places is not None, "`use` comes first"
-        keys, values = self.pool.keys[index], self.pool.values[index]
         heads = shape.heads + 2 * shape.kv_heads
         rotated = int(shape.rope["rotated"])
         self._rotate_kernel(
             ((heads + 3) // 4, len(qkv), 1),
-            *(qkv, keys, values, places.positions, places.slots, self.table, layer.q_norm, layer.k_norm),
+            *(qkv, *self._memory(index), places.positions, places.slots, self.table, layer.q_norm, layer.k_norm),
             *(shape.heads, shape.kv_heads, shape.dim, rotated, shape.epsilon),
         )
         if not step.pieces:
-            return self._split(qkv, keys, values, places)
+            return self._split(qkv, index, places)
+        parts, own = qkv.view(len(qkv), heads, shape.dim), shape.heads + shape.kv_heads
+        pieces = self._seen(parts[:, : shape.heads], parts[:, shape.heads : own], parts[:, own:], index, step)
+        if len(pieces) == 1 and step.pieces[0].rows == len(qkv):
+            return pieces[0]
         out = qkv.new_empty(len(qkv), shape.heads * shape.dim)
         if len(step.singles):
-            out[step.singles] = self._split(qkv[step.singles], keys, values, places)
-        self._pieces(out, qkv.view(len(qkv), heads, shape.dim)[:, : shape.heads], index, step)
+            out[step.singles] = self._split(qkv[step.singles], index, places)
+        for piece, seen in zip(step.pieces, pieces, strict=True):
+            out[piece.first : piece.first + piece.rows] = seen
         return out
 
-    def _split(self, qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, places: Places) -> torch.Tensor:
+    def _memory(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Keys, values and scales of a layer."""
+        pool = self.pool
+        return pool.keys[index], pool.values[index], None if pool.scales is None else pool.scales[index]
+
+    def _split(self, qkv: torch.Tensor, index: int, places: Places) -> torch.Tensor:
         shape, rows = self.shape, len(qkv)
         out = qkv.new_empty(rows, shape.heads * shape.dim)
         self._attend_kernel(
             (self.splits(rows), shape.kv_heads, rows),
-            *(qkv, keys, values, places.tables, places.lengths, places.known, out, self._parts, self._arrived),
+            *(qkv, *self._memory(index), places.tables, places.lengths, places.known, out, self._parts, self._arrived),
             *(shape.kv_heads, places.tables.shape[1], shape.window, shape.dim**-0.5),
         )
         return out

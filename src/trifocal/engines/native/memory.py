@@ -18,19 +18,46 @@ BLOCK = 16  # positions
 
 
 class Pool:
-    """Keys and values ``[layers, slots, kv_heads, dim]`` each; a block is `BLOCK` slots."""
+    """Keys and values ``[layers, slots, kv_heads, dim]`` each, in the model's ``dtype``; a block is `BLOCK` slots.
 
-    def __init__(self, shape: Shape, blocks: int, dtype: torch.dtype, device: torch.device) -> None:
-        size = (shape.layers, blocks * BLOCK, shape.kv_heads, shape.dim)
+    With ``in_bytes`` they are kept as int8, each head of a position times one of the float16 ``scales``
+    ``[layers, slots, kv_heads, 2]``, of keys and of values.
+    """
+
+    def __init__(
+        self, shape: Shape, blocks: int, dtype: torch.dtype, device: torch.device, *, in_bytes: bool = False
+    ) -> None:
+        size, kept = (shape.layers, blocks * BLOCK, shape.kv_heads, shape.dim), torch.int8 if in_bytes else dtype
         # on a CPU nothing is read that was not written, and memory is taken as it is written
         made = torch.empty if device.type == "cpu" else torch.zeros
-        self.keys, self.values = made(size, dtype=dtype, device=device), made(size, dtype=dtype, device=device)
-        self.blocks = blocks
+        self.keys, self.values = made(size, dtype=kept, device=device), made(size, dtype=kept, device=device)
+        self.scales = made((*size[:3], 2), dtype=torch.float16, device=device) if in_bytes else None
+        self.blocks, self.dtype = blocks, dtype
 
     @staticmethod
-    def bytes_a_block(shape: Shape, dtype: torch.dtype) -> int:
+    def bytes_a_block(shape: Shape, dtype: torch.dtype, *, in_bytes: bool = False) -> int:
         """What a block of all layers takes."""
-        return 2 * shape.layers * BLOCK * shape.kv_heads * shape.dim * dtype.itemsize
+        head = shape.dim + 2 if in_bytes else shape.dim * dtype.itemsize
+        return 2 * shape.layers * BLOCK * shape.kv_heads * head
+
+    def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Keeps keys and values ``[rows, kv_heads, dim]`` of a layer in ``slots`` ``[rows]``."""
+        for at, (kept, given) in enumerate(((self.keys[layer], keys), (self.values[layer], values))):
+            if self.scales is None:
+                kept.index_copy_(0, slots, given)
+                continue
+            scales = (given.abs().amax(-1).float() / 127).half()
+            over = torch.where(scales > 0, 1 / scales.float(), 0)
+            kept.index_copy_(0, slots, (given.float() * over[..., None]).round().clamp(-127, 127).to(torch.int8))
+            self.scales[layer, ..., at].index_copy_(0, slots, scales)
+
+    def read(self, layer: int, slots: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values ``[positions, kv_heads, dim]`` of a layer in ``slots``, in the model's type."""
+        keys, values = self.keys[layer][slots], self.values[layer][slots]
+        if self.scales is None:
+            return keys, values
+        scales = self.scales[layer][slots].float()
+        return (keys * scales[..., :1]).to(self.dtype), (values * scales[..., 1:]).to(self.dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -43,7 +43,7 @@ class Plain:
 
     def begin(self, step: Step) -> None:
         """Called once a step, before the first layer."""
-        cosines, sines = self.table[step.positions].to(self.pool.keys.dtype)[:, None].chunk(2, -1)
+        cosines, sines = self.table[step.positions].to(self.pool.dtype)[:, None].chunk(2, -1)
         self._cosines, self._sines = torch.cat([cosines, cosines], -1), torch.cat([-sines, sines], -1)
         self.look(step)
 
@@ -67,29 +67,30 @@ class Plain:
             queries, keys = turning[:, : shape.heads], turning[:, shape.heads :]
             turning = torch.cat([self.norm(queries, layer.q_norm), self.norm(keys, layer.k_norm)], 1)
         turned = self._turned(turning)
-        queries = turned[:, : shape.heads]
-        all_keys, all_values = self.pool.keys[index], self.pool.values[index]  # [slots, kv_heads, dim]
-        all_keys.index_copy_(0, step.slots, turned[:, shape.heads :])
-        all_values.index_copy_(0, step.slots, parts[:, shape.heads + shape.kv_heads :])
-        return torch.cat(self._seen(queries, index, step))
+        queries, keys, values = turned[:, : shape.heads], turned[:, shape.heads :], parts[:, -shape.kv_heads :]
+        self.pool.write(index, step.slots, keys, values)
+        return torch.cat(self._seen(queries, keys, values, index, step))
 
-    def _pieces(self, out: torch.Tensor, queries: torch.Tensor, index: int, step: Step) -> None:
-        """Fills the rows of ``out`` that belong to pieces, from queries ``[rows, heads, dim]``."""
-        for piece, seen in zip(step.pieces, self._seen(queries, index, step), strict=True):
-            out[piece.first : piece.first + piece.rows] = seen
+    def _seen(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, index: int, step: Step
+    ) -> list[torch.Tensor]:
+        """What the rows of each piece see, ``[rows, heads * dim]``, from heads of all rows ``[rows, ..., dim]``.
 
-    def _seen(self, queries: torch.Tensor, index: int, step: Step) -> list[torch.Tensor]:
-        """What the rows of each piece see, ``[rows, heads * dim]``, from queries ``[rows, heads, dim]``."""
-        return [
-            self._piece(
-                queries[piece.first : piece.first + piece.rows], *self._kept(piece, view, index), piece, mask, index
-            )
-            for piece, view, mask in zip(step.pieces, self._views, self._masks, strict=True)
-        ]
+        A piece that begins its sequence sees itself, and what was before it is read from the pool for the others.
+        """
+        seen = []
+        for piece, view, mask in zip(step.pieces, self._views, self._masks, strict=True):
+            rows = slice(piece.first, piece.first + piece.rows)
+            if piece.start:
+                own = self._kept(piece, view, index)
+            else:
+                own = keys[rows].transpose(0, 1)[None], values[rows].transpose(0, 1)[None]
+            seen.append(self._piece(queries[rows], *own, piece, mask, index))
+        return seen
 
     def _view(self, piece: Piece) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
-        """The keys and values that a piece sees, of every layer, where they lie together."""
-        if not isinstance(piece.slots, slice):
+        """The keys and values that a piece sees, of every layer, where they lie together as they are."""
+        if not piece.start or not isinstance(piece.slots, slice) or self.pool.scales is not None:
             return None
         keys, values = (
             all_of[:, None, piece.slots].transpose(2, 3).unbind() for all_of in (self.pool.keys, self.pool.values)
@@ -102,7 +103,7 @@ class Plain:
         """The keys and values that a piece sees in a layer, ``[1, kv_heads, positions, dim]`` each."""
         if view is not None:
             return view[index]
-        keys, values = self.pool.keys[index][piece.slots], self.pool.values[index][piece.slots]
+        keys, values = self.pool.read(index, piece.slots)
         return keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
 
     def _turned(self, x: torch.Tensor) -> torch.Tensor:

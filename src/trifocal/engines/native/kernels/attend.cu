@@ -1,5 +1,6 @@
 // ---- attention of single rows over the live positions of their sequence, split over blocks
 // queries stand in qkv; keys and values of one layer [slots, kv_heads, dim]; HEADS query heads share a key head.
+//   BYTES  1: keys and values are bytes, and each head of a position has two float16 scales [slots, kv_heads, 2]
 // The splits' results [rows, kv_heads, splits, HEADS, dim + 2] are merged by the block that comes last.
 #ifndef DIM
 #define DIM 128
@@ -8,9 +9,32 @@
 #endif
 #define LANES (DIM <= 64 ? 8 : DIM <= 128 ? 16 : 32)  // threads a position, 8 values each
 #define ABREAST (128 / LANES)
+#if BYTES
+#define AHEAD 8
+typedef uint2 Eight;
+DEV Eight eight(const char* p) {
+  Eight v;
+  asm volatile("ld.global.v2.u32 {%0,%1},[%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
+  return v;
+}
+// bytes as floats: 2^23 and a byte more than -128 in the low bits of the fraction, and that taken off
+DEV void spread(const Eight& v, float (&f)[8]) {
+  const u32 w[2] = {v.x ^ 0x80808080u, v.y ^ 0x80808080u};
+#pragma unroll
+  for (int i = 0; i < 8; i++) f[i] = __uint_as_float(__byte_perm(w[i / 4], 0x4b000000u, 0x7440 + i % 4)) - 8388736.f;
+}
+#else
 #define AHEAD 4
+typedef uint4 Eight;
+DEV Eight eight(const u16* p) { return load(p); }
+#endif
 extern "C" __global__ void __launch_bounds__(128) attend(
-    const u16* qkv, const u16* keys, const u16* values, const int* tables, const int* lengths, const int* known,
+#if BYTES
+    const u16* qkv, const char* keys, const char* values, const u32* scales, const int* tables,
+#else
+    const u16* qkv, const u16* keys, const u16* values, const u32*, const int* tables,
+#endif
+    const int* lengths, const int* known,
     u16* out, float* parts, int* arrived, int kv_heads, int columns, int window, float scale) {
   __shared__ float shared[ABREAST * HEADS * (DIM + 2)];
   __shared__ int last;
@@ -33,20 +57,31 @@ extern "C" __global__ void __launch_bounds__(128) attend(
   const int begin = first + split * chunk, end = min(length, begin + chunk);
   const int* table = tables + (u64)row * columns;
   const int there = known[row];  // positions whose keys and values no kernel of this step writes
-  uint4 k[AHEAD], v[AHEAD];
+  Eight k[AHEAD], v[AHEAD];
+#if BYTES
+  u32 both[AHEAD];
+#endif
   auto fetch = [&](int p, int low, int high) {
 #pragma unroll
     for (int u = 0; u < AHEAD; u++) {
       const int at = p + u * ABREAST;
       if (at >= low && at < high && live_lane) {
         const u64 slot = (u64)table[at / BLOCK] * BLOCK + at % BLOCK, from = (slot * kv_heads + kv) * DIM + lane * 8;
-        k[u] = load(keys + from);
-        v[u] = load(values + from);
+        k[u] = eight(keys + from);
+        v[u] = eight(values + from);
+#if BYTES
+        asm volatile("ld.global.u32 %0,[%1];" : "=r"(both[u]) : "l"(scales + slot * kv_heads + kv) : "memory");
+#endif
       }
     }
   };
 #pragma unroll
-  for (int u = 0; u < AHEAD; u++) k[u] = v[u] = make_uint4(0, 0, 0, 0);
+  for (int u = 0; u < AHEAD; u++) {
+    k[u] = v[u] = Eight();
+#if BYTES
+    both[u] = 0;
+#endif
+  }
   fetch(begin + sub, 0, min(end, there));
   wait_for_previous();
   fetch(begin + sub, there, end);
@@ -73,6 +108,9 @@ extern "C" __global__ void __launch_bounds__(128) attend(
         for (int j = 0; j < 8; j++) dot += q[h][j] * f[j];
 #pragma unroll
         for (int o = LANES / 2; o; o >>= 1) dot += __shfl_xor_sync(0xffffffffu, dot, o);
+#if BYTES
+        dot *= half_wide(both[u]);
+#endif
         s[u] = p + u * ABREAST < end ? dot : -1e30f;
         m = fmaxf(m, s[u]);
       }
@@ -86,8 +124,13 @@ extern "C" __global__ void __launch_bounds__(128) attend(
         const float e = s[u] > -1e29f ? exp2f(s[u] - m) : 0.f;
         sum[h] += e;
         spread(v[u], f);
+#if BYTES
+        const float weight = e * half_wide(both[u] >> 16);
+#else
+        const float weight = e;
+#endif
 #pragma unroll
-        for (int j = 0; j < 8; j++) acc[h][j] += e * f[j];
+        for (int j = 0; j < 8; j++) acc[h][j] += weight * f[j];
       }
     }
   }

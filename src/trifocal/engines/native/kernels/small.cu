@@ -43,9 +43,31 @@ extern "C" __global__ void __launch_bounds__(256) swiglu(const u16* x, u16* y, i
 }
 
 // ---- queries and keys are rotated (and normalised where the family does), keys and values go to their slots.
-// qkv [rows, heads + 2 * kv_heads, dim]; a warp a head; queries are written back where they stood
+// qkv [rows, heads + 2 * kv_heads, dim]; a warp a head; queries and keys are written back where they stood.
+//   BYTES  1: keys and values are kept as bytes, each head with a scale [slots, kv_heads, 2], as `Pool.write` has them
+#ifndef BYTES
+#define BYTES 0
+#endif
+DEV void keep(const u16* x, char* to, u16* scale, int dim, int lane) {
+  float most = 0.f;
+  for (int i = lane * 2; i < dim; i += 64) {
+    const u32 v = *(const u32*)(x + i);
+    most = fmaxf(most, fmaxf(fabsf(wide((u16)v)), fabsf(wide((u16)(v >> 16)))));
+  }
+#pragma unroll
+  for (int o = 16; o; o >>= 1) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, o));
+  u16 half;
+  asm("cvt.rn.f16.f32 %0,%1;" : "=h"(half) : "f"(most / 127.f));
+  const float own = half_wide(half), over = own > 0.f ? 1.f / own : 0.f;
+  auto byte = [&](u16 v) { return (u16)(min(127, max(-127, __float2int_rn(wide(v) * over))) & 0xff); };
+  for (int i = lane * 2; i < dim; i += 64) {
+    const u32 v = *(const u32*)(x + i);
+    *(u16*)(to + i) = (u16)(byte((u16)v) | byte((u16)(v >> 16)) << 8);
+  }
+  if (lane == 0) *scale = half;
+}
 extern "C" __global__ void __launch_bounds__(128) rotate(
-    u16* qkv, u16* keys, u16* values, const int* positions, const int* slots, const float* table,
+    u16* qkv, u16* keys, u16* values, u16* scales, const int* positions, const int* slots, const float* table,
     const u16* q_norm, const u16* k_norm, int heads, int kv_heads, int dim, int rotated, float eps) {
   let_next_start();
   wait_for_previous();
@@ -56,6 +78,14 @@ extern "C" __global__ void __launch_bounds__(128) rotate(
   u16* to = x;
   if (head >= heads) {
     if (slot < 0) return;  // a row that only fills the batch
+#if BYTES
+    if (head >= heads + kv_heads) {
+      const u64 at = slot * kv_heads + head - heads - kv_heads;
+      keep(x, (char*)values + at * dim, scales + at * 2 + 1, dim, lane);
+      return;
+    }
+  }
+#else
     const int own = head - heads;
     to = own < kv_heads ? keys + (slot * kv_heads + own) * dim : values + (slot * kv_heads + own - kv_heads) * dim;
   }
@@ -63,6 +93,7 @@ extern "C" __global__ void __launch_bounds__(128) rotate(
     for (int i = lane * 2; i < dim; i += 64) *(u32*)(to + i) = *(const u32*)(x + i);
     return;
   }
+#endif
   const u16* weight = head < heads ? q_norm : k_norm;
   float r = 0.f;
   if (weight) {
@@ -71,16 +102,36 @@ extern "C" __global__ void __launch_bounds__(128) rotate(
   }
   const int half = rotated / 2;
   const float* angle = table + (u64)positions[row] * rotated;  // cosines, then sines
-  for (int i = lane; i < half; i += 32) {
-    float a = wide(x[i]), b = wide(x[i + half]);
+  const float *cosines = angle, *sines = angle + half;
+  auto turned = [&](float a, float b, int i, float& first, float& second) {
     if (weight) {
       a = wide(narrow(wide(narrow(a * r)) * wide(weight[i])));
       b = wide(narrow(wide(narrow(b * r)) * wide(weight[i + half])));
     }
-    const float c = angle[i], s = angle[i + half];
-    to[i] = narrow(a * c - b * s);
-    to[i + half] = narrow(b * c + a * s);
+    first = a * cosines[i] - b * sines[i], second = b * cosines[i] + a * sines[i];
+  };
+  if (half % 2 == 0) {  // two by two
+    for (int i = lane * 2; i < half; i += 64) {
+      const u32 a = *(const u32*)(x + i), b = *(const u32*)(x + i + half);
+      float first[2], second[2];
+      turned(wide((u16)a), wide((u16)b), i, first[0], second[0]);
+      turned(wide((u16)(a >> 16)), wide((u16)(b >> 16)), i + 1, first[1], second[1]);
+      *(u32*)(x + i) = *(u32*)(to + i) = pair(first[0], first[1]);
+      *(u32*)(x + i + half) = *(u32*)(to + i + half) = pair(second[0], second[1]);
+    }
+  } else {
+    for (int i = lane; i < half; i += 32) {
+      float first, second;
+      turned(wide(x[i]), wide(x[i + half]), i, first, second);
+      x[i] = to[i] = narrow(first), x[i + half] = to[i + half] = narrow(second);
+    }
   }
-  for (int i = rotated + lane; i < dim; i += 32) to[i] = weight ? narrow(wide(narrow(wide(x[i]) * r)) * wide(weight[i])) : x[i];
+  for (int i = rotated + lane; i < dim; i += 32) x[i] = to[i] = weight ? narrow(wide(narrow(wide(x[i]) * r)) * wide(weight[i])) : x[i];
+#if BYTES
+  if (head < heads) return;
+  __syncwarp();
+  const u64 at = slot * kv_heads + head - heads;
+  keep(x, (char*)keys + at * dim, scales + at * 2, dim, lane);
+#endif
 }
 
