@@ -184,7 +184,9 @@ def is_kept_while_it_answers(shop: Shop) -> None:
         running_one = pool.submit(answered, live, "first")
         until(lambda: engine.open, "the answer")
         other = pool.submit(answered, live, "second")
-        until(lambda: live.server.models._crowded or shop.loads["second"] > before, "the wish for the other")
+        models = live.server.models
+        waits = lambda: models._crowded and not models._entries["first"].idle  # noqa: E731
+        until(lambda: waits() or shop.loads["second"] > before, "the wish for the other")
         kept = not first.closed
         engine.gate.set()
         told = [each.exception(PATIENCE) for each in (running_one, other)]
