@@ -7,9 +7,12 @@ import torch
 
 import trifocal
 from trifocal.engines import schemas
-from trifocal.engines.grammar import Grammars
+from trifocal.engines.base import Token
+from trifocal.engines.grammar import Constraint, Grammars
+from trifocal.engines.sampler import Drawing, pick
 from trifocal.engines.tokenizer import FileTokenizer
-from trifocal.errors import BadSampling
+from trifocal.errors import BadSampling, EngineError
+from trifocal.messages import Sampling
 from trifocal.tokens.folder import read_words
 
 WIDTH = 5000
@@ -173,3 +176,38 @@ def test_echo_refuses_a_schema() -> None:
 
     with pytest.raises(BadSampling, match="echo"):
         Echo().stream(Prompt([TokenSpan((20,))]), trifocal.Sampling(schema="{}"))
+
+
+@pytest.mark.parametrize("limit", ["max_items_in_row", "step_lexer_fuel", "step_max_items", "max_lexer_states"])
+def test_a_schema_that_can_not_be_held_any_further_is_the_schemas_fault(grammars: Grammars, limit: str) -> None:
+    from llguidance import LLMatcher, LLParserLimits
+
+    schema = properties(40) | {"patternProperties": {"^(a|b)*c{3,9}$": {"type": "string", "pattern": "(x|y)*z{3,9}"}}}
+    grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema))
+    constraint = Constraint(LLMatcher(grammars._tokenizer, grammar, log_level=0, limits=LLParserLimits(**{limit: 3})))
+
+    def go_on() -> None:
+        for _ in range(20):
+            constraint.accept(int(constraint.allowed(torch.zeros(WIDTH)).argmax()))
+
+    with pytest.raises(BadSampling, match=r"can't be held any further: .*(too many|items)") as refused:
+        go_on()
+    assert "state>" not in str(refused.value)
+
+
+def test_an_id_that_was_not_allowed_is_no_fault_of_the_schema(grammars: Grammars) -> None:
+    with pytest.raises(EngineError, match="left the schema"):
+        grammars.constraint('{"type": "boolean"}').accept(70)
+
+
+def test_a_library_that_fails_on_one_answer_ends_no_other(grammars: Grammars) -> None:
+    class Failing:
+        def compute_bitmask(self) -> bytes:
+            raise ValueError("a lexer of its own kind")
+
+    rows = [Drawing(Sampling()), Drawing(Sampling())]
+    rows[1].constraint = Constraint(Failing())
+    one, other = pick(torch.eye(2, WIDTH), rows)
+    assert isinstance(one, Token)
+    assert isinstance(other, BadSampling)
+    assert str(other) == "schema: the JSON schema can't be held any further: a lexer of its own kind"

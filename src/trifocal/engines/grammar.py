@@ -11,24 +11,30 @@ from typing import Any
 import torch
 
 from trifocal.engines.closing import held
-from trifocal.engines.schemas import checked, compiled
+from trifocal.engines.schemas import checked, compiled, told
 from trifocal.errors import BadSampling, EngineError, MissingExtra
 
 __all__ = ["Constraint", "Grammars", "constraints"]
 
 
 class Constraint:
-    """The schema's state in one answer: what may come next, given what came."""
+    """The schema's state in one answer: what may come next, given what came.
+
+    What goes wrong is told by `accept`, which is asked for each answer by itself, not by `allowed`, in whose step there
+    are others.
+    """
 
     def __init__(self, matcher: Any) -> None:
-        self._matcher = matcher
+        self._matcher, self._failed = matcher, ""
 
     def allowed(self, scores: torch.Tensor) -> torch.Tensor:
         """The scores ``[vocabulary]`` with every id that the schema excludes at minus infinity."""
         try:
             allowed = self._matcher.compute_bitmask()
         except Exception as error:
-            raise EngineError("the answer can't be held to its schema any further") from error
+            self._failed = str(error) or type(error).__name__
+            return scores
+        self._failed = self._matcher.get_error()  # it then allows the end, which is none
         bits = torch.frombuffer(bytearray(allowed), dtype=torch.uint8)
         mask = (bits[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).bool().flatten()[: len(scores)]
         return scores.masked_fill(~mask.to(scores.device), -math.inf)
@@ -37,10 +43,18 @@ class Constraint:
         """Notes the id that was drawn.
 
         Raises:
-            EngineError: the schema's bookkeeping failed.
+            BadSampling: what may come is more than can be worked out; of some schemas that shows only here.
+            EngineError: it is none of the ids that were allowed.
         """
-        if not self._matcher.consume_token(token):
+        if not self._failed and self._matcher.consume_token(token):
+            return
+        reason = self._failed or self._matcher.get_error()
+        if _STRANGER in reason:
             raise EngineError("the answer left the schema that it was held to")
+        raise BadSampling("schema", f"the JSON schema can't be held any further: {told(reason)}")
+
+
+_STRANGER = "doesn't satisfy the grammar"  # the library's words of an id that it had not allowed
 
 
 class Grammars:

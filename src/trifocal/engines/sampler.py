@@ -13,12 +13,12 @@ import torch
 
 from trifocal.engines.base import Token
 from trifocal.engines.grammar import Constraint
-from trifocal.errors import EngineError
+from trifocal.errors import EngineError, TrifocalError
 from trifocal.messages import Sampling
 
 __all__ = ["Drawing", "Drawn", "Picked", "filtered", "pick", "pick_along"]
 
-Picked = Token | EngineError
+Picked = Token | TrifocalError
 
 
 class Drawing:
@@ -93,7 +93,7 @@ class Drawing:
         """Notes the id that was drawn.
 
         Raises:
-            EngineError: the schema's bookkeeping failed.
+            BadSampling, EngineError: see `trifocal.engines.grammar.Constraint.accept`.
         """
         if self._chances:
             self._chances.popleft()
@@ -336,10 +336,10 @@ def _tokens(logits: torch.Tensor, ids: Sequence[int], rows: Sequence[Drawing]) -
 
 
 def _accepted(row: Drawing, token: Picked) -> Picked:
-    if isinstance(token, EngineError):
+    if isinstance(token, TrifocalError):
         return token
     try:
         row.accept(token.id)
-    except EngineError as error:
+    except TrifocalError as error:  # of this answer alone: the others of the step go on
         return error
     return token

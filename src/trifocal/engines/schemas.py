@@ -24,6 +24,7 @@ __all__ = [
     "checked",
     "compiled",
     "inner",
+    "told",
 ]
 
 LONGEST_SCHEMA = 64 << 10  # bytes
@@ -70,9 +71,9 @@ def compiled(tokenizer: Any, schema: str) -> tuple[Any, str]:
     try:
         grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
         matcher = LLMatcher(tokenizer, grammar, log_level=0)
-        return matcher, _told(matcher.get_error())
+        return matcher, told(matcher.get_error())
     except ValueError as error:
-        return None, _told(str(error))
+        return None, told(str(error))
 
 
 def inner(schema: Any) -> Iterator[tuple[str, Any]]:
@@ -140,7 +141,7 @@ def _tried(schema: str) -> str:
     return ended.stdout.decode("utf-8", "replace")
 
 
-def _told(reason: str) -> str:
+def told(reason: str) -> str:
     """The first line of what the library says; of a panic nothing, since it names its own files."""
     line = next(iter(reason.splitlines()), "")[:200]
     return "the library that holds answers to schemas fails on it" if "panic" in reason.lower() else line
@@ -158,7 +159,7 @@ def _main() -> None:
     matcher, reason = compiled(tokenizer, schema)
     if not reason:
         matcher.compute_bitmask()
-        reason = _told(matcher.get_error())
+        reason = told(matcher.get_error())
     elif place := _place(tokenizer, json.loads(schema), reason):
         reason = f"{place}: {reason}"
     print(reason, end="")

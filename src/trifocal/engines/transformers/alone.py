@@ -15,7 +15,7 @@ from trifocal.engines.prefixes import Prefixes, position_keys
 from trifocal.engines.sampler import Drawing, pick
 from trifocal.engines.transformers.loading import Loaded
 from trifocal.engines.transformers.looking import attention_of
-from trifocal.errors import EngineError, OutOfMemory, PromptTooLong
+from trifocal.errors import EngineError, OutOfMemory, PromptTooLong, TrifocalError
 from trifocal.messages import Sampling
 from trifocal.placement import Part
 from trifocal.prompt import ImageSpan, Prompt, Scope
@@ -118,7 +118,7 @@ class OneAtATime:
                 logits = self._forward(cache, inputs_embeds=rows[None], **masks_of(self.loaded, prompt, done))
             while True:
                 [token] = pick(logits[None], [drawing])
-                if isinstance(token, EngineError):
+                if isinstance(token, TrifocalError):
                     raise token
                 sound = True
                 if token.id in self.loaded.end_ids:
