@@ -297,13 +297,16 @@ def test_pictures_of_a_prompt_are_held_to_the_servers_limits(live: Live) -> None
         assert error_of(client.post("/api/v1/generate", json={"prompt": large}))["code"] == "image_too_large"
     with running(decoded_bytes=3 * 64 * 2) as small, small.client() as client:  # two pictures of 8 x 8
         assert client.post("/api/v1/generate", json={"prompt": large * 2}).status_code == 200
-        decoded: list[object] = []
+        content = [{"type": "image_url", "image_url": {"url": data_uri("red")}}] * 8
+        bodies = {"/api/v1/generate": {"prompt": large * 8}, CHAT: {"messages": [{"role": "user", "content": content}]}}
         load = ImageFile.ImageFile.load
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ImageFile.ImageFile, "load", lambda file: decoded.append(file) or load(file))
-            error = error_of(client.post("/api/v1/generate", json={"prompt": large * 16}))
-        assert error["code"] == "image_too_large"
-        assert len({id(file) for file in decoded}) <= 3
+        for path, body in bodies.items():
+            decoded: list[object] = []
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(ImageFile.ImageFile, "load", lambda file, seen=decoded: seen.append(file) or load(file))
+                error = error_of(client.post(path, json=body))
+            assert error["code"] == "image_too_large"
+            assert len({id(file) for file in decoded}) == 2, "the one that is too much is refused before it is decoded"
 
 
 @pytest.mark.parametrize("arguments", ["[" * 100_000, '{"a":' * 100_000])

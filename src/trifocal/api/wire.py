@@ -7,7 +7,7 @@ import binascii
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from fastapi.responses import Response
@@ -274,11 +274,20 @@ def decode(drafts: Sequence[Draft], limits: Limits, most: int, total: int, longe
         raise too_long(longest, "messages")
     left, pixels = most, total // 3
     messages = []
+
+    def taking(size: int) -> None:
+        """Told the bytes of a picture, at four a pixel, before it is decoded."""
+        if size > 4 * pixels:
+            raise _too_many_pixels(total // 3)
+        if limits.taking:
+            limits.taking(size)
+
+    counted = replace(limits, taking=taking)
     for draft in drafts:
         parts: list[str | Image] = []
         for part in draft.parts:
-            for read in reading(part.text, limits=limits) if isinstance(part, Tagged) else [part]:
-                parts.append(_decode(read, limits) if isinstance(read, Picture) else read)
+            for read in reading(part.text, limits=counted) if isinstance(part, Tagged) else [part]:
+                parts.append(_decode(read, counted) if isinstance(read, Picture) else read)
                 if isinstance(parts[-1], Image):
                     left, pixels = left - 1, pixels - _pixels(parts[-1])
                     _check_room(left, pixels, most, total // 3, parts[-1].name)
@@ -290,7 +299,11 @@ def _check_room(left: int, pixels: int, most: int, most_pixels: int, name: str) 
     if left < 0:
         raise BadImage("too_many_images", f"allowed are {most} pictures in a request", name)
     if pixels < 0:
-        raise BadImage("too_many_pixels", f"all pictures together may have {most_pixels} pixels", name)
+        raise _too_many_pixels(most_pixels).named(name)
+
+
+def _too_many_pixels(most: int) -> BadImage:
+    return BadImage("too_many_pixels", f"all pictures together may have {most} pixels")
 
 
 def _pixels(image: Image) -> int:
@@ -299,12 +312,17 @@ def _pixels(image: Image) -> int:
 
 
 def _decode(picture: Picture, limits: Limits) -> Image:
-    if isinstance(picture, Rows):
-        assert isinstance(picture.source, str)
-        return embeddings_from(picture.source, name=picture.name, limits=limits)
-    if isinstance(picture.source, bytes):
-        return from_bytes(picture.source, name=picture.name, limits=limits)
-    return from_data_uri(picture.source, name=picture.name, limits=limits)
+    try:
+        if isinstance(picture, Rows):
+            assert isinstance(picture.source, str)
+            return embeddings_from(picture.source, name=picture.name, limits=limits)
+        if isinstance(picture.source, bytes):
+            return from_bytes(picture.source, name=picture.name, limits=limits)
+        return from_data_uri(picture.source, name=picture.name, limits=limits)
+    except BadImage as error:
+        if error.name == picture.name:
+            raise
+        raise error.named(picture.name) from error
 
 
 def invalid(errors: Sequence[Any], body: Any) -> Refusal:
