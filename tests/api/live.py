@@ -128,7 +128,8 @@ class Live:
         return self.listener.app.state.server
 
     def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=PATIENCE, trust_env=False, verify=NO_AUTHORITIES, **options)
+        own = {"timeout": PATIENCE, "trust_env": False, "verify": NO_AUTHORITIES}
+        return httpx.Client(base_url=self.url, **own | options)
 
     def settled(self) -> bool:
         """True as soon as nothing runs or waits any more."""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image as Pictures
@@ -108,7 +109,13 @@ def test_stopped_and_started_again(echo: dict[str, str], tmp_path: Path) -> None
         "-e",
         "delay=0.2",
     ]  # a minute of work, of which it sees the beginning
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(**echo)) as process:
+
+    def interruptible() -> None:
+        """A shell has what it starts in the background ignore SIGINT, and so would whatever a test starts there."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment(**echo)}
+    with subprocess.Popen(command, **pipes, preexec_fn=interruptible) as process:
         until(lambda: (out.exists() and out.read_bytes().count(b"\n") > 2) or process.poll() is not None, "a caption")
         process.send_signal(signal.SIGINT)
         shown, told = process.communicate()

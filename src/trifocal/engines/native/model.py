@@ -110,7 +110,10 @@ class Plain:
         """Heads ``[rows, heads, dim]`` rotated by their positions."""
         width = self._cosines.shape[-1]
         own = x[..., :width]
-        turned = torch.addcmul(own * self._cosines, own.roll(width // 2, -1), self._sines)
+        turned, other = own * self._cosines, own.roll(width // 2, -1)
+        # in 16 bits both products are rounded before they are added, as the reference does
+        fused, sines = x.dtype == torch.float32, self._sines
+        turned = torch.addcmul(turned, other, sines) if fused else turned + other * sines
         return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], -1)
 
     def _piece(
