@@ -354,6 +354,7 @@ def test_chats_are_searched_by_day_and_written_as_markdown(visit: Open, echo: Li
     seen.page.fill(".talk-search", "GIRAFFE polite")  # one word of the question, one of the answer
     seen.until("document.querySelectorAll('.talk').length === 1")
     seen.page.locator(".talk-open").click()
+    seen.page.wait_for_selector(".talk-open[aria-current=true]")
     seen.page.fill(".talk-search", "nobody said this")
     seen.page.wait_for_selector(".talk-none")
     with seen.page.expect_download() as download:
