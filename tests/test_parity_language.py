@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import small_languages
 from checkpoint_maker import llama_tokenizer, save_tokenizer
 from logits import logits_along
 from recipes import written
@@ -19,10 +18,27 @@ from trifocal.messages import Sampling
 from trifocal.placement import Placement
 from trifocal.prompt import ImageSpan, Prompt, Span, TokenSpan
 
-SIZES: dict[str, Any] = {**small_languages.SIZES, "num_hidden_layers": 2, "vocab_size": 400}
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 400,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
-    "llama 3": {"model_type": "llama", "num_key_value_heads": 2, "rope_scaling": small_languages.LLAMA3},
+    "llama 3": {"model_type": "llama", "num_key_value_heads": 2, "rope_scaling": LLAMA3_ROPE},
     "mistral": {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": None},
     "mistral, window": {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 8},
     "qwen2, tied": {"model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True},

@@ -11,7 +11,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from small_languages import LLAMA3
 from trifocal.errors import CheckpointError
 from trifocal.gguf.container import GgufFile
 from trifocal.gguf.language import GgufLanguage, language_config, unpermute
@@ -108,6 +107,15 @@ def test_linear_scaling_of_positions_is_kept(tmp_path: Path) -> None:
     assert language_config(GgufFile(path))["rope_scaling"] == {"type": "linear", "factor": 4.0}
 
 
+LLAMA_3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
 def with_frequencies(path: Path, factors: torch.Tensor | None, **metadata: Any) -> GgufFile:
     tensors = maker.stored(maker.language_tensors(VOCABULARY), "F32")
     if factors is not None:
@@ -127,7 +135,7 @@ def logits(config: dict[str, Any], tensors: Any) -> torch.Tensor:
 def test_llama_3s_frequencies_are_those_of_transformers(tmp_path: Path) -> None:
     """Llama 3.1 in GGUF holds what its rule makes of each frequency; 200 positions, 64 of them before it stretches."""
     plain = language_config(with_frequencies(tmp_path, None))
-    rule = {**plain, "rope_scaling": LLAMA3}
+    rule = {**plain, "rope_scaling": LLAMA_3}
     usual, ruled = (LlamaRotaryEmbedding(AutoConfig.for_model(**each)).inv_freq for each in (plain, rule))
     factors = usual / ruled
     assert factors.min() == 1
