@@ -38,11 +38,11 @@ check:
 # what was compiled is kept, whatever the caller's environment says: else three processes rewrite every test's asserts
 unit: export PYTHONDONTWRITEBYTECODE =
 unit:
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
 
 # tests at full size: 2,000 aborted requests, 1,200 slow clients, 500 examples an operation, all of thimble's questions
 test-hostile: install-test
-	TRIFOCAL_FULL=1 $(BIN)/pytest tests/api tests/model/test_bundled_model.py -n 2 --dist loadfile
+	TRIFOCAL_FULL=1 $(BIN)/pytest tests/api tests/model/test_bundled_model.py -n 2 --dist loadfile -o faulthandler_timeout=0
 
 # torch comes first and from its own index, since the plain registry has only the CUDA build for Linux.
 # The CPU build is held to the lock's hash; another build is the reader's own choice.
@@ -120,7 +120,7 @@ SAFETY = $(addprefix tests/, test_fuzz.py test_growth.py test_encoded.py test_su
 	image_embeds.py load.py room.py schema.py scopes.py serve_command.py several_models.py slow.py strict_json.py textgen.py))
 
 test-safety: install-test
-	$(BIN)/pytest -n 2 --dist loadfile $(SAFETY)
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 $(SAFETY)
 
 # every reader of strangers' bytes against damaged ones, at full size: half an hour; what is found is kept in tests/corpus
 fuzz: install-test
