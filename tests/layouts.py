@@ -18,7 +18,7 @@ import numpy as np
 import packers
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -28,6 +28,8 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     MistralConfig,
@@ -56,6 +58,7 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 _GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False}
 _AWQ = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True}
 QUANTISATIONS: dict[str, dict[str, Any]] = {
+    "GPTQ 4 bits": _GPTQ,
     "GPTQ 4 bits, old CUDA": _GPTQ,
     "GPTQ 4 bits, act-order": {**_GPTQ, "desc_act": True},
     "GPTQ 4 bits, v2 zeros": {**_GPTQ, "checkpoint_format": "gptq_v2"},
@@ -78,6 +81,13 @@ SIGLIP = SiglipVisionConfig(
     **{key: value for key, value in VISION.items() if key != "projection_dim"}, vision_use_head=False
 )
 QWEN_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+LLAMA_3 = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+_BYTES = {  # byte-level tokenizers: what is added to their words
+    "1.6-qwen": [*QWEN_TOKENS, "<image>"],
+    "1.6-llama-3": [*LLAMA_3, "<image>", "<pad>"],
+    **{name: [*QWEN_TOKENS, "<image>", "<video>"] for name in ("onevision", "onevision-tied", "interleave")},
+}
+_PIECES = {"1.6-34b": ["<|startoftext|>", "<|im_start|>", "<|im_end|>"], "1.6-video": ["<video>"]}
 
 
 @dataclass(frozen=True)
@@ -99,9 +109,9 @@ class Family:
 def family(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **dims: int) -> Family:
     """The model of that name with random weights.
 
-    ``1.5``, ``bakllava``, ``1.6-vicuna``, ``1.6-mistral``, ``1.6-34b``, ``1.6-qwen``, ``onevision``,
-    ``onevision-tied``, ``interleave``, and those with a linear projector: ``v0-13b``, ``v0-7b``, ``v1``, ``llama-2``,
-    ``mpt``.
+    ``1.5``, ``bakllava``, ``1.6-vicuna``, ``1.6-mistral``, ``1.6-34b``, ``1.6-qwen``, ``1.6-llama-3``, ``1.6-video``,
+    ``onevision``, ``onevision-tied``, ``interleave``, and those with a linear projector: ``v0-13b``, ``v0-7b``,
+    ``v1``, ``llama-2``, ``mpt``.
     ``dims`` are the language model's own. It is drawn once; each caller has a copy to change.
     """
     made = _drawn(name, seed, dtype, **dims)
@@ -113,23 +123,18 @@ def _drawn(name: str, seed: int, dtype: torch.dtype, **dims: int) -> Family:
     if name in LINEAR:
         return _early(name, seed, dtype, **dims)
     siglip = name.startswith(("onevision", "interleave"))
-    if siglip:
-        tokenizer = bytes_tokenizer([*QWEN_TOKENS, "<image>", "<video>"])
-    else:
-        extra = ["<|startoftext|>", "<|im_start|>", "<|im_end|>"] if name == "1.6-34b" else []
-        tokenizer = llama_tokenizer([*extra, "<image>", "<pad>"])
+    tokenizer = _tokenizer(name)
     size = tokenizer.get_vocab_size()
     text = {**TEXT, "vocab_size": size + (-size) % 64, "max_position_embeddings": 4096, **dims}
     fewer = {"num_key_value_heads": dims.get("num_key_value_heads", 2)}
     config: Any
     shared = {"image_token_index": tokenizer.token_to_id("<image>"), "vision_config": SIGLIP if siglip else CLIP}
+    if name in _BYTES:
+        first, last = (LLAMA_3[0], LLAMA_3[-1]) if name == "1.6-llama-3" else (QWEN_TOKENS[0], QWEN_TOKENS[-1])
+        text |= {"bos_token_id": tokenizer.token_to_id(first), "eos_token_id": tokenizer.token_to_id(last)}
     if siglip:
-        ends = {
-            "bos_token_id": tokenizer.token_to_id(QWEN_TOKENS[0]),
-            "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
-        }
         tied = name in ("interleave", "onevision-tied")
-        shared["text_config"] = Qwen2Config(**{**text, **ends, **fewer}, tie_word_embeddings=tied)
+        shared["text_config"] = Qwen2Config(**{**text, **fewer}, tie_word_embeddings=tied)
         shared["tie_word_embeddings"] = tied
     elif name == "1.6-qwen":
         shared["text_config"] = Qwen2Config(**{**text, **fewer})
@@ -141,6 +146,9 @@ def _drawn(name: str, seed: int, dtype: torch.dtype, **dims: int) -> Family:
     model: PreTrainedModel
     if name in ("1.5", "bakllava"):
         model = LlavaForConditionalGeneration(LlavaConfig(**shared, image_seq_length=16))
+    elif name == "1.6-video":
+        ids = {"video_token_index": tokenizer.token_to_id("<video>"), "image_grid_pinpoints": NEXT_PINPOINTS}
+        model = LlavaNextVideoForConditionalGeneration(LlavaNextVideoConfig(**shared, **ids))
     elif name.startswith("1.6"):
         model = LlavaNextForConditionalGeneration(LlavaNextConfig(**shared, image_grid_pinpoints=NEXT_PINPOINTS))
     elif name == "interleave":
@@ -157,6 +165,18 @@ def _drawn(name: str, seed: int, dtype: torch.dtype, **dims: int) -> Family:
         )
         model = LlavaOnevisionForConditionalGeneration(config)
     return Family(name, shaken(model, seed).to(dtype), tokenizer, _original_keys(name))
+
+
+def _tokenizer(name: str) -> Tokenizer:
+    if name not in _BYTES:
+        return llama_tokenizer([*_PIECES.get(name, []), "<image>", "<pad>"])
+    tokenizer = bytes_tokenizer(_BYTES[name])
+    if name == "1.6-llama-3":
+        start = (LLAMA_3[0], tokenizer.token_to_id(LLAMA_3[0]))
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{start[0]} $A", pair=f"{start[0]} $A $B", special_tokens=[start]
+        )
+    return tokenizer
 
 
 LINEAR = {

@@ -23,6 +23,7 @@ from test_generations import BARE, MODEL, Slow, folder, write
 
 from checkpoint_maker import bytes_tokenizer
 from layouts import (
+    LLAMA_3,
     NEXT_PINPOINTS,
     ONEVISION_PINPOINTS,
     SENTINEL,
@@ -33,11 +34,11 @@ from layouts import (
     save_lora,
     save_original,
 )
+from trifocal.checkpoints import KNOWN
 from trifocal.cli import cli
 
 PATCHES = ["<im_patch>", "<im_start>", "<im_end>"]
 TURNS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-LLAMA_3 = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 VIDEO = {"mm_newline_position": "grid", "mm_spatial_pool_mode": "bilinear", "mm_spatial_pool_stride": 2}
 ENDS = {"bos_token_id": 400, "eos_token_id": 404}  # the first and the last of LLAMA_3 behind 400 words
 INTERLEAVE = {
@@ -196,7 +197,7 @@ class Inside:
 
     def __init__(self, made: Family) -> None:
         self._tokenizer = made.tokenizer
-        self.mark = "</s>" if made.tokenizer.token_to_id("<|im_end|>") is None else "<|im_end|>"
+        self.mark = next(name for name in ("<|im_end|>", "<|eot_id|>", "</s>") if self._tokenizer.token_to_id(name))
         self.marks = [token.content for token in made.tokenizer.get_added_tokens_decoder().values()]
         self.rows = made.tokenizer.get_vocab_size()
 
@@ -239,7 +240,11 @@ class Made:
 
 @dataclass(frozen=True)
 class Release:
-    """A released checkpoint: its family, its tokenizer, its turns, how it is laid down, and its own keys."""
+    """A released checkpoint: its family, its tokenizer, its turns, how it is laid down, and its own keys.
+
+    ``half`` is how its language half is packed. One that is opened by its name on the ``hub`` lies in the hub's cache,
+    as do the parts that the table of known names takes from other releases.
+    """
 
     family: str
     words: Words | None
@@ -248,6 +253,7 @@ class Release:
     keys: Mapping[str, Any] = field(default_factory=dict)
     dims: Mapping[str, int] = field(default_factory=dict)
     half: str = ""
+    hub: str = ""
 
     def make(self, home: Path) -> Made:
         """Its folder ``one`` under a new one, with what else it names beside it."""
@@ -260,7 +266,22 @@ class Release:
         places = self.save(made, words, home)
         file = home / "clip" / "preprocessor_config.json"
         processor = json.loads(file.read_text()) if file.exists() else {}
-        return Made(made, words, processor, {"checkpoint": str(home / "one"), **places})
+        places = fetched(self.hub, home) if self.hub else {"checkpoint": str(home / "one"), **places}
+        return Made(made, words, processor, places)
+
+
+def fetched(name: str, home: Path) -> dict[str, str]:
+    """What is in the home's folders as if it had been fetched under the names that a known release's parts have."""
+    known = KNOWN[name]
+    lie = {known.language: "one"}
+    if known.tower and known.projector:
+        lie |= {known.tower: "clip", known.projector.rpartition("/")[0]: "projector"}
+    for repository, place in lie.items():
+        cache = home / "hub" / f"models--{repository.replace('/', '--')}"
+        (cache / "refs").mkdir(parents=True)
+        (cache / "refs" / "main").write_text("first")
+        shutil.copytree(home / place, cache / "snapshots" / "first")
+    return {"checkpoint": name}
 
 
 def inside(made: Family, words: Words, home: Path) -> dict[str, str]:
@@ -321,6 +342,24 @@ def four_bits(made: Family, words: Words, home: Path) -> dict[str, str]:
     return {"tower_from": str(home / "clip"), "projector_from": str(home / "mm_projector.bin")}
 
 
+def packed(file: str, *, whole: bool = False) -> Callable[[Family, Words, Path], dict[str, str]]:
+    """The language half alone, packed by AutoGPTQ or AutoAWQ; ``whole`` keeps LLaVA's own keys in its configuration."""
+
+    def save(made: Family, words: Words, home: Path) -> dict[str, str]:
+        four_bits(made, words, home)
+        shutil.move(next((home / "one").glob("*.safetensors")), home / "one" / file)
+        (home / "projector").mkdir()
+        shutil.move(home / "mm_projector.bin", home / "projector")
+        kept = {**made.original, "mm_vision_tower": "openai/clip-vit-large-patch14-336"} if whole else {}
+        quantisation = made.quantisation["quantization_config"]
+        told(home / "one", **kept, **({} if file.startswith("gptq_") else made.quantisation))
+        name = "quantize_config.json" if quantisation["quant_method"] == "gptq" else "quant_config.json"
+        write(home / "one" / name, quantisation)
+        return {}
+
+    return save
+
+
 def lora(made: Family, words: Words, home: Path) -> dict[str, str]:
     """Changes and the projector, over a base that an earlier transformers saved."""
     (home / "one").mkdir()
@@ -336,7 +375,10 @@ def lora(made: Family, words: Words, home: Path) -> dict[str, str]:
 def hf(made: Family, words: Words, home: Path) -> dict[str, str]:
     """llava-hf's folder, which has the slow tokenizer's files beside its ``tokenizer.json``."""
     save_hf(made, home / "one", shards=2)
-    if made.tokenizer.token_to_id("</s>") is None:
+    if made.tokenizer.token_to_id("<|eot_id|>"):
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": LLAMA_3[0], "eos_token": "<|eot_id|>"}
+        write(home / "one" / "tokenizer_config.json", settings)
+    elif made.tokenizer.token_to_id("</s>") is None:
         bytes_tokenizer(TURNS).model.save(str(home / "one"))
         settings = {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "eos_token": "<|im_end|>"}
         write(home / "one" / "tokenizer_config.json", settings)
@@ -382,13 +424,41 @@ RELEASES = {
     "v0 13b 4-bit": Release("v0-13b", V0, "llava_v0_webui", four_bits, dims=WIDE, half="GPTQ 4 bits, old CUDA"),
     "v1.1 delta": Release("v0-13b", V0, "llava_v1_mm", delta("LLaVA-13b-delta-v1-1")),
     "Lightning delta": Release("v0-13b", V0, "llava_v1_mm", delta("LLaVA-Lightning-7B-delta-v1-1")),
+    "Lightning merged": Release("v0-13b", V0, "llava_v1_mm", outside, hub="mmaaz60/LLaVA-7B-Lightening-v1-1"),
     "MPT preview": Release("mpt", Whole(["<|endoftext|>", *TURNS[1:]], "<|im_end|>"), "mpt", outside),
     "v1": Release("v1", V1, "llava_v1", outside),
     "v1 LoRA": Release("v1", V1, "llava_v1", lora),
     "LLaMA-2 preview": Release("llama-2", LLAMA_2, "llava_llama_2", outside),
     "LLaMA-2 LoRA": Release("llama-2", LLAMA_2, "llava_llama_2", lora),
+    "LLaMA-2 GPTQ": Release(
+        "llama-2",
+        LLAMA_2,
+        "llava_llama_2",
+        packed("gptq_model-4bit-128g.safetensors"),
+        dims=WIDE,
+        half="GPTQ 4 bits",
+        hub="liuhaotian/llava-llama-2-13b-chat-lightning-gptq",
+    ),
     "1.5": Release("1.5", V1_5, "llava_v1", outside),
     "1.5 LoRA": Release("1.5", V1_5, "llava_v1", lora),
+    "1.5 GPTQ": Release(
+        "1.5",
+        V1_5,
+        "llava_v1",
+        packed("model.safetensors"),
+        dims=WIDE,
+        half="GPTQ 4 bits, act-order",
+        hub="TheBloke/llava-v1.5-13B-GPTQ",
+    ),
+    "1.5 AWQ": Release(
+        "1.5",
+        V1_5,
+        "llava_v1",
+        packed("model.safetensors", whole=True),
+        dims=WIDE,
+        half="AWQ GEMM",
+        hub="TheBloke/llava-v1.5-13B-AWQ",
+    ),
     "BakLLaVA": Release("bakllava", Pieces("4.34.1", legacy=True), "llava_v1", outside),
     "1.6 Vicuna": Release("1.6-vicuna", Pieces("4.36.2"), "llava_v1", inside),
     "1.6 Mistral": Release("1.6-mistral", Pieces("4.37.2"), "mistral_instruct", inside),
@@ -400,9 +470,13 @@ RELEASES = {
     "interleave": Release("onevision-tied", Merges(), "qwen_1_5", inside, INTERLEAVE),
     "LLaVA-Video": Release("onevision", Merges(), "qwen_1_5", inside, VIDEO),
     "llava-hf 1.5": Release("1.5", None, "llava_v1", hf),
+    "llava-hf BakLLaVA": Release("bakllava", None, "llava_v1", hf),
     "llava-hf 1.6 Vicuna": Release("1.6-vicuna", None, "llava_v1", hf),
     "llava-hf 1.6 Mistral": Release("1.6-mistral", None, "mistral_instruct", hf),
     "llava-hf 1.6 34B": Release("1.6-34b", None, "chatml_direct", hf),
+    "llava-hf NeXT Llama 3": Release("1.6-llama-3", None, "llava_llama_3_hf", hf),
+    "llava-hf NeXT Qwen": Release("1.6-qwen", None, "qwen_1_5", hf),
+    "llava-hf NeXT-Video": Release("1.6-video", None, "llava_v1", hf),
     "llava-hf OneVision": Release("onevision", None, "qwen_1_5", hf),
     "llava-hf interleave": Release("interleave", None, "qwen_1_5", hf),
 }

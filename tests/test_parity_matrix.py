@@ -40,7 +40,7 @@ EARLY = [
     ("v0-7b", "original", "GPTQ 4 bits, old CUDA"),
 ]
 PACKED = [
-    *(("1.5", "original", kind) for kind in QUANTISATIONS),
+    *(("1.5", "original", kind) for kind in QUANTISATIONS if "old CUDA" not in kind),
     *(
         (name, "llava-hf", kind)
         for name in ("1.6-mistral", "onevision")

@@ -7,12 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from odd_texts import ODD
 from test_generations import unmarked
 
 import original
+from checkpoint_maker import preprocessor
 from families import Pair
 from gguf_layout import save_gguf
 from layouts import SENTINEL, TILE, ByHand, family
@@ -31,7 +33,16 @@ from trifocal.prompt import TokenSpan
 from trifocal.tools.convert import join, split
 
 EXACT = dict.fromkeys(("tower", "projector", "language"), Placement("cpu", "float32"))
-JOINED = ["1.5", "1.5 LoRA", "BakLLaVA", "llava-hf 1.5", "llava-hf interleave"]
+JOINED = [
+    "1.5",
+    "1.5 LoRA",
+    "1.5 GPTQ",
+    "1.5 AWQ",
+    "BakLLaVA",
+    "llava-hf 1.5",
+    "llava-hf BakLLaVA",
+    "llava-hf interleave",
+]
 WAYS = [
     *((name, "as released") for name in RELEASES),
     *((name, "split") for name in RELEASES if name != "MPT preview"),
@@ -40,7 +51,7 @@ WAYS = [
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Made, Path]]:
+def releases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Made, Path]]:
     """A release by its name, made once, with its home."""
 
     @cache
@@ -49,6 +60,20 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[M
         return RELEASES[name].make(home), home
 
     return made
+
+
+@pytest.fixture
+def release(
+    releases: Callable[[str], tuple[Made, Path]], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], tuple[Made, Path]]:
+    """The same, with what it has of the hub's cache in the cache's place."""
+
+    def found(name: str) -> tuple[Made, Path]:
+        made, home = releases(name)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home / "hub"))
+        return made, home
+
+    return found
 
 
 def parts_of(made: Made, home: Path) -> Path:
@@ -151,16 +176,21 @@ def test_llama_3_begins_twice_where_the_original_did(way: str, release: Callable
             assert prompt_of(llava.composer, parts).ids(SENTINEL) == wanted
 
 
+@pytest.mark.parametrize("name", ["LLaVA-Video", "llava-hf NeXT-Video"])
+@torch.no_grad()
 def test_videos_are_seen_as_the_original_saw_them(
-    release: Callable[[str], tuple[Made, Path]], drawn: Callable[..., Image]
+    name: str, release: Callable[[str], tuple[Made, Path]], drawn: Callable[..., Image]
 ) -> None:
-    """LLaVA-Video's three frames, as released and as ``split`` writes it."""
-    made, home = release("LLaVA-Video")
+    """Three frames, as released and as ``split`` writes it; transformers pools before the projector."""
+    made, home = release(name)
     video = from_frames([drawn(seed, 90, 70) for seed in range(3)])
-    with torch.no_grad():
+    if made.processor:
         views = torch.stack([original.values(frame, made.processor) for frame in video.frames])
         each = seen(made.made.model, views)
         wanted = original.video_rows(each, made.made.model.model.image_newline, made.config)
+    else:
+        views = torch.stack([original.values(frame, preprocessor(TILE)) for frame in video.frames])
+        wanted = made.made.model.get_video_features(views[None]).pooler_output[0]
     for way in ("as released", "split"):
         with load(**places_of(made, home, way), allow_pickle=True, **EXACT) as llava:
             (ours,) = rows_of(llava.gallery.vision, [video])

@@ -377,7 +377,11 @@ def test_a_checkpoint_can_t_be_changed(hf15: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "values", "message"),
     [
-        ("config.json", {"model_type": "llava_next_video"}, "llava_next_video"),
+        (
+            "config.json",
+            {"model_type": "llava_next_video", "image_grid_pinpoints": [[56, 112]], "spatial_pool_mode": "conv"},
+            "spatial_pool_mode is 'conv'; known: average, max",
+        ),
         ("config.json", {"vision_feature_select_strategy": "middle"}, "'middle'; known: default, full"),
         ("config.json", {"vision_feature_layer": [-2, "-5"]}, r"vision_feature_layer is \[-2, '-5'\]"),
         ("config.json", {"vision_feature_layer": -6}, "feature layer -6 of a tower with 4 blocks"),

@@ -23,6 +23,7 @@ FAMILIES = {
     "llava-llama-2",
     "llava-1.5",
     "llava-1.6",
+    "llava-next-video",
     "llava-onevision",
     "llava-interleave",
 }

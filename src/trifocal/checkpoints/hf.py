@@ -30,6 +30,7 @@ class Family:
 FAMILIES = {
     "llava": Family("llava-1.5"),
     "llava_next": Family("llava-1.6"),
+    "llava_next_video": Family("llava-next-video"),
     "llava_onevision": Family("llava-onevision", -1, "full"),
 }
 
@@ -37,7 +38,7 @@ FAMILIES = {
 def from_hf(
     folder: Path, config: dict[str, Any], tower: Path | None, projector: Path | None, language: Path
 ) -> Checkpoint:
-    """llava-hf's ``Llava``, ``LlavaNext`` and ``LlavaOnevision`` ``ForConditionalGeneration``."""
+    """llava-hf's ``Llava``, ``LlavaNext``, ``LlavaNextVideo`` and ``LlavaOnevision`` ``ForConditionalGeneration``."""
     file = folder / "config.json"
     kind = str(config.get("model_type", "llava"))
     if kind not in FAMILIES:

@@ -165,6 +165,7 @@ def _line_1_6() -> Iterator[tuple[str, Release]]:
         ("llava-hf/llava-next-110b-hf", 32768, 111.2),
     ):
         yield _plain(name, "llava-1.6", context, tiled, _half(billions))
+    yield _plain("llava-hf/LLaVA-NeXT-Video-7B-hf", "llava-next-video", 4096, f"{tiled}; 144 a frame", _half(6.7))
     home = "cjpais/llava-1.6-mistral-7b-gguf"
     yield _pair(
         home, "llava-v1.6-mistral-7b.Q4_K_M.gguf", "mmproj-model-f16.gguf", "llava-1.6", 32768, tiled, _half(7.2)

@@ -134,13 +134,14 @@ class Frames:
     Each frame's grid is made smaller by ``stride`` along each side, as ``pool`` says: ``bilinear`` rounds its sides
     up, ``average`` and ``max`` leave a rest away. The learned vector stands where ``newline`` says: behind each row of
     each frame (``grid``), behind each frame, behind the last (``one_token``) or nowhere (``no_token``).
-    ``fit`` is how a frame becomes a square.
+    ``fit`` is how a frame becomes a square. ``early`` pools what the projector takes, not what it makes.
     """
 
     pool: Pool = "bilinear"
     stride: int = 2
     newline: NewlinePosition = "one_token"
     fit: Fit = "stretch"
+    early: bool = False
 
 
 FITS: dict[str, str] = {

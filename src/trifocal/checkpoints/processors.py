@@ -68,7 +68,7 @@ def _check_grid(file: Path, tower: Tower, layout: Layout) -> None:
         )
     if layout.video is not None and layout.video.stride > tower.side:
         raise CheckpointError(
-            f"{file}: mm_spatial_pool_stride is {layout.video.stride}, a frame has {tower.side} patches a side"
+            f"{file}: the stride of videos is {layout.video.stride}, a frame has {tower.side} patches a side"
         )
 
 

@@ -35,7 +35,7 @@ class Layout:
 
 
 def hf_layout(file: Path, config: Mapping[str, Any], tile: int) -> Layout:
-    """The layout of ``llava_next`` and ``llava_onevision``; of the other families each picture is one square.
+    """The layout of ``llava_next``, its video form and ``llava_onevision``; elsewhere each picture is one square.
 
     transformers reads the pinpoints as ``(height, width)`` and rounds what unpadding keeps.
 
@@ -43,7 +43,7 @@ def hf_layout(file: Path, config: Mapping[str, Any], tile: int) -> Layout:
         CheckpointError: pinpoints that are no canvases of whole tiles, or not those of the image processor.
     """
     kind = config.get("model_type")
-    if kind not in ("llava_next", "llava_onevision"):
+    if kind not in ("llava_next", "llava_next_video", "llava_onevision"):
         return Layout()
     pinpoints = _pinpoints(file, config.get("image_grid_pinpoints"), tile)
     beside, processor = image_processor(file.parent)
@@ -58,7 +58,8 @@ def hf_layout(file: Path, config: Mapping[str, Any], tile: int) -> Layout:
         digits=7,
         alone=kind == "llava_onevision",
     )
-    return Layout(tiles, newline=True, video=Frames() if tiles.alone else None)
+    video = Frames() if tiles.alone else _early_frames(file, config) if kind == "llava_next_video" else None
+    return Layout(tiles, newline=True, video=video)
 
 
 def original_layout(file: Path, config: Mapping[str, Any], tile: int, *, siglip: bool = False) -> Layout:
@@ -105,16 +106,28 @@ def _frames(file: Path, config: Mapping[str, Any], merge: str) -> Frames:
     newline = _one_of(file, config, "mm_newline_position", "one_token", get_args(NewlinePosition))
     if merge == "flat" or (newline == "one_token" and "unpad" not in merge):
         newline = "no_token"
-    stride = config.get("mm_spatial_pool_stride")
-    stride = 2 if stride is None else stride
-    if not isinstance(stride, int) or isinstance(stride, bool) or not 1 <= stride <= MOST_STRIDE:
-        raise CheckpointError(f"{file}: mm_spatial_pool_stride is {stride!r}, 1 to {MOST_STRIDE} was expected")
+    stride = _stride(file, config, "mm_spatial_pool_stride")
     if config.get("add_faster_video"):
         raise CheckpointError(
             f"{file}: add_faster_video is true: frames of two sizes in one video are not supported; "
             "set it to false in a copy of the file to see all frames at one size"
         )
-    return Frames(pool, stride, newline)  # type: ignore[arg-type]  # each was looked up among its values
+    early = bool(config.get("trifocal_pool_early"))
+    return Frames(pool, stride, newline, early=early)  # type: ignore[arg-type]  # each was looked up among its values
+
+
+def _early_frames(file: Path, config: Mapping[str, Any]) -> Frames:
+    """How ``llava_next_video`` makes its frames smaller: before the projector, and with no vector between them."""
+    pool = _one_of(file, config, "spatial_pool_mode", "average", ("average", "max"))  # its third has weights: conv
+    stride = _stride(file, config, "spatial_pool_stride")
+    return Frames(pool, stride, "no_token", early=True)  # type: ignore[arg-type]  # it was looked up
+
+
+def _stride(file: Path, config: Mapping[str, Any], key: str) -> int:
+    value = 2 if config.get(key) is None else config[key]
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_STRIDE:
+        raise CheckpointError(f"{file}: {key} is {value!r}, 1 to {MOST_STRIDE} was expected")
+    return value
 
 
 def _one_of(file: Path, config: Mapping[str, Any], key: str, default: str, known: tuple[str, ...]) -> str:

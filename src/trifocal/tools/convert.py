@@ -368,6 +368,7 @@ def _tiling_config(preprocessing: Preprocessing) -> dict[str, Any]:
             "mm_spatial_pool_mode": video.pool,
             "mm_spatial_pool_stride": video.stride,
             "mm_newline_position": video.newline,
+            "trifocal_pool_early": video.early,
         }
     if tiling is None:
         return said

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image as Picture
 
-__all__ = ["InFrames", "frame_rows", "frame_side", "frames_rows", "pack_frames"]
+__all__ = ["InFrames", "frame_rows", "frame_side", "frames_rows", "pack_frames", "shrunk"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,14 @@ class InFrames:
             for at, (_, box) in enumerate(self.boxes())
         ]
 
+    @property
+    def early(self) -> bool:
+        """Whether the tower's features are made smaller (`shrunk`), not the projector's rows."""
+        return self._video.early
+
+    def shrunk(self, features: torch.Tensor) -> torch.Tensor:
+        return shrunk(features, self._video)
+
     def block(self, features: torch.Tensor, newline: torch.Tensor | None) -> torch.Tensor:
         return pack_frames(features, self._video, None if self._video.newline == "no_token" else newline)
 
@@ -79,14 +87,31 @@ def frames_rows(frames: int, patches: int, video: Frames) -> int:
 def pack_frames(rows: torch.Tensor, video: Frames, newline: torch.Tensor | None) -> torch.Tensor:
     """The rows of a video's frames ``[frames, patches, hidden]`` as one block ``[positions, hidden]``.
 
-    Each frame's grid is made smaller, and ``newline`` ``[hidden]`` stands where `Frames` says.
+    Each frame's grid is made smaller where it was not before, and ``newline`` ``[hidden]`` stands where `Frames` says.
     """
     import torch
+
+    small = rows if video.early else shrunk(rows, video)
+    if newline is None:
+        return small.flatten(0, 1)
+    newline, side = newline.to(small), math.isqrt(small.shape[1])
+    frames, block = len(small), small.view(len(small), side, side, -1)  # [frames, rows, columns, hidden]
+    if video.newline == "grid":
+        block = torch.cat([block, newline.expand(frames, side, 1, -1)], dim=2)
+    by_frame = block.flatten(1, 2)
+    if video.newline == "frame":
+        by_frame = torch.cat([by_frame, newline.expand(frames, 1, -1)], dim=1)
+    ends = [newline[None]] if video.newline == "one_token" else []
+    return torch.cat([by_frame.flatten(0, 1), *ends])
+
+
+def shrunk(features: torch.Tensor, video: Frames) -> torch.Tensor:
+    """Frames ``[frames, patches, width]`` with smaller grids."""
     from torch.nn import functional
 
-    frames, count, hidden = rows.shape
+    frames, count, width = features.shape
     patches = math.isqrt(count)
-    channels = rows.view(frames, patches, patches, hidden).permute(0, 3, 1, 2)
+    channels = features.view(frames, patches, patches, width).permute(0, 3, 1, 2)
     side = frame_side(patches, video)
     if video.stride == 1:
         small = channels
@@ -95,14 +120,4 @@ def pack_frames(rows: torch.Tensor, video: Frames, newline: torch.Tensor | None)
     else:
         pool = functional.avg_pool2d if video.pool == "average" else functional.max_pool2d
         small = pool(channels, video.stride)
-    block = small.permute(0, 2, 3, 1)  # [frames, rows, columns, hidden]
-    if newline is None:
-        return block.flatten(0, 2)
-    newline = newline.to(block)
-    if video.newline == "grid":
-        block = torch.cat([block, newline.expand(frames, side, 1, -1)], dim=2)
-    by_frame = block.flatten(1, 2)
-    if video.newline == "frame":
-        by_frame = torch.cat([by_frame, newline.expand(frames, 1, -1)], dim=1)
-    ends = [newline[None]] if video.newline == "one_token" else []
-    return torch.cat([by_frame.flatten(0, 1), *ends])
+    return small.permute(0, 2, 3, 1).flatten(1, 2)

@@ -13,6 +13,7 @@ from trifocal.images import Image
 from trifocal.placement import Part
 from trifocal.timing import step
 from trifocal.vision.base import Look
+from trifocal.vision.frames import InFrames
 from trifocal.vision.graphed import Graphed
 from trifocal.vision.placing import room
 from trifocal.vision.preprocessing import pixels, pixels_on
@@ -63,6 +64,14 @@ class LlavaVision:
         Raises:
             OutOfMemory: the tower's or the projector's device has no room.
         """
+        rows: dict[int, torch.Tensor] = {}
+        for early in (False, True):  # what is pooled before the projector is seen by itself
+            places = [at for at, look in enumerate(looks) if _early(look) == early]
+            rows |= zip(places, self._seen([looks[at] for at in places]), strict=True)
+        return [rows[at] for at in range(len(looks))]
+
+    def _seen(self, looks: Sequence[Look]) -> list[torch.Tensor]:
+        """The rows of looks that are all pooled before the projector, or none of them."""
         counts: list[int] = []
         seen: list[torch.Tensor] = []
         squares = self._squares(looks, counts)
@@ -70,7 +79,7 @@ class LlavaVision:
             with step("tower"), room("vision tower"):
                 features = self._tower(torch.stack(batch))  # [squares, patches, width]
             with step("projector"), room("projector"):
-                seen.append(self._projector(features))  # [squares, patches, hidden]
+                seen.append(self._projector(_pooled(looks[0], features)))  # [squares, patches, hidden]
         if not seen:
             return []
         with step("projector"), room("projector"):
@@ -123,6 +132,15 @@ def _way(look: Look) -> Way:
     """A look of this vision has one of the three ways in it."""
     assert isinstance(look.way, Way)
     return look.way
+
+
+def _early(look: Look) -> bool:
+    return isinstance(look.way, InFrames) and look.way.early
+
+
+def _pooled(look: Look, features: torch.Tensor) -> torch.Tensor:
+    """What the projector takes: the tower's features, made smaller where they are before it."""
+    return look.way.shrunk(features) if isinstance(look.way, InFrames) and look.way.early else features
 
 
 def _part(name: str, what: str, module: nn.Module) -> Part:
