@@ -106,6 +106,7 @@ READ = (
     "/v1/models",
     "/v1/models/{}",
     "/v1/responses/{}",
+    "/v1/responses/{}/input_items",
     "/api/tags",
     "/api/ps",
     "/metrics",

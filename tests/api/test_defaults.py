@@ -24,7 +24,8 @@ from trifocal.prompt import Prompt
 CHAT = "/v1/chat/completions"
 PICTURE = base64.b64encode(png("red")).decode()
 FUNCTION = {"type": "function", "function": {"name": "paint", "description": "p", "parameters": {"type": "object"}}}
-WITH_TOOLS = """{% for t in tools or [] %}[tool]{{ t | tojson }}{% endfor %}{% for m in messages %}[{{ m.role }}]
+WITH_TOOLS = """{% for t in tools or [] %}[tool]{{ t | tojson }}{% endfor %}{% for m in messages %}[{{ m.role }}
+{%- if m.name %}:{{ m.name }}{% endif %}]
 {%- if m.content is string %}{{ m.content }}{% endif %}
 {%- for c in m.tool_calls or [] %}[call]{{ c.function | tojson }}{% endfor %}{% endfor %}[assistant]"""
 
@@ -400,8 +401,8 @@ def test_an_item_of_a_kept_answer_is_meant_by_its_id(client: httpx.Client) -> No
 
 def test_what_a_kept_response_repeats_counts() -> None:
     stored = StoredResponses(8, 10_000)
-    stored.put("me", "small", Stored({"output": []}, ()))
-    stored.put("me", "large", Stored({"output": [{"id": "item"}], "tools": ["x" * 9_000]}, ()))
+    stored.put("me", "small", Stored({"output": []}, (), ()))
+    stored.put("me", "large", Stored({"output": [{"id": "item"}], "tools": ["x" * 9_000]}, (), ()))
     assert (stored.get("me", "small"), stored.get("me", "large"), stored.item("me", "item")) == (None, None, None)
 
 
@@ -417,6 +418,62 @@ def test_a_truncation_that_is_not_followed_is_told(client: httpx.Client) -> None
 def test_a_kept_response_is_not_streamed_again(client: httpx.Client) -> None:
     id = client.post("/v1/responses", json={"input": "Hi"}).json()["id"]
     assert error_of(client.get(f"/v1/responses/{id}?stream=true"))["param"] == "stream"
+
+
+def test_what_a_response_answers_is_listed_page_by_page(client: httpx.Client) -> None:
+    first = client.post("/v1/responses", json={"input": "Say seven"}).json()
+    turn = {"id": "mine", "role": "user", "content": [{"type": "image_url", "image_url": {"url": data_uri("red")}}]}
+    body = {"previous_response_id": first["id"], "input": [turn, {"type": "reasoning", "summary": []}]}
+    path = f"/v1/responses/{client.post('/v1/responses', json=body).json()['id']}/input_items"
+    found = client.get(path, params={"order": "asc", "include[]": "message.input_image.image_url"}).json()
+    items = found["data"]
+    assert [item["type"] for item in items] == ["message", "message", "message", "reasoning"]
+    assert [item.get("role") for item in items] == ["user", "assistant", "user", None]
+    assert items[0]["content"] == [{"type": "input_text", "text": "Say seven"}]
+    assert items[1] == first["output"][0]
+    assert items[2]["id"] == "mine"
+    assert items[2]["content"] == [{"type": "input_image", "image_url": data_uri("red"), "detail": "auto"}]
+    ids = [item["id"] for item in items]
+    assert (found["first_id"], found["last_id"], found["has_more"]) == (ids[0], ids[-1], False)
+    pages = [
+        {"limit": 3},
+        {"limit": 3, "after": ids[1]},
+        {"before": ids[2]},
+        {"limit": 1, "before": ids[0], "order": "asc"},
+    ]
+    told = [client.get(path, params=page).json() for page in pages]
+    assert [[item["id"] for item in page["data"]] for page in told] == [ids[:0:-1], ids[:1], ids[:2:-1], []]
+    assert [page["has_more"] for page in told] == [True, False, False, False]
+    assert error_of(client.get(path, params={"after": "x"}))["param"] == "after"
+    assert error_of(client.get(path, params={"limit": 0}))["param"] == "limit"
+    assert error_of(client.get("/v1/responses/resp_x/input_items"), 404)["code"] == "response_not_found"
+
+
+def test_what_is_not_done_in_the_background_is_not_cancelled(client: httpx.Client) -> None:
+    id = client.post("/v1/responses", json={"input": "Hi"}).json()["id"]
+    assert error_of(client.post(f"/v1/responses/{id}/cancel"))["code"] == "not_in_background"
+    assert error_of(client.post("/v1/responses/resp_x/cancel"), 404)["code"] == "response_not_found"
+    compacted = error_of(client.post("/v1/responses/compact", json={"model": "echo", "input": "Hi"}))
+    assert (compacted["code"], "oldest turns" in compacted["message"]) == ("not_supported", True)
+
+
+@pytest.mark.parametrize("by_id", [False, True])
+def test_a_result_knows_the_function_of_the_answer_that_it_follows(
+    tools: tuple[Live, dict[str, str]], by_id: bool
+) -> None:
+    live, told = tools
+    told["said"] = f"Well. {CALL}"
+    body = {"tools": [{"type": "function", "name": "paint", "parameters": {"type": "object"}}]}
+    with live.client() as client:
+        first = client.post("/v1/responses", json={**body, "input": f"Paint {by_id}"}).json()
+        result = {"type": "function_call_output", "call_id": first["output"][-1]["call_id"], "output": "done"}
+        asked = {"previous_response_id": first["id"], "input": [result]}
+        if not by_id:
+            asked = {"input": [user(f"Paint {by_id}"), *first["output"], result]}
+        told["said"] = "So."
+        client.post("/v1/responses", json={**body, **asked}).raise_for_status()
+    assert '[assistant]Well. [call]{"name": "paint"' in told["asked"]
+    assert "[tool:paint]done" in told["asked"]
 
 
 @pytest.mark.parametrize(
@@ -447,9 +504,9 @@ def test_a_part_s_fault_is_told_with_its_place(
 
 
 def test_an_item_of_another_kind_and_no_items_are_told_by_the_right_name(client: httpx.Client) -> None:
-    kind = error_of(client.post("/v1/responses", json={"input": [{"type": "web_search_call", "id": "x"}]}))
+    kind = error_of(client.post("/v1/responses", json={"input": [{"type": "compaction", "id": "x"}]}))
     assert kind["param"] == "input[0]"
-    assert "there is no type 'web_search_call'; known: 'message'" in kind["message"]
+    assert "there is no type 'compaction'; known: 'message'" in kind["message"]
     assert error_of(client.post("/v1/responses", json={"input": []}))["param"] == "input"
 
 

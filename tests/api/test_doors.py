@@ -55,6 +55,7 @@ PATHS = [
     ("DELETE", "/api/delete"),
     ("POST", "/v1/messages/count_tokens"),
     ("POST", "/v1/responses/input_tokens"),
+    ("POST", "/v1/responses/compact"),
     ("GET", "/v1/internal/health"),
     ("GET", "/v1/internal/model/info"),
     ("GET", "/v1/internal/model/list"),
@@ -97,6 +98,7 @@ def raw(live: Live, *lines: str, body: bytes = b"") -> bytes:
 def test_the_table_of_paths_is_all_there_is(locked: Live) -> None:
     served = locked.listener.app.router.routes
     known = {path for _, path in PATHS} | {"/v1/models/{name:path}", "/v1/responses/{id}"}
+    known |= {"/v1/responses/{id}/input_items", "/v1/responses/{id}/cancel"}
     known |= {"/api/v1/stream", "/api/v1/chat-stream"}
     paths = {getattr(route, "path", "") for route in served if getattr(route, "name", "") != "page"}
     assert paths - known == {"/livez", "/readyz", "/health"}

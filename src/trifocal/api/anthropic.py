@@ -4,134 +4,32 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncGenerator, Iterator
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
 from trifocal.api.answers import additions_of
+from trifocal.api.anthropic_messages import TextBlock, Turn, drafts_of, notes_of
 from trifocal.api.errors import explain, refuse
 from trifocal.api.events import STREAMED, EventStream, event
 from trifocal.api.needs import needs
 from trifocal.api.parameters import UNTOLD, Share, Temperature, TopK, Whole
 from trifocal.api.serving import Answers, Job, Server, Serving, Step
-from trifocal.api.tools import Offer, call_of, choice_of, offer_of
+from trifocal.api.tools import Offer, choice_of, offer_of
 from trifocal.api.wire import (
     Draft,
-    Echoed,
     Json,
-    Picture,
-    Tagged,
     Wire,
     check_text,
     dump,
-    from_base64,
-    picture,
-    user_text,
 )
-from trifocal.messages import Call, Role
+from trifocal.messages import Call
 
 __all__ = ["MessagesRequest", "router"]
 
 router = APIRouter(tags=["Anthropic"])
-Part = str | Picture | Tagged
-
-
-class TextBlock(Echoed):
-    """Text."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Base64Source(Echoed):
-    """A picture's bytes, or a text."""
-
-    type: Literal["base64", "text"]
-    media_type: str | None = None
-    data: str
-
-
-class UrlSource(Echoed):
-    """Where a picture is, on a host that the server allows."""
-
-    type: Literal["url"]
-    url: str
-
-
-class FileSource(Echoed):
-    """A file that was uploaded before; there are none here."""
-
-    type: Literal["file"]
-    file_id: str
-
-
-Source = Annotated[Base64Source | UrlSource | FileSource, Field(discriminator="type")]
-
-
-class ImageBlock(Echoed):
-    """A picture."""
-
-    type: Literal["image"]
-    source: Source
-
-
-class DocumentBlock(Echoed):
-    """A document; of its kinds a plain text can be read."""
-
-    type: Literal["document"]
-    source: dict[str, Any]
-    title: str | None = None
-    context: str | None = None
-
-
-class ThoughtBlock(Echoed):
-    """What an answer thought before; it is not thought again."""
-
-    type: Literal["thinking", "redacted_thinking"]
-    data: Any = None
-
-
-class CallBlock(Echoed):
-    """A call that an answer asked for."""
-
-    type: Literal["tool_use"]
-    id: str
-    name: str
-    input: dict[str, Any] = Field(default_factory=dict)
-
-
-class FoundBlock(Echoed):
-    """A function that a search for functions found; from here on the client offers it."""
-
-    type: Literal["tool_reference"]
-    tool_name: str
-
-
-Inner = Annotated[TextBlock | ImageBlock | DocumentBlock | FoundBlock, Field(discriminator="type")]
-
-
-class ResultBlock(Echoed):
-    """What a call gave."""
-
-    type: Literal["tool_result"]
-    tool_use_id: str
-    content: str | list[Inner] | None = None
-    is_error: bool | None = None
-
-
-Block = Annotated[
-    TextBlock | ImageBlock | DocumentBlock | ThoughtBlock | CallBlock | ResultBlock, Field(discriminator="type")
-]
-
-
-class Turn(Echoed):
-    """One turn; the keys of a whole answer may stand beside its content."""
-
-    role: Literal["user", "assistant", "system"]
-    content: str | list[Block]
-    type: Literal["message"] = "message"
 
 
 class OutputConfig(Wire):
@@ -180,7 +78,7 @@ class Conversation(Wire):
         drafts = [Draft("system", (system,))] if system else []
         names: dict[str, str] = {}
         for at, turn in enumerate(self.messages):
-            drafts += _drafts(turn, f"messages[{at}]", names)
+            drafts += drafts_of(turn, f"messages[{at}]", names)
         return drafts
 
     @property
@@ -218,8 +116,9 @@ class MessagesRequest(Conversation):
     @property
     def told(self) -> tuple[str, ...]:
         """What of the request has no effect here."""
+        turns = notes_of(self.messages)
         effort = bool(self.output_config and self.output_config.effort)
-        return (*self.notes, *(["output_config.effort has no effect here"] if effort else []))
+        return (*self.notes, *turns, *(["output_config.effort has no effect here"] if effort else []))
 
 
 class CountRequest(Conversation):
@@ -310,66 +209,3 @@ def _usage(step: Step) -> dict[str, Any]:
 
 def _no_usage() -> dict[str, Any]:
     return {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, "service_tier": "standard"}
-
-
-def _drafts(turn: Turn, where: str, names: dict[str, str]) -> list[Draft]:
-    """A turn as drafts: each result of a tool is one of its own, before what the user says besides."""
-    blocks = [TextBlock(type="text", text=turn.content)] if isinstance(turn.content, str) else turn.content
-    parts: list[Part] = []
-    calls: list[Call] = []
-    results: list[Draft] = []
-    for at, block in enumerate(blocks):
-        name = f"{where}.content[{at}]"
-        match block:
-            case CallBlock():
-                calls.append(call_of(block.name, block.input, block.id, f"{name}.input"))
-                names[block.id] = block.name
-            case ResultBlock():
-                results.append(_result(block, name, names.get(block.tool_use_id, "")))
-            case ThoughtBlock():
-                continue
-            case _:
-                parts += _part(block, turn.role, name)
-    if results and not parts:
-        return results
-    return [*results, Draft(turn.role, tuple(parts), calls=tuple(calls))]
-
-
-def _result(block: ResultBlock, where: str, called: str) -> Draft:
-    inner = [TextBlock(type="text", text=block.content)] if isinstance(block.content, str) else block.content or []
-    parts = [part for at, each in enumerate(inner) for part in _part(each, "tool", f"{where}.content[{at}]")]
-    said = ["Error: ", *parts] if block.is_error else parts
-    return Draft("tool", tuple(said), answers=block.tool_use_id, name=called)
-
-
-def _part(block: TextBlock | ImageBlock | DocumentBlock | FoundBlock, role: Role, name: str) -> list[Part]:
-    if isinstance(block, ImageBlock):
-        if role not in ("user", "tool"):
-            raise refuse("invalid_value", "only user messages and results of tools hold pictures", name)
-        return [_picture(block.source, name)]
-    text = _text(block, name)
-    if role == "user":
-        return [user_text(text, name)]
-    check_text(text, name)
-    return [text]
-
-
-def _text(block: TextBlock | DocumentBlock | FoundBlock, name: str) -> str:
-    if isinstance(block, FoundBlock):
-        return f"found: {block.tool_name}"
-    return block.text if isinstance(block, TextBlock) else _document(block, name)
-
-
-def _document(block: DocumentBlock, name: str) -> str:
-    source = block.source
-    if source.get("type") != "text" or not isinstance(source.get("data"), str):
-        raise refuse("unsupported_parameter", "of documents only plain text can be read", name)
-    return "\n\n".join(filter(None, (block.title, block.context, source["data"])))
-
-
-def _picture(source: Source, name: str) -> Picture:
-    if isinstance(source, UrlSource):
-        return picture(source.url, name)
-    if isinstance(source, FileSource):
-        raise refuse("unsupported_parameter", "there are no uploaded files here: send the picture's base64", name)
-    return Picture(from_base64(source.data, name), name)

@@ -175,8 +175,9 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 def _translated(request: Request, error: Exception) -> Refusal:
     """FastAPI's and Starlette's own errors as ours."""
     if isinstance(error, RequestValidationError):
-        errors = [{**each, "loc": each["loc"][1:]} for each in error.errors()]  # without "body" or "path"
-        return invalid(errors, error.body)
+        errors = [{**each, "loc": each["loc"][1:]} for each in error.errors()]  # without "body", "query" or "path"
+        asked = dict(request.query_params) | request.path_params
+        return invalid(errors, asked if error.body is None else error.body)
     if isinstance(error, HTTPException):
         path, routes = request.scope["path"], request.app.router.routes
         methods = (error.headers or {}).get("Allow", "another method")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
 from pydantic import Field
 
 from trifocal.api.errors import refuse
 from trifocal.api.tools import call_of
-from trifocal.api.wire import Draft, Echoed, Picture, Rows, Tagged, check_text, picture, user_text
+from trifocal.api.wire import Draft, Echoed, Picture, Rows, Tagged, check_text, from_base64, picture, user_text
 from trifocal.messages import Call, Role
 
 __all__ = ["ChatMessage", "ContentPart", "drafts_of", "parts_of"]
@@ -69,23 +71,37 @@ class EmbedsPart(Echoed):
     uuid: Any = None
 
 
+class FileData(Echoed):
+    """A file's name and its bytes as a data URI."""
+
+    filename: str | None = None
+    file_data: str | None = None
+    file_id: str | None = None
+
+
+class FilePart(Echoed):
+    """A file: a text or a picture can be taken in."""
+
+    type: Literal["file", "input_file"]
+    file: FileData | None = None
+    filename: str | None = None
+    file_data: str | None = None
+    file_id: str | None = None
+    file_url: str | None = None
+
+
 class OtherPart(Echoed):
     """What no served model can take in."""
 
-    type: Literal["input_audio", "audio", "audio_url", "video_url", "input_video", "file", "input_file"]
+    type: Literal["input_audio", "audio", "audio_url", "video_url", "input_video"]
     input_audio: Any = None
     audio: Any = None
     audio_url: Any = None
     video_url: Any = None
-    file: Any = None
-    file_id: Any = None
-    file_url: Any = None
-    file_data: Any = None
-    filename: Any = None
 
 
 ContentPart = Annotated[
-    TextPart | RefusalPart | ThoughtPart | ImagePart | InputImagePart | EmbedsPart | OtherPart,
+    TextPart | RefusalPart | ThoughtPart | ImagePart | InputImagePart | EmbedsPart | FilePart | OtherPart,
     Field(discriminator="type"),
 ]
 
@@ -190,6 +206,8 @@ def _part(part: Any, role: Role, where: str) -> Parts:
             if given is None:
                 raise refuse("unsupported_parameter", "there are no uploaded files here: send a data URI", where)
             return (picture(given if isinstance(given, str) else given.url, where),)
+        case FilePart():
+            return _file(part, role, where)
     raise refuse("unsupported_parameter", f"{part.type}: only text and pictures can be taken in", where)
 
 
@@ -200,6 +218,22 @@ def _rows(given: str | dict[str, str], where: str) -> Rows:
             raise refuse("unsupported_parameter", "image_embeds alone is taken, as base64", f"{where}.image_embeds")
         given = given["image_embeds"]
     return Rows(given, where)
+
+
+def _file(part: FilePart, role: Role, where: str) -> Parts:
+    """A file that came whole and is a text, after its name, or a picture."""
+    file = part.file or part
+    data = file.file_data or ""
+    kind = re.match(r"data:(text|image)/[^,]*,", data[:200], re.IGNORECASE)
+    if kind is None:
+        words = f"{part.type}: only texts and pictures can be taken in, as a data URI in file_data"
+        raise refuse("unsupported_parameter", words, where)
+    if kind[1].lower() == "image":
+        return (picture(data, where),)
+    given = data[kind.end() :]
+    encoded = ";base64" in kind[0].lower()
+    text = from_base64(given, where).decode("utf-8", "replace") if encoded else unquote(given)
+    return _text(role, f"{file.filename}:\n{text}" if file.filename else text, where)
 
 
 def _text(role: Role, text: str, where: str) -> Parts:

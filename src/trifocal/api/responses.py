@@ -4,112 +4,32 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from pydantic import Discriminator, Field, Tag, TypeAdapter
+from pydantic import Field
 
 from trifocal.api.answers import additions_of, scored
 from trifocal.api.errors import Refusal, explain, refuse
 from trifocal.api.events import STREAMED, EventStream, event
+from trifocal.api.items import Item, Said, drafts_of, said_of
 from trifocal.api.needs import needs
 from trifocal.api.openai import StreamOptions
-from trifocal.api.openai_messages import ContentPart, parts_of
 from trifocal.api.parameters import Count, Penalty, Seed, Share, Stop, Temperature, TopK, Whole, bound
 from trifocal.api.serving import Answers, Job, Server, Serving, Step, caller_of
 from trifocal.api.stored import Stored
-from trifocal.api.tools import Offer, allowed_of, call_of, choice_of, offer_of, spaced
-from trifocal.api.wire import Draft, Echoed, Json, Wire, check_text, dump
-from trifocal.messages import Call, Role
+from trifocal.api.tools import Offer, allowed_of, choice_of, offer_of
+from trifocal.api.wire import Draft, Json, Wire, check_text, dump
+from trifocal.messages import Call
 
 __all__ = ["ResponseRequest", "router"]
 
 router = APIRouter(tags=["OpenAI"])
 LOGPROBS = "message.output_text.logprobs"
-
-
-class MessageItem(Echoed):
-    """A turn of a conversation, an answer's own included."""
-
-    type: Literal["message"] = "message"
-    role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[ContentPart]
-
-    def drafts(self, where: str, names: dict[str, str]) -> list[Draft]:
-        """The turn with its pictures as they were sent."""
-        role: Role = "system" if self.role == "developer" else self.role
-        parts = parts_of(self.content, role, f"{where}.content")
-        if role != "user" and not all(isinstance(part, str) for part in parts):
-            raise refuse("invalid_value", "only user messages and results of tools hold pictures", where)
-        return [Draft(role, parts)]
-
-
-class CallItem(Echoed):
-    """A call that an answer asked for."""
-
-    type: Literal["function_call"]
-    call_id: str
-    name: str
-    arguments: str
-    namespace: str | None = None
-
-    def drafts(self, where: str, names: dict[str, str]) -> list[Draft]:
-        """The call as an assistant's turn."""
-        names[self.call_id] = name = spaced(self.namespace, self.name)
-        return [Draft("assistant", (), calls=(call_of(name, self.arguments, self.call_id, f"{where}.arguments"),))]
-
-
-class ResultItem(Echoed):
-    """What a call gave."""
-
-    type: Literal["function_call_output"]
-    call_id: str
-    output: str | list[ContentPart]
-
-    def drafts(self, where: str, names: dict[str, str]) -> list[Draft]:
-        """The result as a tool's turn."""
-        parts = parts_of(self.output, "tool", f"{where}.output")
-        return [Draft("tool", parts, answers=self.call_id, name=names.get(self.call_id, ""))]
-
-
-class ThoughtItem(Echoed):
-    """What an answer thought before; it is not thought again."""
-
-    type: Literal["reasoning"]
-    summary: Any = None
-    content: Any = None
-    encrypted_content: Any = None
-
-    def drafts(self, where: str, names: dict[str, str]) -> list[Draft]:
-        """Nothing."""
-        return []
-
-
-def _kind(item: Any) -> str:
-    given = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
-    return str(given or "message")
-
-
-class KeptItem(Wire):
-    """An item of an answer that is kept here, by its id."""
-
-    type: Literal["item_reference"]
-    id: str
-
-
-Item = Annotated[
-    Annotated[MessageItem, Tag("message")]
-    | Annotated[CallItem, Tag("function_call")]
-    | Annotated[ResultItem, Tag("function_call_output")]
-    | Annotated[ThoughtItem, Tag("reasoning")]
-    | Annotated[KeptItem, Tag("item_reference")],
-    Discriminator(_kind),
-]
-_ITEM: TypeAdapter[Any] = TypeAdapter(Item)
 
 
 class TextFormat(Wire):
@@ -176,21 +96,6 @@ class ResponseRequest(Wire):
         choice, allowed = choice_of(self.tool_choice), allowed_of(self.tool_choice)
         return offer_of(self.tools, choice, single=self.parallel_tool_calls is False, allowed=allowed)
 
-    def drafts(self, kept: Callable[[str], dict[str, Any] | None]) -> tuple[Draft, ...]:
-        """What is asked now. ``kept`` gives an item of an earlier answer by its id.
-
-        Raises:
-            Refusal: what no model here can take in, or an item that is not kept.
-        """
-        if isinstance(self.input, str):
-            return tuple(MessageItem(role="user", content=self.input).drafts("input", {}))
-        names: dict[str, str] = {}
-        drafts: list[Draft] = []
-        for at, item in enumerate(self.input):
-            found = _resolved(item, kept, f"input[{at}]") if isinstance(item, KeptItem) else item
-            drafts += found.drafts(f"input[{at}]", names)
-        return tuple(drafts)
-
     def job(self, server: Server, drafts: Sequence[Draft]) -> Job:
         """What is asked for of a conversation."""
         if self.max_output_tokens == 0:
@@ -220,9 +125,9 @@ async def respond(request: Request, body: ResponseRequest, server: Serving) -> R
     """An answer as items; streamed as server-sent events when asked, and kept unless `store` is false."""
     server.check_model(body.model)
     caller = caller_of(request)
-    drafts = _drafts(server, caller, body)
-    job = body.job(server, drafts)
-    told = _Told(server, caller, body, drafts, job.offer)
+    items = _items(server, caller, body)
+    job = body.job(server, drafts_of(items))
+    told = _Told(server, caller, body, items, job.offer)
     if body.stream:
         answers = await server.answer(request, job)
         return EventStream(_events(answers, told), server.settings.write_seconds)
@@ -230,12 +135,20 @@ async def respond(request: Request, body: ResponseRequest, server: Serving) -> R
     return Json(told.whole(text, step))
 
 
+@router.post("/v1/responses/compact", summary="Conversations are not compacted")
+@needs()
+async def compact() -> Response:
+    """Says that there is no shorter form of a conversation that only this server could read."""
+    words = "conversations are not compacted here: send the whole one, its oldest turns go where the context is full"
+    raise Refusal(400, "not_supported", words)
+
+
 @router.post("/v1/responses/input_tokens", summary="Count items")
 @needs(pool="light")
 async def count(request: Request, body: ResponseRequest, server: Serving) -> Response:
     """How many positions items take, their pictures and what was said before included."""
     server.check_model(body.model)
-    job = body.job(server, _drafts(server, caller_of(request), body))
+    job = body.job(server, drafts_of(_items(server, caller_of(request), body)))
     tools = job.offer.tools
     found = await server.work(request, job.drafts, lambda talk: server.llava.count(talk, tools=tools))
     return Json({"object": "response.input_tokens", "input_tokens": found})
@@ -249,6 +162,36 @@ async def get(request: Request, id: str, server: Serving, stream: bool = False) 
     return Json(_found(server, caller_of(request), id).response)
 
 
+@router.get("/v1/responses/{id}/input_items", summary="What a response answers")
+async def input_items(
+    request: Request,
+    id: str,
+    server: Serving,
+    after: str | None = None,
+    before: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+) -> Response:
+    """The items that a kept response answers, those of earlier responses that it goes on from included."""
+    items = [said.told for said in _found(server, caller_of(request), id).items]
+    items = items[::-1] if order == "desc" else items
+    start = 0 if after is None else _at(items, after, "after") + 1
+    end = len(items) if before is None else _at(items, before, "before")
+    page = items[start:end][:limit] if before is None else items[start:end][-limit:]
+    more = len(page) < len(items[start:end])
+    first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
+    return Json({"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": more})
+
+
+@router.post("/v1/responses/{id}/cancel", summary="Answers are not given in the background")
+@needs()
+async def cancel(request: Request, id: str, server: Serving) -> Response:
+    """Says that a response that is kept is done: none is given in the background."""
+    _found(server, caller_of(request), id)
+    words = "this response is done: only one that was asked for in the background could be cancelled, and none is here"
+    raise refuse("not_in_background", words, "id")
+
+
 @router.delete("/v1/responses/{id}", summary="Forget a response")
 @needs()
 async def delete(request: Request, id: str, server: Serving) -> Response:
@@ -258,14 +201,16 @@ async def delete(request: Request, id: str, server: Serving) -> Response:
     return Json({"id": id, "object": "response", "deleted": True})
 
 
-def _resolved(reference: KeptItem, kept: Callable[[str], dict[str, Any] | None], where: str) -> MessageItem | CallItem:
-    """The item that a reference means."""
-    item = kept(reference.id)
-    if item is None:
-        words = f"there is no item {reference.id[:80]}: it was not kept, or no longer; send the item itself"
-        raise refuse("item_not_found", words, where)
-    found: MessageItem | CallItem = _ITEM.validate_python(item)
-    return found
+def _at(items: Sequence[dict[str, Any]], id: str, param: str) -> int:
+    """Where an item stands among them.
+
+    Raises:
+        Refusal: there is none of that id.
+    """
+    for at, item in enumerate(items):
+        if item["id"] == id:
+            return at
+    raise refuse("item_not_found", f"there is no item {id[:80]} in this response", param)
 
 
 def _found(server: Server, caller: str, id: str) -> Stored:
@@ -275,21 +220,21 @@ def _found(server: Server, caller: str, id: str) -> Stored:
     return stored
 
 
-def _drafts(server: Server, caller: str, body: ResponseRequest) -> tuple[Draft, ...]:
+def _items(server: Server, caller: str, body: ResponseRequest) -> tuple[Said, ...]:
     """What was said before and what is asked now."""
     before = _before(server, caller, body.previous_response_id)
-    return (*before, *body.drafts(partial(server.responses.item, caller)))
+    return (*before, *said_of(body.input, partial(server.responses.item, caller), before))
 
 
-def _before(server: Server, caller: str, id: str | None) -> tuple[Draft, ...]:
-    """What was said up to a response."""
+def _before(server: Server, caller: str, id: str | None) -> tuple[Said, ...]:
+    """What was said up to the end of a response."""
     if id is None:
         return ()
     stored = server.responses.get(caller, id)
     if stored is None:
         words = f"there is no response {id[:80]}: it was not kept, or no longer; send the whole conversation"
         raise refuse("previous_response_not_found", words, "previous_response_id")
-    return stored.drafts
+    return (*stored.items, *stored.answer)
 
 
 @dataclass(slots=True, eq=False)
@@ -299,7 +244,7 @@ class _Told:
     server: Server
     caller: str
     body: ResponseRequest
-    drafts: tuple[Draft, ...]
+    items: tuple[Said, ...]
     offer: Offer
     id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(16)}")
     message: str = field(default_factory=lambda: f"msg_{secrets.token_hex(16)}")
@@ -354,7 +299,8 @@ class _Told:
         )
         if self.body.store is not False:
             said = Draft("assistant", (text,) if text else (), calls=step.calls)
-            self.server.responses.put(self.caller, self.id, Stored(response, (*self.drafts, said)))
+            answer = [Said(item, (said,) if at == 0 else ()) for at, item in enumerate(response["output"])]
+            self.server.responses.put(self.caller, self.id, Stored(response, self.items, tuple(answer)))
         return response
 
     def said(self, text: str, status: str, step: Step | None = None) -> dict[str, Any]:

@@ -6,23 +6,24 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from trifocal.api.wire import Draft, Picture, Tagged, dump
+from trifocal.api.items import Said
+from trifocal.api.wire import dump
 
 __all__ = ["Stored", "StoredResponses"]
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A response as it was told, and the conversation up to its end."""
+    """A response as it was told, the items that it answers, and those that it is."""
 
     response: dict[str, Any]
-    drafts: tuple[Draft, ...]
+    items: tuple[Said, ...]
+    answer: tuple[Said, ...]
 
     @property
     def size(self) -> int:
         """About how many bytes it takes."""
-        shown = sum(_size(part) for draft in self.drafts for part in draft.parts if not isinstance(part, str))
-        return shown + sum(draft.octets for draft in self.drafts) + len(dump(self.response)) + 2048
+        return sum(said.size for said in (*self.items, *self.answer)) + len(dump(self.response)) + 2048
 
 
 class StoredResponses:
@@ -65,7 +66,3 @@ class StoredResponses:
         for item in stored.response["output"] if stored else ():
             self._items.pop((key[0], item["id"]), None)
         return stored is not None
-
-
-def _size(part: Picture | Tagged) -> int:
-    return len(part.source if isinstance(part, Picture) else part.text)
