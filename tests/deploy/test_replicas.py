@@ -11,7 +11,8 @@ from PIL import Image as Pictures
 
 import trifocal
 from trifocal.deploy.replicas import LanguageReplica, SeeingReplica
-from trifocal.engines.base import State
+from trifocal.engines.base import State, Token
+from trifocal.engines.remote.answering import Answer
 from trifocal.engines.remote.wire import error_from, prompt_to, tokens_from
 from trifocal.errors import EngineError, PromptTooLong, VisionError
 from trifocal.images import from_pil
@@ -68,7 +69,9 @@ def test_what_is_no_prompt_is_told(language: LanguageReplica) -> None:
     assert "the engine raised" in str(error_from(last))
 
 
-def test_who_leaves_ends_the_answer(language: LanguageReplica) -> None:
+def test_who_leaves_ends_the_answer(language: LanguageReplica, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr("trifocal.deploy.replicas.Answer", lambda give: given.append(give) or Answer(give))
     head, body = body_of(Prompt([TokenSpan((104, 105))]))
 
     async def leave() -> None:
@@ -78,6 +81,7 @@ def test_who_leaves_ends_the_answer(language: LanguageReplica) -> None:
 
     asyncio.run(leave())
     assert language.counts()["open"] == 0
+    given[0](Token(105))  # as of a step that was under way: the loop is closed, and the engine's thread goes on
 
 
 def test_who_hangs_or_failed_is_told_to_the_cluster(language: LanguageReplica, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -289,6 +289,25 @@ def test_answers_are_those_of_the_engine_here() -> None:
     here.close()
 
 
+def test_conversations_are_spread_over_idle_processes_and_go_on_where_they_began() -> None:
+    with loaded(ECHO, replicas=2) as engine:
+        seats = list(engine.roster.seats.values())
+
+        def home(words: str) -> int:
+            """Which process answers, alone on an idle machine."""
+            until(lambda: not any(seat.place.open for seat in seats), "rest")
+            stream = engine.stream(prompt(words), Sampling())
+            next(stream)
+            where = [bool(seat.place.open) for seat in seats]
+            stream.close()
+            assert sum(where) == 1
+            return where.index(True)
+
+        homes = {letter: home(letter * 320) for letter in "abcdefgh"}
+        assert set(homes.values()) == {0, 1}
+        assert {letter: home(letter * 320 + "?") for letter in homes} == homes
+
+
 def test_a_conversation_goes_where_its_beginning_is_and_others_where_there_is_room() -> None:
     with loaded(ECHO, replicas=2) as engine:
         places = engine._crew.workers

@@ -13,7 +13,8 @@ from trifocal.api.app import create_app
 from trifocal.api.server import SWITCH, log_to_stderr
 from trifocal.deploy.handles import ReplicaPlace, Watch, exchange_over
 from trifocal.deploy.plan import Plan
-from trifocal.engines.spread import Roster, Spread
+from trifocal.engines.roster import Roster
+from trifocal.engines.spread import Place, Spread
 from trifocal.model.llava import Llava, find, put_together
 from trifocal.vision.elsewhere import vision_over
 from trifocal.web import routes
@@ -61,11 +62,12 @@ class Fronted:
 
     def _opened(
         self, plan: Plan, handles: Mapping[str, DeploymentHandle], seeing: DeploymentHandle
-    ) -> tuple[Llava, Roster]:
+    ) -> tuple[Llava, Roster[Place]]:
         settings = plan.settings
         found = find(settings)
-        places = [ReplicaPlace(name, handle, self._watch.wake) for name, handle in handles.items()]
-        roster = Roster(places, plan.language.least, plan.language.idle, plan.language.overload)
+        places: list[Place] = [ReplicaPlace(name, handle) for name, handle in handles.items()]
+        told = plan.language
+        roster = Roster(places, told.least, told.idle, told.overload, self._watch.wake)
         facts: dict[str, Any] = handles[places[0].name].facts.remote().result(timeout_s=LOADING)
         engine = Spread(found.recipe, facts, roster)
         self._watch.start(roster)

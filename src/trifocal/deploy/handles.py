@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from trifocal.engines.base import Token
 from trifocal.engines.remote.wire import error_from, state_from, tokens_from
-from trifocal.engines.spread import Gone, Roster, Said
+from trifocal.engines.roster import Roster
+from trifocal.engines.spread import Gone, Place, Said
 from trifocal.errors import EngineError
 
 if TYPE_CHECKING:
@@ -28,12 +29,11 @@ AGAIN = 3  # replicas that see which may die over the same pictures
 
 
 class ReplicaPlace:
-    """A `trifocal.engines.spread.Place`: a deployment with one replica. ``wakes`` has it started."""
+    """A `trifocal.engines.spread.Place`: a deployment with one replica."""
 
-    def __init__(self, name: str, handle: DeploymentHandle, wakes: Callable[[str], None]) -> None:
+    def __init__(self, name: str, handle: DeploymentHandle) -> None:
         self.name = name
         self.handle = handle
-        self._wakes = wakes
 
     def answer(self, head: Mapping[str, Any], body: bytes) -> Said:
         """Has a prompt continued."""
@@ -49,10 +49,6 @@ class ReplicaPlace:
             raise error_from(found)
         told, rows = found
         return told, rows
-
-    def wake(self) -> None:
-        """Has it started."""
-        self._wakes(self.name)
 
 
 class _Streamed:
@@ -85,12 +81,12 @@ class Watch:
 
     def __init__(self, handles: Mapping[str, DeploymentHandle]) -> None:
         self._handles = handles
-        self._roster: Roster | None = None
+        self._roster: Roster[Place] | None = None
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="replicas-watch", daemon=True)
 
-    def start(self, roster: Roster) -> None:
+    def start(self, roster: Roster[Place]) -> None:
         """Tells this roster from now on."""
         self._roster = roster
         self._thread.start()

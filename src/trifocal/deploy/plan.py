@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from trifocal.api.settings import ServerSettings, read_keys
 from trifocal.engines import PASSED_ON
 from trifocal.engines.base import STEP_LIMIT
-from trifocal.engines.spread import OVERLOAD
+from trifocal.engines.roster import OVERLOAD
 from trifocal.errors import UnknownName, UsageError
 from trifocal.model.settings import FIELDS, Settings
 

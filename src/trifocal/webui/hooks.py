@@ -13,6 +13,7 @@ import functools
 import html
 import importlib
 import io
+import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -253,8 +254,14 @@ class Extension:
             del self._building.texts, self._building.measured
         prompt = built[0] if isinstance(built, tuple) else built
         words = user_input.strip()
-        whole = [one for one in measured if words in one]
-        if not whole or (prompt is not None and words in prompt):
+        marks = turn.pictures - sum(1 for _ in ours(words))
+
+        def is_whole(one: str) -> bool:
+            return words in one and one.count(MEDIA_MARK) >= marks
+
+        # once it cuts, the host measures beginnings of the message, and the bare message for its log
+        whole = [*itertools.takewhile(is_whole, measured)]
+        if not whole or (prompt is not None and is_whole(prompt)):
             return built
         return (whole[-1], built[1] if isinstance(built, tuple) else []) if how.get("also_return_rows") else whole[-1]
 

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 
-from trifocal.engines.base import STEP_LIMIT, State, Token, Tokenizer
-from trifocal.engines.blocks import names_of
-from trifocal.engines.echo import Bytes
-from trifocal.engines.language import open_language, tokenizer_of
-from trifocal.engines.prefixes import position_keys
+from trifocal.engines.base import STEP_LIMIT, Token, Tokenizer
+from trifocal.engines.front import Front
 from trifocal.engines.recipe import Recipe
-from trifocal.engines.remote.answering import able_of, check_prompt, check_sampling
-from trifocal.engines.remote.crew import BLOCK, Crew
+from trifocal.engines.remote.crew import Crew
 from trifocal.engines.remote.wire import Kind, prompt_to
-from trifocal.engines.remote.worker import Call
-from trifocal.errors import EngineError, TrifocalError, UsageError
-from trifocal.messages import Sampling
-from trifocal.placement import Part
+from trifocal.engines.remote.worker import Call, Given, Worker
+from trifocal.engines.roster import Wanted
+from trifocal.errors import EngineError, UsageError
 from trifocal.prompt import Prompt
 
 __all__ = ["Remote", "load_remote"]
 
 
-class Remote:
+class Remote(Front[Worker]):
     """An `Engine` in processes of its own, ``crew``; what it is said to be is what theirs is.
 
     What dies with a process, see `trifocal.engines.remote.worker.Worker`.
@@ -39,11 +35,7 @@ class Remote:
         self._crew = crew
         weakref.finalize(self, crew.abandon)  # when nobody has it any more, and at exit
         crew.load()
-        facts = crew.workers[0].facts
-        self.name: str = facts["name"]
-        self.hidden: int = facts["hidden"]
-        self.able = able_of(facts)
-        self.tokenizer = self._tokenizer(recipe, facts["tokenizer"])
+        super().__init__(recipe, crew.workers[0].facts, crew.roster)
 
     @property
     def context(self) -> int:
@@ -51,92 +43,46 @@ class Remote:
         return min(int(worker.facts["context"]) for worker in self._crew.workers)
 
     @property
-    def parts(self) -> tuple[Part, ...]:
-        """The language model as it is loaded, with the bytes of all its processes."""
-        several = len(self._crew.workers)
-        parts = (Part(**part) for part in self._crew.workers[0].facts["parts"])
-        return tuple(replace(part, nbytes=part.nbytes * several) for part in parts)
-
-    @property
     def pids(self) -> list[int]:
         """The numbers of the processes that there are now."""
         return [pid for worker in self._crew.workers if (pid := worker.pid) is not None]
-
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[Token, None, None]:
-        """The answer's tokens; see `trifocal.engines.base.Engine.stream`."""
-        self._check(prompt, 1)
-        check_sampling(sampling, self.able, self.name)
-        call = self._call(Kind.STREAM, prompt, {"sampling": asdict(sampling)})
-        return self._answer(call)
-
-    def attention(self, prompt: Prompt, ids: Sequence[int]) -> torch.Tensor:
-        """Where it looked; see `trifocal.engines.base.Engine.attention`."""
-        if not self.able.explains:
-            raise UsageError(f"the engine {self.name} can't tell where it looks")
-        self._check(prompt, len(ids))
-        told = self._result(self._call(Kind.ATTEND, prompt, {"ids": list(ids)}))
-        assert isinstance(told, torch.Tensor)
-        return told
-
-    def state(self) -> State:
-        """How its processes are."""
-        if self._crew.closed:
-            return State("failed", reason="the engine is closed")
-        return self._crew.state()
 
     def close(self) -> None:
         """Ends all streams with an error, and the processes."""
         self._crew.stop()
 
-    def _check(self, prompt: Prompt, wanted: int) -> None:
-        if self._crew.closed:
-            raise EngineError("the engine is closed")
-        check_prompt(prompt, wanted, self.context)
+    def text(self, does: str, *given: Any, **options: Any) -> Any:
+        """What its own tokenizer, which is there alone, gives for this."""
+        call = Call(self._crew.number(), Kind.TEXT, {"does": does, "given": given, "options": options})
+        with closing(self._crew.ask(call, Wanted(0))) as said:
+            return next(said, None)
 
-    def _call(self, kind: Kind, prompt: Prompt, head: Mapping[str, Any]) -> Call:
-        told, parts = prompt_to(prompt)
-        names: Sequence[bytes] = ()
-        if len(self._crew.workers) > 1 and prompt.scope is not None:
-            names = names_of(position_keys(prompt), BLOCK, scope=prompt.scope)
-        return Call(self._crew.number(), kind, {**told, **head}, parts, len(prompt), names)
-
-    def _answer(self, call: Call) -> Generator[Token, None, None]:
-        self._crew.ask(call)  # here and not above: a generator that is never begun never ends either
-        try:
-            while (token := call.said.get()) is not None:
-                if isinstance(token, TrifocalError):
-                    raise token
+    def _answer(self, prompt: Prompt, asked: Mapping[str, Any]) -> Generator[Token, None, None]:
+        with closing(self._said(Kind.STREAM, prompt, asked)) as said:
+            for token in said:
                 assert isinstance(token, Token)
                 yield token
-        finally:
-            self._crew.leave(call)
 
-    def _result(self, call: Call) -> object:
-        self._crew.ask(call)
-        try:
-            result = call.said.get()
-            if isinstance(result, TrifocalError):
-                raise result
-            return result
-        finally:
-            self._crew.leave(call)
+    def _attention(self, prompt: Prompt, asked: Mapping[str, Any]) -> torch.Tensor:
+        with closing(self._said(Kind.ATTEND, prompt, asked)) as said:
+            told = next(said)
+        assert isinstance(told, torch.Tensor)
+        return told
 
-    def _tokenizer(self, recipe: Recipe, told: Mapping[str, Any]) -> Tokenizer:
-        """The same tokenizer as the process has: made here of the same files, or one that asks the process."""
-        if told["kind"] == "files":
-            return tokenizer_of(open_language(recipe), told["rows"])
-        return Bytes() if told["kind"] == "bytes" else _Asked(self)
+    def _said(self, kind: Kind, prompt: Prompt, asked: Mapping[str, Any]) -> Generator[Given, None, None]:
+        told, parts = prompt_to(prompt)
+        call = Call(self._crew.number(), kind, {**told, **asked}, parts)
+        return self._crew.ask(call, self.roster.wanted(prompt))
 
-    def _text(self, does: str, *given: Any, **options: Any) -> Any:
-        head = {"does": does, "given": given, "options": options}
-        return self._result(Call(self._crew.number(), Kind.TEXT, head))
+    def _asked(self) -> Tokenizer:
+        return _Asked(self)
 
 
 class _Asked:
     """The tokenizer of an engine that is nobody's but its own: its process is asked."""
 
     def __init__(self, remote: Remote) -> None:
-        self._ask = weakref.WeakMethod(remote._text)
+        self._ask = weakref.WeakMethod(remote.text)
         self.token = lru_cache(1024)(self._token)
 
     def encode(self, text: str, *, start: bool, after: str | None = None, before: str | None = None) -> list[int]:

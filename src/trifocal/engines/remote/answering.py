@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
-from trifocal.engines.base import Abilities, Engine, Token
+from trifocal.engines.base import Engine, Token
 from trifocal.engines.batching import Batching
 from trifocal.engines.echo import Bytes
 from trifocal.engines.remote.wire import state_to
 from trifocal.engines.tokenizer import FileTokenizer
-from trifocal.errors import BadSampling, EngineError, PromptTooLong, TrifocalError
+from trifocal.errors import EngineError, TrifocalError
 from trifocal.messages import Sampling
 from trifocal.placement import Placed
 from trifocal.prompt import Prompt
 
-__all__ = ["BROKEN", "Answer", "Said", "able_of", "check_prompt", "check_sampling", "facts_of", "ours"]
+__all__ = ["BROKEN", "Answer", "Said", "facts_of", "ours"]
 
 BROKEN = 70  # the exit status of who can do nothing more
 
@@ -84,33 +84,3 @@ def facts_of(engine: Engine) -> dict[str, Any]:
 def ours(error: BaseException) -> TrifocalError:
     """An error as one of ours, for whoever may know no more."""
     return error if isinstance(error, TrifocalError) else EngineError(f"the engine raised {type(error).__name__}")
-
-
-def able_of(facts: Mapping[str, Any]) -> Abilities:
-    """The abilities among what `facts_of` told."""
-    return Abilities(**{**facts["able"], "sees": tuple(facts["able"]["sees"])})
-
-
-def check_prompt(prompt: Prompt, wanted: int, context: int) -> None:
-    """Refuses in the front what the engine would refuse.
-
-    Raises:
-        EngineError: there is nothing to continue.
-        PromptTooLong: it does not fit with ``wanted`` positions behind it.
-    """
-    if not len(prompt):
-        raise EngineError("the prompt is empty: there is nothing to continue")
-    if len(prompt) + wanted > context:
-        raise PromptTooLong(len(prompt), prompt.image_positions, wanted, context)
-
-
-def check_sampling(sampling: Sampling, able: Abilities, name: str) -> None:
-    """Refuses what an engine is not able to.
-
-    Raises:
-        BadSampling: always of that kind; says of which engine.
-    """
-    if sampling.top_logprobs is not None and not able.logprobs:
-        raise BadSampling("top_logprobs", f"the engine {name} can't tell log-probabilities")
-    if sampling.schema is not None and not able.grammar:
-        raise BadSampling("schema", f"the engine {name} can't hold an answer to a JSON schema")

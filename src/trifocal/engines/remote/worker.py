@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,6 @@ DEATHS = 3  # of processes that a request may meet before it is taken for their 
 GIVE_UP = 5  # lives in a row in which nothing was done
 PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before the next life after one in which nothing was done, doubled each time
 SILENT = 30.0  # seconds without a heartbeat of a process that works
-STREAM = 64  # positions: what an answer under way weighs against prompts that wait
 WELL = 60.0  # seconds of a life that count like an answer
 
 Given = Token | torch.Tensor | list[int] | str | int | TrifocalError | None
@@ -34,51 +33,41 @@ Given = Token | torch.Tensor | list[int] | str | int | TrifocalError | None
 class Call:
     """Something that is asked of an engine's process: ``said`` gets what comes of it, None or an error at last.
 
-    ``cost`` is how many positions must be computed before it begins to be answered, ``names`` are those of its full
-    blocks. ``deaths`` counts the processes that died between getting it and beginning to answer.
+    ``deaths`` counts the processes that died between getting it and beginning to answer.
     """
 
     number: int
     kind: Kind
     head: Mapping[str, Any]
     parts: Sequence[memoryview] = ()
-    cost: int = 0
-    names: Sequence[bytes] = ()
     said: queue.SimpleQueue[Given] = field(default_factory=queue.SimpleQueue)
     begun: bool = False
     deaths: int = 0
-    worker: Worker | None = None
-
-    @property
-    def weight(self) -> int:
-        """How much it keeps its worker from others, in positions."""
-        return STREAM if self.begun else self.cost
 
 
 class Worker:
     """A process and, when that is gone, the next one, until it is given up; one thread reads what it says.
 
     What it was asked and had begun to answer when it died ends with an error. The rest is asked again, each alone until
-    it is begun: what kills a process kills nobody else's answer then. ``lock`` guards everything here; ``changed`` is
-    called, without it, when there may be room for others.
+    it is begun: what kills a process kills nobody else's answer then. ``changed`` is called when `told` may be another.
     """
 
     def __init__(
         self,
+        name: str,
         recipe: Recipe,
         environment: Mapping[str, str],
         limit: float,
-        lock: threading.Lock,
-        changed: Callable[[], None],
+        changed: Callable[[Worker], None],
     ) -> None:
+        self.name = name
         self._recipe, self._environment, self._limit = recipe, environment, limit
-        self._lock, self._changed = lock, changed
+        self._lock, self._changed = threading.Lock(), changed  # who calls the latter does not hold the former
         self.facts: Mapping[str, Any] = {}
         self.unfit: TrifocalError | None = None  # why the latest process could not load it
         self.loaded = threading.Event()  # or not, for the first time
         self.state = State("starting", reason="the language engine is loading")
         self.open: dict[int, Call] = {}  # what its process was asked
-        self.known: OrderedDict[bytes, None] = OrderedDict()  # names of blocks that it should have, the latest last
         self._again: deque[Call] = deque()
         self._process: Process | None = None
         self._ready = self._did = False
@@ -87,15 +76,10 @@ class Worker:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine-process", daemon=True)
 
-    @property
-    def free(self) -> bool:
-        """Whether it takes what others may take as well."""
-        return self._ready and not self._again and not self._alone
-
-    @property
-    def weight(self) -> int:
-        """How many positions it has before it."""
-        return sum(call.weight for call in self.open.values())
+    def told(self) -> tuple[State, bool]:
+        """How it is, and whether it takes what others may take as well."""
+        with self._lock:
+            return self.state, self._free
 
     @property
     def pid(self) -> int | None:
@@ -107,27 +91,22 @@ class Worker:
         """Starts its first process."""
         self._thread.start()
 
-    def ask(self, call: Call) -> None:
-        """Asks its process; under the lock, and only where it is `free`."""
-        assert self._process is not None
-        if not self.open:
-            self._moved = time.monotonic()
-        self.open[call.number], call.worker = call, self
-        self._process.say(call.kind, {"number": call.number, **call.head}, call.parts)
-        for name in call.names:
-            self.known[name] = None
-            self.known.move_to_end(name)
-        most = (self.state.positions or 1 << 20) // 16
-        while len(self.known) > most:
-            self.known.popitem(last=False)
+    def ask(self, call: Call) -> bool:
+        """Asks its process; False where it takes nothing now."""
+        with self._lock:
+            if self._free:
+                self._ask(call)
+                return True
+            return False
 
     def leave(self, call: Call) -> None:
-        """Nobody waits for it any more; under the lock."""
-        if call in self._again:
-            self._again.remove(call)
-        elif self.open.get(call.number) is call and self._process is not None:
-            call.begun = True  # whatever becomes of it is not asked again
-            self._process.say(Kind.LEFT, {"number": call.number})
+        """Nobody waits for it any more."""
+        with self._lock:
+            if call in self._again:
+                self._again.remove(call)
+            elif self.open.get(call.number) is call and self._process is not None:
+                call.begun = True  # whatever becomes of it is not asked again
+                self._process.say(Kind.LEFT, {"number": call.number})
 
     def check(self, late: float = 0.0) -> None:
         """Kills a process that hangs; that we ourselves slept ``late`` seconds too long is not its fault."""
@@ -175,6 +154,10 @@ class Worker:
         self._thread.join()
 
     @property
+    def _free(self) -> bool:
+        return self._ready and not self._again and not self._alone
+
+    @property
     def _alone(self) -> bool:
         """Whether a request is under way that met a death, and has not begun."""
         return any(call.deaths and not call.begun for call in self.open.values())
@@ -184,7 +167,7 @@ class Worker:
             how = self._live()
             pause = self._died(how)
             self.loaded.set()
-            self._changed()
+            self._changed(self)
             if pause is None:
                 return
             self._closing.wait(pause)
@@ -229,10 +212,9 @@ class Worker:
         with self._lock:
             self.facts, self.state = frame.head, state_from(frame.head["state"])
             self._ready, self._since = True, time.monotonic()
-            self.known.clear()
             self._next_again()
+        self._changed(self)
         self.loaded.set()
-        self._changed()
 
     def _tokens(self, body: memoryview) -> None:
         self._moved, self._did, begun = time.monotonic(), True, False
@@ -256,17 +238,26 @@ class Worker:
     def _room(self) -> None:
         with self._lock:
             self._next_again()
-        self._changed()
+        self._changed(self)
 
     def _next_again(self) -> None:
         """Asks for the next of those that met a death; under the lock."""
         if self._again and self._ready and not self._alone:
-            self.ask(self._again.popleft())
+            self._ask(self._again.popleft())
+
+    def _ask(self, call: Call) -> None:
+        """Asks its process; under the lock."""
+        assert self._process is not None
+        if not self.open:
+            self._moved = time.monotonic()
+        self.open[call.number] = call
+        self._process.say(call.kind, {"number": call.number, **call.head}, call.parts)
 
     def _told(self, state: State) -> None:
         if state.steps != self.state.steps:
             self._moved = time.monotonic()
         self.state = state
+        self._changed(self)
 
     def _died(self, how: str) -> float | None:
         """Ends what was begun, keeps what was not; how long to wait for the next life, None where there is none."""
