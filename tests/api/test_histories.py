@@ -32,6 +32,10 @@ HOSTED = [
     ),
     ({"type": "local_shell_call", "call_id": "c", "action": {"type": "exec", "command": ["ls"]}}, "ls"),
     ({"type": "local_shell_call_output", "output": "a.txt"}, "a.txt"),
+    ({"type": "program", "call_id": "c", "code": "say()", "fingerprint": "f"}, "say()"),
+    ({"type": "program_output", "call_id": "c", "result": "said"}, "said"),
+    ({"type": "configuration_update", "reasoning": {"effort": "low"}}, ""),
+    ({"type": "image_generation_call", "result": None, "error": {"code": "moderation"}}, "moderation"),
     ({"type": "custom_tool_call", "call_id": "c", "name": "patch", "input": "*** Begin"}, "*** Begin"),
     ({"type": "custom_tool_call_output", "call_id": "c", "output": "patched"}, "patched"),
 ]
@@ -45,6 +49,26 @@ def test_what_another_service_s_tools_did_is_read(client: httpx.Client, item: di
     assert words in answer.json()["output"][0]["content"][0]["text"]
     listed = client.get(f"/v1/responses/{answer.json()['id']}/input_items", params={"order": "asc"}).json()["data"]
     assert listed[1] == {name: value for name, value in given[1].items() if value is not None}
+
+
+def test_functions_that_an_item_adds_are_offered(client: httpx.Client) -> None:
+    added = {"type": "additional_tools", "role": "developer", "tools": [{"type": "function", "name": "paint"}]}
+    body = {"input": [user("Hi"), added]}
+    assert "tools were not offered" in str(client.post("/v1/responses", json=body).json()["trifocal"]["notes"])
+    counted = client.post("/v1/responses/input_tokens", json=body)
+    assert counted.status_code == 200, counted.text
+
+
+def test_a_call_with_a_text_is_read_in_a_chat(client: httpx.Client) -> None:
+    call = {"id": "c", "type": "custom", "custom": {"name": "patch", "input": "*** Begin"}}
+    turns = [
+        user("Hi"),
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": ""},
+    ]
+    assert "*** Begin" in client.post(CHAT, json={"messages": turns}).text
+    turns[1] = {"role": "assistant", "tool_calls": [{"id": "c", "type": "custom"}]}
+    assert error_of(client.post(CHAT, json={"messages": turns}))["param"] == "messages[1].tool_calls[0].custom"
 
 
 @pytest.mark.parametrize(

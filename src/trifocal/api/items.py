@@ -117,13 +117,16 @@ class ResultItem(_Whole):
     """What a call gave."""
 
     type: Literal["function_call_output", "custom_tool_call_output"]
-    call_id: str
+    call_id: str = ""
     output: str | list[ContentPart]
+    name: str | None = None
+    namespace: str | None = None
 
     def drafts(self, where: str, names: dict[str, str]) -> tuple[Draft, ...]:
         """The result as a tool's turn."""
         parts = parts_of(self.output, "tool", f"{where}.output")
-        return (Draft("tool", parts, answers=self.call_id, name=names.get(self.call_id, "")),)
+        called = spaced(self.namespace, self.name) if self.name else names.get(self.call_id, "")
+        return (Draft("tool", parts, answers=self.call_id, name=called),)
 
 
 class CustomCallItem(_Whole):
@@ -156,6 +159,18 @@ class ThoughtItem(_Whole):
         return ()
 
 
+class SettingItem(_Whole):
+    """What changes from here on: functions that are offered too, or hints that have no effect."""
+
+    lenient = True
+    type: Literal["additional_tools", "configuration_update"]
+    tools: list[dict[str, Any]] | None = None
+
+    def drafts(self, where: str, names: dict[str, str]) -> tuple[Draft, ...]:
+        """Nothing."""
+        return ()
+
+
 class HostedItem(_Whole):
     """What a tool of another service was asked for or gave: a search, a program, a picture that it drew.
 
@@ -168,7 +183,7 @@ class HostedItem(_Whole):
         "web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call", "mcp_call",
         "mcp_list_tools", "mcp_approval_request", "mcp_approval_response", "computer_call", "computer_call_output",
         "local_shell_call", "local_shell_call_output", "shell_call", "shell_call_output", "apply_patch_call",
-        "apply_patch_call_output", "tool_search_call", "tool_search_output",
+        "apply_patch_call_output", "tool_search_call", "tool_search_output", "program", "program_output",
     ]  # fmt: skip
     call_id: str | None = None
 
@@ -204,6 +219,8 @@ class HostedItem(_Whole):
         """The pictures, which are taken out of what was given."""
         if self.type == "image_generation_call":
             drawn = given.pop("result", None)
+            if drawn is None and "error" in given:
+                return []
             if not isinstance(drawn, str):
                 raise refuse("invalid_value", "the picture that was drawn is not in it: send its result", where)
             return [Picture(from_base64(drawn, where), where)]
@@ -221,7 +238,7 @@ class HostedItem(_Whole):
 
 
 _GIVEN = ("results", "outputs", "output", "result", "error")
-_ASKING = ("computer_call", "local_shell_call", "shell_call", "apply_patch_call", "tool_search_call")
+_ASKING = ("computer_call", "local_shell_call", "shell_call", "apply_patch_call", "tool_search_call", "program")
 
 
 class KeptItem(Wire):
@@ -239,6 +256,7 @@ def _kind(item: Any) -> str:
 _HOSTED = "web_search_call"  # the tag of their kind, which an error names among those that are known
 _TAGS = {
     "custom_tool_call_output": "function_call_output",
+    "configuration_update": "additional_tools",
     **dict.fromkeys(get_args(HostedItem.model_fields["type"].annotation), _HOSTED),
 }
 Item = Annotated[
@@ -247,6 +265,7 @@ Item = Annotated[
     | Annotated[ResultItem, Tag("function_call_output")]
     | Annotated[CustomCallItem, Tag("custom_tool_call")]
     | Annotated[ThoughtItem, Tag("reasoning")]
+    | Annotated[SettingItem, Tag("additional_tools")]
     | Annotated[HostedItem, Tag(_HOSTED)]
     | Annotated[KeptItem, Tag("item_reference")],
     Discriminator(_kind),

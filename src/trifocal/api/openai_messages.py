@@ -113,12 +113,34 @@ class CalledFunction(Echoed):
     arguments: str | dict[str, Any] = ""
 
 
+class CustomCall(Echoed):
+    """A name, and the one text that it was called with."""
+
+    name: str
+    input: str = ""
+
+
 class ToolCall(Echoed):
-    """A call that an answer asked for."""
+    """A call that an answer asked for: of a function, or with a text."""
 
     id: str = ""
-    type: Literal["function"] = "function"
-    function: CalledFunction
+    type: Literal["function", "custom"] = "function"
+    function: CalledFunction | None = None
+    custom: CustomCall | None = None
+
+    def call(self, where: str) -> Call:
+        """The call.
+
+        Raises:
+            Refusal: nothing is called, or its arguments are no object.
+        """
+        if self.function:
+            arguments: Any = self.function.arguments
+            return call_of(self.function.name, arguments, self.id, f"{where}.function.arguments")
+        if self.custom:
+            check_text(self.custom.input, f"{where}.custom.input")
+            return call_of(self.custom.name, {"input": self.custom.input}, self.id, f"{where}.custom.input")
+        raise refuse("missing_required_parameter", "it is required", f"{where}.{self.type}")
 
 
 class ChatMessage(Echoed):
@@ -135,12 +157,7 @@ class ChatMessage(Echoed):
 
     def calls(self, where: str) -> tuple[Call, ...]:
         """The calls of an answer that is sent back."""
-        calls = [
-            call_of(
-                call.function.name, call.function.arguments, call.id, f"{where}.tool_calls[{at}].function.arguments"
-            )
-            for at, call in enumerate(self.tool_calls or ())
-        ]
+        calls = [call.call(f"{where}.tool_calls[{at}]") for at, call in enumerate(self.tool_calls or ())]
         if self.function_call:
             called = self.function_call
             calls.append(call_of(called.name, called.arguments, "", f"{where}.function_call.arguments"))

@@ -29,31 +29,33 @@ __all__ = [
 
 # what a request says for a service's own books: no answer depends on it
 UNTOLD = frozenset((
-    "add_generation_prompt", "background", "betas", "cache_control", "cache_prompt", "cache_salt", "chat_id",
-    "client_metadata", "container", "conversation_id", "diagnostics", "draft_model", "id_slot", "include",
-    "inference_geo", "keep_alive", "metadata", "obfuscation", "parallel_tool_calls", "prediction", "priority",
-    "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "request_id", "return_progress", "rid",
-    "safety_identifier", "samplers", "service_tier", "session_id", "store", "timings_per_token", "trace_id", "ttl",
-    "usage", "user", "user_id",
+    "access_programs", "add_generation_prompt", "background", "background_options", "betas", "billing_policy",
+    "cache_control", "cache_prompt", "cache_salt", "chat_id", "client_metadata", "container", "conversation_id",
+    "diagnostics", "draft_model", "fallback_credit_token", "id_slot", "include", "inference_geo", "keep_alive",
+    "metadata", "obfuscation", "parallel_tool_calls", "prediction", "priority", "prompt_cache_key",
+    "prompt_cache_options", "prompt_cache_retention", "request_id", "return_progress", "rid", "safety_identifier",
+    "samplers", "service_tier", "session_id", "store", "timings_per_token", "trace_id", "ttl", "usage", "user",
+    "user_id", "user_profile_id", "workspace_id",
     # how something that is off would be done
     "dynatemp_exponent", "mirostat_eta", "mirostat_tau", "xtc_threshold",
 ))  # fmt: skip
 
 # what answers hold and clients send back in a message or a part of one, and what they say of pictures and caching
 ECHOED = frozenset((
-    "annotations", "cache_control", "caller", "citations", "container", "context_management", "created_at", "detail",
-    "diagnostics", "finish_reason", "format", "id", "image_sizes", "index", "logprobs", "model", "parsed", "partial",
-    "phase", "prompt_cache_breakpoint", "provider_metadata", "provider_specific_fields", "reasoning",
+    "annotations", "async", "cache_control", "caller", "citations", "container", "context_management", "created_at",
+    "detail", "diagnostics", "finish_reason", "format", "id", "image_sizes", "index", "logprobs", "model", "parsed",
+    "partial", "phase", "prompt_cache_breakpoint", "provider_metadata", "provider_specific_fields", "reasoning",
     "reasoning_content", "reasoning_details", "signature", "status", "stop_details", "stop_reason", "stop_sequence",
-    "strict", "thinking", "usage",
+    "strict", "thinking", "transformations", "usage",
 ))  # fmt: skip
 
 # how much to think, how to say it, how to load: there is nothing here that could follow them, and the answer says so
 HINTS = frozenset((
-    "chat_template_kwargs", "context_management", "enable_thinking", "include_reasoning", "models", "penalize_nl",
-    "penalty_last_n", "provider", "reasoning", "reasoning_budget", "reasoning_effort", "reasoning_format",
-    "repeat_last_n", "repetition_penalty_range", "route", "separate_reasoning", "stream_reasoning", "think",
-    "thinking", "thinking_budget", "truncation_strategy", "verbosity",
+    "chat_template_kwargs", "context_management", "enable_thinking", "fallbacks", "include_reasoning", "models",
+    "moderation", "penalize_nl", "penalty_last_n", "personality", "provider", "reasoning", "reasoning_budget",
+    "reasoning_effort", "reasoning_format", "repeat_last_n", "repetition_penalty_range", "route",
+    "separate_reasoning", "speed", "stream_reasoning", "task_budget", "think", "thinking", "thinking_budget",
+    "truncation_strategy", "verbosity",
 ))  # fmt: skip
 
 # what would change an answer, with the values at which it changes none; empty lists, texts and objects never do
@@ -68,6 +70,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "ban_eos_token": (False,),
     "best_of": (1,),
     "character": ("None",),
+    "compaction": (),
     "continue_": (False,),
     "continue_final_message": (False,),
     "conversation": (),
@@ -98,6 +101,10 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "guided_json": (),
     "guided_regex": (),
     "ignore_eos": (False,),
+    "image": (),
+    "image_data": (),
+    "image_url": (),
+    "image_urls": (),
     "images": (),
     "include_stop_str_in_output": (False,),
     "instruction_template": ("None",),
@@ -121,6 +128,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "penalty_alpha": (0,),
     "plugins": (),
     "preset": ("None",),
+    "prompt": (),
     "prompt_logprobs": (False,),
     "regex": (),
     "return_hidden_states": (False,),
@@ -137,6 +145,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "suffix": (),
     "tfs": (1,),
     "tfs_z": (1,),
+    "thread": (),
     "top_a": (0,),
     "top_n_sigma": (0, -1),
     "transforms": (),
@@ -144,6 +153,8 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "typical": (1,),
     "typical_p": (1,),
     "use_beam_search": (False,),
+    "video": (),
+    "videos": (),
     "web_search": (False,),
     "web_search_options": (),
     "xtc_probability": (0,),
@@ -162,7 +173,7 @@ def is_neutral(name: str, value: Any) -> bool:
 def is_off(value: Any) -> bool:
     """Whether a hint asks for nothing: switched off in any of the ways that there are."""
     kind = value.get("type") if isinstance(value, dict) else value
-    return not value or kind in ("none", "disabled", "off", "auto")
+    return not value or kind in ("none", "disabled", "off", "auto", "standard", "default")
 
 
 def _whole(value: Any) -> Any:

@@ -61,6 +61,12 @@ class Text(Wire):
     format: TextFormat | None = None
 
 
+class ImageOptions(Wire):
+    """How pictures are kept in a long conversation, which has no effect here: they stay as they are."""
+
+    context_compression: str | None = None
+
+
 class ResponseRequest(Wire):
     """Items to answer; ``previous_response_id`` says after which answer they come."""
 
@@ -89,20 +95,23 @@ class ResponseRequest(Wire):
     truncation: Literal["auto", "disabled"] | None = None
     metadata: dict[str, Any] | None = None
     background: Literal[False] | None = None
+    image: ImageOptions | None = None
 
-    @property
-    def offer(self) -> Offer:
-        """The functions that may be called."""
+    def offer(self, items: Sequence[Said]) -> Offer:
+        """The functions that may be called, those that items add to them included."""
         choice, allowed = choice_of(self.tool_choice), allowed_of(self.tool_choice)
-        return offer_of(self.tools, choice, single=self.parallel_tool_calls is False, allowed=allowed)
+        added = [item.told.get("tools", ()) for item in items if item.told["type"] == "additional_tools"]
+        tools = [*(self.tools or ()), *(tool for each in added for tool in each)]
+        return offer_of(tools, choice, single=self.parallel_tool_calls is False, allowed=allowed)
 
-    def job(self, server: Server, drafts: Sequence[Draft]) -> Job:
+    def job(self, server: Server, items: Sequence[Said]) -> Job:
         """What is asked for of a conversation."""
         if self.max_output_tokens == 0:
             raise refuse("invalid_value", "it is 1 or more, or -1 for as many as fit", "max_output_tokens")
         check_text(self.instructions or "", "instructions")
         told = [Draft("system", (self.instructions,))] if self.instructions else []
-        offer, names = self.offer, ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "seed")
+        offer = self.offer(items)
+        names = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "seed")
         schema = self.text.format.schema_text if self.text and self.text.format else None
         scores = self.top_logprobs is not None or LOGPROBS in (self.include or ())
         sampling = server.sampling(
@@ -116,7 +125,7 @@ class ResponseRequest(Wire):
         if self.truncation == "disabled":
             notes = (*notes, "truncation disabled has no effect here: the oldest turns go where the context is full")
         held = "tool_choice" if offer.forced else "text.format"
-        return Job([*told, *drafts], sampling, offer=offer, notes=notes, held=held)
+        return Job([*told, *drafts_of(items)], sampling, offer=offer, notes=notes, held=held)
 
 
 @router.post("/v1/responses", summary="Answer items", responses=STREAMED)
@@ -126,7 +135,7 @@ async def respond(request: Request, body: ResponseRequest, server: Serving) -> R
     server.check_model(body.model)
     caller = caller_of(request)
     items = _items(server, caller, body)
-    job = body.job(server, drafts_of(items))
+    job = body.job(server, items)
     told = _Told(server, caller, body, items, job.offer)
     if body.stream:
         answers = await server.answer(request, job)
@@ -148,7 +157,7 @@ async def compact() -> Response:
 async def count(request: Request, body: ResponseRequest, server: Serving) -> Response:
     """How many positions items take, their pictures and what was said before included."""
     server.check_model(body.model)
-    job = body.job(server, drafts_of(_items(server, caller_of(request), body)))
+    job = body.job(server, _items(server, caller_of(request), body))
     tools = job.offer.tools
     found = await server.work(request, job.drafts, lambda talk: server.llava.count(talk, tools=tools))
     return Json({"object": "response.input_tokens", "input_tokens": found})
