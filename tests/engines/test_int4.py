@@ -42,6 +42,13 @@ GROUPS = {
 }
 
 
+@pytest.mark.parametrize("outputs", [16, 80, 512, 528, 1616])
+def test_some_outputs_after_the_other_are_tiled_as_all_at_once(outputs: int) -> None:
+    levels = torch.randint(0, 16, (outputs, 64), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    whole = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels.int(), 1)
+    assert torch.equal(int4._pack(levels), whole)
+
+
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("bias", [False, True])

@@ -23,6 +23,7 @@ __all__ = ["Int4Linear", "bind"]
 _GROUPS = (256, 128, 64, 32)  # columns a scale, as the product can have them
 _TILES = 8  # CUDA's innerKTiles
 MANY = 128  # rows from which on a CPU multiplies by an unpacked weight sooner than by a packed one
+_PACKED = 512  # outputs that are tiled at once, whole blocks of any CPU's: torch wants them as 32-bit numbers
 _PIECE = 1 << 19  # numbers of a weight that are unpacked at once: more leave the cache, and are memory asked for anew
 
 
@@ -135,7 +136,9 @@ def _group_size(group: torch.Tensor) -> int | None:
 def _pack(levels: torch.Tensor) -> torch.Tensor:
     """uint8 levels ``[out, in]`` in the device's own tiling."""
     if levels.device.type == "cpu":
-        tiled: torch.Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels.int(), 1)
+        tiled: torch.Tensor = torch.cat(
+            [torch.ops.aten._convert_weight_to_int4pack_for_cpu(some.int(), 1) for some in torch.split(levels, _PACKED)]
+        )
     else:
         pairs = levels[:, 0::2] << 4 | levels[:, 1::2]
         tiled = torch.ops.aten._convert_weight_to_int4pack(pairs.contiguous(), _TILES)

@@ -106,6 +106,20 @@ def test_ids_and_probabilities_are_those_of_transformers(kind: dict[str, Any], t
     torch.testing.assert_close(torch.tensor(ours), theirs[list(ids)], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_table_that_is_only_looked_up_stays_as_narrow_as_it_is_stored(tied: bool, tokenizer: Path) -> None:
+    half, _ = language({**KINDS["llama"], "tie_word_embeddings": tied}, tokenizer)
+    narrow = {name: each.bfloat16() for name, each in open_language(half).weights.items()}
+    half = written(tokenizer, half.config, narrow, tokenizer)
+    wide = written(tokenizer, half.config, {name: each.float() for name, each in narrow.items()}, tokenizer)
+    with closing(load(half, CPU)) as engine, closing(load(wide, CPU)) as other:
+        assert engine.runner.model.embedding.dtype == (torch.float32 if tied else torch.bfloat16)
+        assert (engine.parts[0].dtype, engine.embed(torch.tensor([3])).dtype) == ("float32", torch.float32)
+        rows = PROMPTS[0].splice(engine.embed)
+        assert torch.equal(rows, PROMPTS[0].splice(other.embed))
+        assert torch.equal(engine.runner.logits(rows), other.runner.logits(rows))
+
+
 # keys that stand in a configuration and mean something in another family's
 STRAY: dict[str, dict[str, Any]] = {
     "llama, a window": {"model_type": "llama", "sliding_window": 8},

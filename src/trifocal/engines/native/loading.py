@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 
@@ -28,12 +30,16 @@ def read(language: Language, shape: Shape, dtype: torch.dtype, device: torch.dev
     check_blocks(shape.layers, language)
     source = _Source(language, dtype, device, four_bit)
     tied = stored_twice(language, tied=shape.tied)
-    table = source.tensor(HEAD if tied == TABLE else TABLE, (None, shape.hidden))
+    table = source.table(HEAD if tied == TABLE else TABLE, shape.hidden, only_looked_up=not tied)
     if not len(table):
         raise CheckpointError(f"{file_of(language, TABLE)}: {TABLE} has no rows, one a token was expected")
-    layers = [_layer(source, shape, index) for index in range(shape.layers)]
-    norm = source.tensor("model.norm.weight", (shape.hidden,))
+    # the largest tensor of many, which is there twice while it is laid out, before memory holds the others
     head: Linear = Dense(table) if tied else source.linear([HEAD], [len(table)], shape.hidden)
+    layers = []
+    for index in range(shape.layers):
+        layers.append(_layer(source, shape, index))
+        _give_back()
+    norm = source.tensor("model.norm.weight", (shape.hidden,))
     source.done(tied)
     return Model(layers, table, norm, head)
 
@@ -69,8 +75,17 @@ class _Source:
         self._four_bit, self._left = four_bit, set(language.weights)
         self.family = str(language.config.get("model_type", "llama"))
 
-    def tensor(self, name: str, shape: tuple[int | None, ...]) -> torch.Tensor:
-        """A tensor in the model's type on its device; None in ``shape`` is any size."""
+    def table(self, name: str, hidden: int, *, only_looked_up: bool) -> torch.Tensor:
+        """The table of embeddings; in the main memory one that is ``only_looked_up`` stays as narrow as it is stored.
+
+        What a row is in the model's type, which holds all that the narrower one does, is said when it is looked up.
+        """
+        stored = self._language.weights[name].dtype if name in self._language.weights else self._dtype
+        narrow = only_looked_up and self._device.type == "cpu" and torch.promote_types(stored, self._dtype) != stored
+        return self.tensor(name, (None, hidden), stored if narrow else None)
+
+    def tensor(self, name: str, shape: tuple[int | None, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
+        """A tensor on the model's device, in its type if no other is said; None in ``shape`` is any size."""
         if name not in self._language.weights:
             raise CheckpointError(f"{self._language.folder}: missing from the language model: the tensor {name!r}")
         self._left.discard(name)
@@ -81,7 +96,7 @@ class _Source:
             raise CheckpointError(f"{file}: {name} is {list(stored.shape)}, {list(shape)} was expected")
         if not stored.is_floating_point():
             raise CheckpointError(f"{file}: {name} holds {stored.dtype}, floating point numbers were expected")
-        values = stored.to(device=self._device, dtype=self._dtype, copy=True)
+        values = stored.to(device=self._device, dtype=dtype or self._dtype, copy=True)
         check_finite(values, stored, f"{file}: {name}")
         return values
 
@@ -134,6 +149,12 @@ class _Source:
         joined = _joined(layers)
         fits = joined is not None and Int4Linear.fits(joined, self._device)
         return Stored(joined, self._device, bias) if joined is not None and fits else None
+
+
+def _give_back() -> None:
+    """Gives the system what was only needed to read a layer: glibc keeps pieces of up to 32 MB for itself."""
+    with suppress(AttributeError, OSError, TypeError):  # other systems' libraries have no such call
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _joined(layers: list[PackedLinear]) -> PackedLinear | None:

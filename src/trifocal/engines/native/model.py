@@ -155,10 +155,22 @@ class Plain:
 
 
 class Model:
-    """All layers, the table of embeddings ``[vocabulary, hidden]``, the last norm and the head."""
+    """All layers, the table of embeddings ``[vocabulary, hidden]``, the last norm and the head.
+
+    The table may be of a narrower type than the rest.
+    """
 
     def __init__(self, layers: list[Layer], embedding: torch.Tensor, norm: torch.Tensor, head: Linear) -> None:
         self.layers, self.embedding, self.norm, self.head = layers, embedding, norm, head
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it computes."""
+        return self.norm.dtype
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Embedding rows ``[n, hidden]`` of ids ``[n]``, on the model's device."""
+        return self.embedding[ids.to(self.embedding.device)].to(self.dtype)
 
     @property
     def nbytes(self) -> int:

@@ -40,11 +40,12 @@ class NativeRunner:
         """What it is and where it lies."""
         table, shape = self.model.embedding, self._operations.shape
         what = f"{self._kind}, width {shape.hidden}, {shape.layers} blocks"
-        return Part("language", what, str(table.device), str(table.dtype).removeprefix("torch."), self.model.nbytes)
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return Part("language", what, str(table.device), dtype, self.model.nbytes)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Embedding rows ``[n, hidden]`` of ids ``[n]``, on the model's device."""
-        return self.model.embedding[ids.to(self.model.embedding.device)]
+        return self.model.embed(ids)
 
     @torch.inference_mode()
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
