@@ -13,8 +13,8 @@ PAGE = ROOT / "ARCHITECTURE.md"
 # from the ground up; a module imports only from floors below its own, or from its own room
 FLOORS = [
     ["errors", "timing", "quiet", "cancelling"],
-    ["encoded", "peer"],
-    ["files", "images", "prompt", "placement"],
+    ["encoded", "connection"],
+    ["files", "images", "prompt", "placement", "peer"],
     ["messages", "tokens", "hub", "embedded"],
     ["gguf"],
     ["source"],

@@ -5,28 +5,29 @@ from __future__ import annotations
 import http.client
 import json
 import math
-import socket
-import ssl
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from trifocal.cancelling import is_unwanted, woken_by
+from trifocal.connection import Answer, Connection
 from trifocal.errors import PeerBusy, PeerError, PeerRefused, PeerTimeout, UsageError
 
-__all__ = ["KEY_VARIABLE", "Peer", "address", "key_headers", "object_of"]
+__all__ = ["IMPOSSIBLE", "KEY_VARIABLE", "Peer", "address", "finite", "key_headers", "object_of"]
 
 KEY_VARIABLE = "TRIFOCAL_ENGINE_KEY"  # of a server that an engine asks
-CONNECT_SECONDS = 5.0
-FIRST_SECONDS = 300.0  # until the first byte: a model on a CPU may read its prompt for minutes
+FIRST_SECONDS = 300.0  # until an answer, or its next event, is there: a CPU may read a prompt for minutes
 NEXT_SECONDS = 60.0  # between two bytes of an answer that has begun
 TRIES = 3  # how often a server that can't be reached is asked, while nothing of an answer has come
 PAUSE_SECONDS = 0.3
 ANSWER_BYTES = 4 << 20  # of an answer that is no stream
 LINE_BYTES = 1 << 20  # of an event
+STREAM_BYTES = 1 << 28  # of all events of an answer
+PARTS = 256  # lines of an event
+IMPOSSIBLE = 9999.0  # what servers tell of a probability of zero, with a minus before it
 WORDS = 400  # characters of another's words that are told on
 GATEWAYS = (502, 504)  # what stands before a server says this of a server that is not there
 
@@ -61,14 +62,25 @@ def key_headers(key: str, key_from: str) -> dict[str, str]:
 
 
 def object_of(data: bytes | str, key: str | None = None) -> dict[str, Any]:
-    """The JSON object in an answer, or what it has under ``key``; empty where it has none."""
+    """The JSON object in an answer, or what it has under ``key``; empty where it has none.
+
+    Halves of letters, which JSON can say and no text can be written with, are replaced.
+    """
     try:
         found = json.loads(data)
+        if (b"\\ud" if isinstance(data, bytes) else "\\ud") in data.lower():  # type: ignore[operator]
+            whole = json.dumps(found, ensure_ascii=False).encode("utf-16", "surrogatepass")
+            found = json.loads(whole.decode("utf-16", "replace"))
     except (ValueError, RecursionError):
         return {}
     if key is not None and isinstance(found, dict):
         found = found.get(key)
     return found if isinstance(found, dict) else {}
+
+
+def finite(told: float) -> float:
+    """A log-probability that JSON can tell again: what has no end, as JSON's numbers may, is as good as impossible."""
+    return float(told) if -IMPOSSIBLE < told < IMPOSSIBLE else -IMPOSSIBLE
 
 
 @dataclass(slots=True, eq=False)
@@ -108,27 +120,18 @@ class Peer:
         """
         data = json.dumps(body).encode()
         with self._answer(path, data) as response, self._watched(begun=True):
-            kind = response.headers.get_content_type()
-            if kind != "text/event-stream":
+            if response.headers.get_content_type() != "text/event-stream":
                 yield self._whole(response)
                 return
-            for line in self._lines(response):
-                if line.startswith(b"data:"):
-                    told = line[5:].strip()
-                    if told == b"[DONE]":
-                        return
-                    event = object_of(told)
-                    if not event:
-                        raise PeerError(f"{self.url} sent an event that is no JSON object: {_plain(told)!r}")
-                    if event.get("error"):
-                        raise self._broken(event)
-                    yield event
+            for event in self._told(response):
+                yield event
+                response.within(self.next_seconds, self.first_seconds)
 
     def _object(self, path: str, body: bytes | None) -> dict[str, Any]:
         with self._answer(path, body) as response, self._watched(begun=True):
             return self._whole(response)
 
-    def _whole(self, response: http.client.HTTPResponse) -> dict[str, Any]:
+    def _whole(self, response: Answer) -> dict[str, Any]:
         data = response.read(ANSWER_BYTES + 1)
         if len(data) > ANSWER_BYTES:
             raise PeerError(f"{self.url} answers with more than {ANSWER_BYTES} bytes")
@@ -139,18 +142,48 @@ class Peer:
             raise PeerError(f"{self.url} answers with what is no JSON object: {_plain(data)!r}")
         return found
 
-    def _lines(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
+    def _told(self, response: Answer) -> Iterator[dict[str, Any]]:
+        """The events of a stream. An event ends with an empty line, or, as not everybody sends one, where it is whole.
+
+        Raises:
+            PeerError: what is no event, or says of an error.
+        """
+        parts = list[bytes]()
+        for line in self._lines(response):
+            name, _, told = line.partition(b":")
+            told = told.strip()
+            if name == b"error":  # of servers that put an error in the place of data
+                raise self._broken(object_of(told) or {"error": told.decode("utf-8", "replace")})
+            if name == b"data" and told == b"[DONE]":
+                return
+            event = dict[str, Any]()
+            if name == b"data" and told:
+                parts.append(told)
+                event = object_of(b"\n".join(parts))
+            if event.get("error"):
+                raise self._broken(event)
+            if event:
+                parts.clear()
+                yield event
+            elif parts and (not line or len(parts) == PARTS or sum(map(len, parts)) > LINE_BYTES):
+                raise PeerError(f"{self.url} sent an event that is no JSON object: {_plain(b' '.join(parts))!r}")
+
+    def _lines(self, response: Answer) -> Iterator[bytes]:
+        size = 0
         while line := response.readline(LINE_BYTES + 1):
             if len(line) > LINE_BYTES:
                 raise PeerError(f"{self.url} sent an event of more than {LINE_BYTES} bytes")
-            yield line.rstrip(b"\r\n")
+            if (before := size) + len(line) > STREAM_BYTES:
+                raise PeerError(f"{self.url} sent more than {STREAM_BYTES} bytes of one answer")
+            size += len(line)
+            yield (line if before else line.removeprefix(b"\xef\xbb\xbf")).rstrip(b"\r\n")
 
     @contextmanager
-    def _answer(self, path: str, body: bytes | None) -> Iterator[http.client.HTTPResponse]:
+    def _answer(self, path: str, body: bytes | None) -> Iterator[Answer]:
         """The answer's beginning, which is a good one."""
         connection, response = self._begun(path, body)
         try:
-            with woken_by(_closer(connection)):
+            with woken_by(connection.end):
                 if response.status != 200:
                     raise self._refusal(response)
                 yield response
@@ -158,12 +191,14 @@ class Peer:
             response.close()
             connection.close()
 
-    def _begun(self, path: str, body: bytes | None) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    def _begun(self, path: str, body: bytes | None) -> tuple[Connection, Answer]:
         for tried in range(1, TRIES + 1):
-            connection = self._connection()
+            connection = Connection(self.url)
             try:
-                with woken_by(_closer(connection)), self._watched(begun=False):
-                    response = self._asked(connection, path, body)
+                with woken_by(connection.end), self._watched(begun=False):
+                    more = {"content-type": "application/json"} if body is not None else {}
+                    response = connection.ask(path, body, {**self.headers, **more}, self.first_seconds)
+                    response.within(self.next_seconds, self.first_seconds)
                 if response.status not in GATEWAYS or tried == TRIES:
                     self.failed = None
                     return connection, response
@@ -171,30 +206,13 @@ class Peer:
                 connection.close()
                 again = isinstance(error, PeerError) and not isinstance(error, PeerTimeout) and not is_unwanted()
                 if tried == TRIES or not again:
-                    self.failed = time.monotonic()
+                    self.failed = self.failed if is_unwanted() else time.monotonic()
                     raise
+            else:
+                response.close()
             connection.close()
             time.sleep(PAUSE_SECONDS)
         raise AssertionError("the last try returns or raises")
-
-    def _asked(self, connection: http.client.HTTPConnection, path: str, body: bytes | None) -> http.client.HTTPResponse:
-        connection.connect()
-        connection.sock.settimeout(self.first_seconds)
-        more = {"content-type": "application/json"} if body is not None else {}
-        base = urlsplit(self.url).path
-        connection.request("GET" if body is None else "POST", base + path, body, {**self.headers, **more})
-        response = connection.getresponse()
-        if connection.sock is not None:
-            connection.sock.settimeout(self.next_seconds)
-        return response
-
-    def _connection(self) -> http.client.HTTPConnection:
-        parts = urlsplit(self.url)
-        host = parts.hostname or ""
-        if parts.scheme == "https":
-            context = ssl.create_default_context()
-            return http.client.HTTPSConnection(host, parts.port, timeout=CONNECT_SECONDS, context=context)
-        return http.client.HTTPConnection(host, parts.port, timeout=CONNECT_SECONDS)
 
     @contextmanager
     def _watched(self, *, begun: bool) -> Iterator[None]:
@@ -209,7 +227,7 @@ class Peer:
                 f"{self.url} {became} ({error or type(error).__name__})", f"the server behind this one {became}"
             ) from error
 
-    def _refusal(self, response: http.client.HTTPResponse) -> Exception:
+    def _refusal(self, response: Answer) -> Exception:
         """An answer that is none, as an error of ours with its own words."""
         with self._watched(begun=True):
             data = response.read(LINE_BYTES)
@@ -241,17 +259,6 @@ class Peer:
         """An error that stands in a stream."""
         words = _plain(_error_of(json.dumps(event)).get("message") or "an error")
         return PeerError(f"{self.url} failed: {words}", f"the server behind this one says: {words}")
-
-
-def _closer(connection: http.client.HTTPConnection) -> Callable[[], None]:
-    """Ends a connection under whoever waits for it."""
-
-    def close() -> None:
-        if connection.sock is not None:
-            with suppress(OSError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
-
-    return close
 
 
 def _error_of(data: bytes | str) -> dict[str, Any]:

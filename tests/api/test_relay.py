@@ -21,8 +21,8 @@ from test_model import ASKED, READ
 from websockets.sync.client import connect
 
 import trifocal
-from little_server import Little, answer, events, little
-from trifocal import Message, PeerBusy, PeerError, PeerRefused, PeerTimeout, Relay, Sampling
+from little_server import Dripping, Held, Little, answer, events, little, stream
+from trifocal import Message, PeerBusy, PeerError, PeerRefused, PeerTimeout, Relay, Sampling, peer
 from trifocal.api.settings import hash_key
 from trifocal.cancelling import Scope
 from trifocal.cli.ask import ask
@@ -330,12 +330,117 @@ BROKEN = b"HTTP/1.1 "
         (answer({"choices": [], "filler": "x" * (4 << 20)}), PeerError, "more than"),
         (answer(b"{}" + b" " * 99)[:-50], PeerError, "in the middle"),
         (events({"choices": [{"delta": {"tool_calls": [{"index": -1}]}}]}), PeerError, "a place"),
+        (answer(b'{"choices": [{"mess'), PeerError, "no JSON object"),
+        (answer(b"<html>Sign in</html>", kind="text/html"), PeerError, "no JSON object"),
+        (events(b'{"choices": [{"delta": {"con'), PeerError, "no JSON object"),
+        (stream(b'data: {"choices":\ndata: 1\n' * 200), PeerError, "no JSON object"),
+        (stream(b'error: {"code": 500, "message": "Burnt."}\n\n'), PeerError, "Burnt."),
+        (stream(b"error: Burnt.\n\n"), PeerError, "Burnt."),
+        (stream(b"event: error\ndata: " + json.dumps({"error": "Burnt."}).encode() + b"\n\n"), PeerError, "Burnt."),
+        (answer({}, "308 Permanent Redirect", location="http://else\x1b[2J/"), PeerError, r"else \[2J/.*not followed"),
+        (answer({}, "206 Partial Content"), PeerError, "status 206|failed"),
     ],
 )
 def test_a_server_that_fails(told: bytes, kind: type[Exception], said: str) -> None:
     with little(told) as there, pytest.raises(kind, match=f"(?s){said}"):
         asked(there)
     assert len(there.requests) == 1, "it was asked again after its answer had begun"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        b": waits\r\n\r\n: still waits\r\nid: 7\r\nretry: 9\r\nevent: piece\r\ndata:%b\r\n\r\ndata: %b\r\n\r\n",
+        b"data: %b\ndata: %b\ndata: [DONE]\n",  # no line between them
+        b"\xef\xbb\xbfdata: %b\n\ndata: %b\n\ndata: [DONE]",
+    ],
+)
+def test_events_in_any_form_that_servers_give_them(told: bytes) -> None:
+    pieces = tuple(json.dumps(each).encode() for each in (YES, END))
+    with little(stream(told % pieces)) as there:
+        assert asked(there) == "Yes."
+    lines = tuple(b"\ndata:  ".join(json.dumps(each, indent=1).encode().splitlines()) for each in (YES, END))
+    with little(stream(told % lines)) as there:
+        assert asked(there) == "Yes."
+
+
+@pytest.mark.parametrize("logprobs", [7, {"content": 7}, {"content": [7, {"top_logprobs": 7}]}, {"content": [{}]}])
+def test_log_probabilities_that_are_none(logprobs: Any) -> None:
+    there = {"choices": [{**YES["choices"][0], "logprobs": logprobs}]}
+    with little(events(there, END)) as odd:
+        told = relay(odd.url).complete([Message("user", "Hi")], Sampling(max_tokens=3))
+    assert told.text == "Yes."
+
+
+def test_numbers_and_letters_that_nobody_can_tell_on() -> None:
+    token = {"token": "Y\ud83d", "logprob": 10**400, "top_logprobs": [{"token": "N", "logprob": float("-inf")}]}
+    piece = {"choices": [{"delta": {"content": "Yes\ud83d, \ud83d\ude00"}, "logprobs": {"content": [token]}}]}
+    with little(events(piece, END)) as there, running(relay(there.url)) as front, front.client() as client:  # type: ignore[arg-type]
+        body = {"messages": [user("Hi")], "logprobs": True, "top_logprobs": 1}
+        told = client.post("/v1/chat/completions", json=body).json()["choices"][0]
+    assert told["message"]["content"] == "Yes\ufffd, \U0001f600"
+    (scored,) = told["logprobs"]["content"]
+    assert (scored["token"], scored["logprob"], scored["top_logprobs"][0]["logprob"]) == ("Y\ufffd", -9999.0, -9999.0)
+
+
+@pytest.mark.parametrize("listed", [{"data": 7}, {"data": {"id": "one"}}, {"data": [7, {"id": None}]}, {"models": []}])
+def test_a_list_of_models_that_is_none(listed: Any) -> None:
+    with little(answer({}), listed=answer(listed)) as there, pytest.raises(UsageError, match="0 models"):
+        relay(there.url)
+
+
+SLOW = {"first_seconds": 0.5, "next_seconds": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("told", "kind", "said"),
+    [
+        (Dripping(b"HTTP/1.1 100 Continue\r\n\r\n"), PeerTimeout, "in time"),
+        (Dripping(b"x").after(b"HTTP/1.1 200 OK\r\nx-long: "), PeerError, "can't be asked|in time"),
+        (Dripping(b" ").after(answer(b"{}" + b" " * (1 << 20))[: -1 << 20]), PeerTimeout, "in time"),
+        (Dripping(b": still waits\n\n").after(stream(b"")), PeerTimeout, "in time"),
+        (Dripping(b"\n").after(stream(b"")), PeerTimeout, "in time"),
+        (Held(events(YES, done=False)), PeerTimeout, "in time"),
+    ],
+)
+def test_who_sends_a_little_now_and_then_keeps_nobody_for_ever(told: bytes, kind: type[Exception], said: str) -> None:
+    with little(told) as there, pytest.raises(kind, match=said):
+        asked(there, **SLOW)
+
+
+def test_an_answer_without_an_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer, "STREAM_BYTES", 1 << 20)
+    piece = b"data: " + json.dumps({"choices": [{"delta": {"content": "x" * 1000}}]}).encode() + b"\n\n"
+    with little(Dripping(piece).after(stream(b""))) as there, pytest.raises(PeerError, match="of one answer"):
+        asked(there)
+
+
+@pytest.mark.parametrize(
+    "told", [None, Held(stream(b"")), Held(b"HTTP/1.0 200 OK\r\n\r\n"), Held(answer(b"{}" * 99)[:-50])]
+)
+def test_who_leaves_ends_a_request_wherever_it_is(told: bytes | None) -> None:
+    """Also where the answer says that its connection will be closed, which has `http.client` forget its socket."""
+    scope, ended = Scope(), list[Exception]()
+    with little(told) as there:
+        model = relay(there.url)
+
+        def read() -> None:
+            try:
+                with scope.work():
+                    model.complete([Message("user", "Hi")], Sampling(max_tokens=3))
+            except PeerError as error:
+                ended.append(error)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        until(lambda: there.requests, "the request")
+        scope.cancel()
+        reader.join(PATIENCE)
+        assert not reader.is_alive()
+        assert there.left.wait(PATIENCE)
+    assert len(ended) == 1
+    assert len(there.requests) == 1
+    assert model.state().phase == "ready", "that nobody waited says nothing of the server"
 
 
 def test_an_answer_that_is_no_stream() -> None:

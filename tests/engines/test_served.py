@@ -19,6 +19,10 @@ def said(*ids: int, finish: str | None = "length", **more: Any) -> bytes:
     return events({"choices": [{"index": 0, "text": "x", "token_ids": list(ids), "finish_reason": finish, **more}]})
 
 
+def scored(top: dict[str, Any]) -> dict[str, Any]:
+    return {"token_logprobs": [-1.0], "top_logprobs": [top]}
+
+
 def opened(url: str, **options: Any) -> trifocal.Llava:
     return trifocal.load(engine="vllm", engine_options={"url": url, **options})
 
@@ -56,6 +60,15 @@ def test_a_server_that_is_not_the_one(answers: tuple[bytes, ...], said_of_it: st
         opened(there.url)
 
 
+@pytest.mark.parametrize("length", [None, -1, True, "512", 0])
+def test_a_server_that_does_not_tell_its_context(length: Any) -> None:
+    models = ({"id": "half", "max_model_len": length},)
+    with little(said(5), models=models) as there, pytest.raises(UsageError, match="a known context"):
+        opened(there.url)
+    with little(said(5), listed=answer({"data": 7})) as there, pytest.raises(UsageError, match="a known context"):
+        opened(there.url)
+
+
 @pytest.mark.parametrize(
     ("told", "kind", "words"),
     [
@@ -64,6 +77,9 @@ def test_a_server_that_is_not_the_one(answers: tuple[bytes, ...], said_of_it: st
         (said(True), PeerError, "no ids of this vocabulary"),
         (said(), PeerError, "tells no ids"),
         (said(5, finish=None), PeerError, "in the middle"),
+        (said(5, 6, 7), PeerError, "more than the 2 ids"),
+        (said(5, logprobs=scored({"token_id:1073741824": -1.0})), PeerError, "no ids of this vocabulary"),
+        (said(5, logprobs=scored({"token_id:5": "likely"})), PeerError, "not known here"),
         (events({"hello": 1}), PeerError, "no completion"),
         (events({"choices": [1]}), PeerError, "no completion"),
         (said(5, logprobs={"tokens": []}), PeerError, "not known here"),
@@ -75,7 +91,9 @@ def test_answers_that_are_not_believed(told: bytes, kind: type[Exception], words
     with little(said(5), said(5), told, models=MODELS) as there:
         llava = opened(there.url)
         with pytest.raises(kind, match=words):
-            llava.complete([llava.question("Hi")], Sampling(max_tokens=2, top_logprobs=1 if "known" in words else None))
+            llava.complete(
+                [llava.question("Hi")], Sampling(max_tokens=2, top_logprobs=1 if b"logprobs" in told else None)
+            )
         llava.close()
         with pytest.raises(trifocal.EngineError, match="closed"):
             llava.complete([llava.question("Hi")])

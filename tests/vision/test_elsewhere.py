@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ from trifocal.messages import Sampling
 from trifocal.placement import Placement
 from trifocal.vision import Gallery, Vision, open_vision
 from trifocal.vision.elsewhere import VisionElsewhere, open_elsewhere
-from trifocal.vision.wire import encoded, layout_from, layout_to, pack, picture_from, size_of, unpack
+from trifocal.vision.wire import encoded, layout_from, layout_to, pack, picture_from, rows_digest, size_of, unpack
 from waiting import PATIENCE, until
 
 KEY = "0123456789abcdef-sees"
@@ -47,7 +48,7 @@ ENVIRON = {"TRIFOCAL_VISION_KEY": KEY}
 class Seer:
     """A process of ``trifocal see``."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     url: str
 
     @property
@@ -69,12 +70,16 @@ class Seer:
 def seeing(folder: Path, *options: str) -> Iterator[Seer]:
     command = [sys.executable, "-m", "trifocal", "see", "--port", "0", *options]
     environment = {**os.environ, "TRIFOCAL_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=folder) as process:
+    log = folder / f"{time.monotonic_ns()}.log"  # and no pipe: nobody reads on, and a full one stops who writes
+
+    def address() -> re.Match[str] | None:
+        return re.search(r"is served at (http://127.0.0.1:\d+)", log.read_text("utf-8"))
+
+    with log.open("wb") as said, subprocess.Popen(command, stderr=said, env=environment, cwd=folder) as process:
         try:
-            assert process.stderr
-            said = process.stderr.readline()
-            found = re.search(r"is served at (http://127.0.0.1:\d+)", said)
-            assert found, said + process.stderr.read()
+            until(lambda: address() or process.poll() is not None, "its address")
+            found = address()
+            assert found, log.read_text("utf-8")
             yield Seer(process, found[1])
         finally:
             process.kill()
@@ -277,6 +282,19 @@ def other_facts(**facts: object) -> Callable[[bytes], bytes]:
     return change
 
 
+def other_rows(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[bytes], bytes]:
+    """The answer with other rows, of which the rest is true."""
+
+    def changed(answer: bytes) -> bytes:
+        tensors, text = unpack(answer)
+        rows = {name: change(each) for name, each in tensors.items()}
+        ordered = [rows[str(number)] for number in range(len(rows))]
+        dtype = str(ordered[0].dtype).removeprefix("torch.")
+        return pack(rows, {**json.loads(text), "dtype": dtype, "digest": rows_digest(ordered)})
+
+    return changed
+
+
 def one_row_less(answer: bytes) -> bytes:
     tensors, text = unpack(answer)
     return pack({name: rows[1:] for name, rows in tensors.items()}, json.loads(text))
@@ -289,6 +307,12 @@ def one_row_less(answer: bytes) -> bytes:
         (other_facts(identity="another"), 0, "another vision"),
         (other_facts(dtype="float16"), 0, "another precision"),
         (one_row_less, 0, "promised"),
+        (other_rows(lambda rows: rows.int()), 0, "of none that rows have"),
+        (other_rows(lambda rows: rows.to(torch.float8_e5m2)), 0, "of none that rows have"),
+        (other_rows(lambda rows: rows.double()), 0, "of none that rows have|more than"),
+        (other_rows(lambda rows: rows * float("nan")), 0, "no finite numbers"),
+        (other_rows(lambda rows: rows + float("inf")), 0, "no finite numbers"),
+        (other_rows(lambda rows: rows[None]), 0, "promised"),
         (lambda answer: b"\xff" * 64, 0, "no safetensors"),
         (lambda answer: answer + b"\0" * (4 << 20), 0, "more than"),
         (lambda answer: answer, 100, "IncompleteRead"),

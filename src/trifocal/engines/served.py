@@ -164,10 +164,13 @@ class Served:
     def _tokens(self, body: Mapping[str, Any], sampling: Sampling) -> Generator[Token, None, None]:
         """The tokens of an answer, without the end token."""
         told, finished, ended = 0, False, False
+        most = sampling.max_tokens or self.context
         with closing(self._peer.events(self._dialect.path, body)) as events:
             for event in events:
                 heard = self._dialect.heard(event, told, sampling)
-                self._check(heard.ids)
+                self._check(heard)
+                if told + len(heard.ids) > most:
+                    raise PeerError(f"{self._peer.url} tells more than the {most} ids that were asked for")
                 told, finished = told + len(heard.ids), finished or heard.finished
                 for at, token in enumerate(heard.ids):
                     ended = ended or (token in self._ends and not sampling.ignore_end)
@@ -176,9 +179,10 @@ class Served:
         if not finished:
             raise PeerError(f"{self._peer.url} went away in the middle of its answer", "its server went away")
 
-    def _check(self, ids: Sequence[Any]) -> None:
+    def _check(self, heard: Heard) -> None:
         rows = self._table.shape[0]
-        if any(type(token) is not int or not 0 <= token < rows for token in ids):
+        others = (token for _, top in heard.scores for token, _ in top)
+        if any(type(token) is not int or not 0 <= token < rows for token in (*heard.ids, *others)):
             raise PeerError(f"{self._peer.url} tells no ids of this vocabulary")
 
     def _try(self) -> None:
@@ -213,9 +217,10 @@ def asked_for(sampling: Sampling, **names: str) -> dict[str, Any]:
 def _served(peer: Peer, wanted: str) -> tuple[str, int]:
     """The name of the model that is served, and its context."""
     listed = peer.get("/v1/models").get("data")
-    known = {str(each.get("id")): each for each in listed or () if isinstance(each, dict)}
+    entries = listed if isinstance(listed, list) else []
+    known = {str(each.get("id")): each for each in entries if isinstance(each, dict)}
     name = wanted or next(iter(known), "")
     length = known.get(name, {}).get("max_model_len")
-    if not isinstance(length, int):
+    if type(length) is not int or length < 1:
         raise UsageError(f"{peer.url} has no model {name!r} with a known context; it has: {', '.join(sorted(known))}")
     return name, length

@@ -13,6 +13,7 @@ from trifocal.engines.recipe import Recipe
 from trifocal.engines.served import Heard, Score, Served, asked_for
 from trifocal.errors import PeerError, UsageError
 from trifocal.messages import Sampling
+from trifocal.peer import finite
 from trifocal.placement import Placement
 
 __all__ = ["Generate", "load"]
@@ -81,7 +82,7 @@ def _scores(facts: Mapping[str, Any], so_far: int, count: int, sampling: Samplin
         chosen, tops = facts["output_token_logprobs"], facts["output_top_logprobs"]
         start = so_far if len(chosen) >= so_far + count else 0
         for at in range(start, start + count):
-            ranked = sorted(((int(entry[1]), float(entry[0])) for entry in tops[at]), key=lambda pair: -pair[1])
-            yield float(chosen[at][0]), tuple(ranked[: sampling.top_logprobs])
+            ranked = sorted(((int(entry[1]), finite(entry[0])) for entry in tops[at]), key=lambda pair: -pair[1])
+            yield finite(chosen[at][0]), tuple(ranked[: sampling.top_logprobs])
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise PeerError("SGLang's server tells log-probabilities in a way that is not known here") from error

@@ -8,15 +8,15 @@ import json
 import logging
 import os
 import re
-import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
+from trifocal.connection import Connection
 from trifocal.errors import BadImage, UsageError, VisionError
 from trifocal.images import Image
 from trifocal.peer import address, key_headers, object_of
@@ -43,13 +43,15 @@ log = logging.getLogger("trifocal")
 KEY_VARIABLE = "TRIFOCAL_VISION_KEY"
 Result = TypeVar("Result")
 SIZES = 4096  # prompts' sizes of pictures whose looks are remembered
-CONNECT_SECONDS = 5.0
 SECONDS = 120.0  # without a byte: a server lets a request wait for its turn for 60
+SLOWEST = 1 << 18  # bytes a second of a line that is not given up
 BUSY_SECONDS = 60.0  # how long full servers are asked again
 PAUSE_SECONDS = 0.2
 RESTS_SECONDS = 10.0  # a server that failed is the last to be asked for so long
 ANSWER_BYTES = 1 << 20  # of an answer beside the rows
 PICTURES = 16  # of one request
+LARGEST = 1 << 40  # a number that a server tells of itself
+PRECISIONS = {"float32", "float16", "bfloat16"}
 _IMAGE = re.compile(r"images\[(\d+)\]")
 
 
@@ -98,7 +100,7 @@ class _Server:
         """
         try:
             status, answer = self.exchange(path, body, kind, most + ANSWER_BYTES)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise _Failed(str(error) or type(error).__name__) from error
         if status == 200:
             return answer
@@ -118,28 +120,20 @@ class _Address:
     seconds: float
 
     def __call__(self, path: str, body: bytes | None, kind: str, most: int) -> tuple[int, bytes]:
-        parts = urlsplit(self.url)
-        connection = self._connection(parts.scheme, parts.hostname or "", parts.port)
+        connection = Connection(self.url)
         try:
-            connection.connect()
-            connection.sock.settimeout(self.seconds)
-            headers = {**self.headers, **({"content-type": kind} if body is not None else {})}
-            connection.request("GET" if body is None else "POST", f"{parts.path}{path}", body, headers)
-            response = connection.getresponse()
-            answer = response.read(most + 1)
-            if len(answer) > most:
-                raise http.client.HTTPException(f"an answer of more than {most} bytes")
-            if response.length:  # read(n) does not tell what is cut short
-                raise http.client.IncompleteRead(answer, response.length)
-            return response.status, answer
+            kinds = {"content-type": kind} if body is not None else {}
+            sent = len(body or b"") / SLOWEST
+            with closing(connection.ask(path, body, {**self.headers, **kinds}, self.seconds + sent)) as response:
+                response.within(self.seconds, self.seconds + most / SLOWEST)
+                answer = response.read(most + 1)
+                if len(answer) > most:
+                    raise http.client.HTTPException(f"an answer of more than {most} bytes")
+                if response.length:  # read(n) does not tell what is cut short
+                    raise http.client.IncompleteRead(answer, response.length)
+                return response.status, answer
         finally:
             connection.close()
-
-    def _connection(self, scheme: str, host: str, port: int | None) -> http.client.HTTPConnection:
-        if scheme == "https":
-            context = ssl.create_default_context()
-            return http.client.HTTPSConnection(host, port, timeout=CONNECT_SECONDS, context=context)
-        return http.client.HTTPConnection(host, port, timeout=CONNECT_SECONDS)
 
 
 class VisionElsewhere:
@@ -249,8 +243,11 @@ class VisionElsewhere:
         except (UsageError, KeyError) as error:
             raise _Failed(f"its answer is not what was asked for: {error}") from error
         self._check_identity(facts)
-        if {str(each.dtype).removeprefix("torch.") for each in rows} != {facts.get("dtype")}:
-            raise _Failed("the rows that came are of another precision than it says")
+        precisions = {str(each.dtype).removeprefix("torch.") for each in rows}
+        if precisions != {facts.get("dtype")} or not precisions <= PRECISIONS:
+            raise _Failed("the rows that came are of another precision than it says, or of none that rows have")
+        if not all(bool(each.isfinite().all()) for each in rows):
+            raise _Failed("there are rows that are no finite numbers")
         if rows_digest(rows) != facts.get("digest"):
             raise _Failed("the rows that came are not those that it sent: their digest is another")
         return rows
@@ -380,8 +377,10 @@ def _facts(server: _Server) -> dict[str, Any]:
     if facts.get("protocol") != PROTOCOL:
         raise _Failed(f"it does not speak this version's protocol ({PROTOCOL}): is it trifocal see, of this version?")
     for name, kind in (("hidden", int), ("identity", str), ("body_bytes", int), ("parts", list)):
-        if not isinstance(facts.get(name), kind):
+        if type(facts.get(name)) is not kind:
             raise _Failed(f"it does not tell its {name}")
+    if not all(1 <= facts[name] <= LARGEST for name in ("hidden", "body_bytes")):
+        raise _Failed(f"it tells of a width of {facts['hidden']} and of {facts['body_bytes']} bytes that it takes")
     return facts
 
 

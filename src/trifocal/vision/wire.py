@@ -33,6 +33,7 @@ __all__ = [
 
 PROTOCOL = 1  # of what is said here; whoever speaks another one is refused
 FACTS = "trifocal"  # the key in safetensors' metadata
+MOST = 1 << 24  # rows of a picture; nobody has room for so many
 Size = tuple[int, int, int]  # width and height in pixels, and how many frames: 0 of a picture
 
 
@@ -66,7 +67,7 @@ def _item(told: object) -> str | Control | int:
     match told:
         case bool():
             pass
-        case int() if told >= 0:
+        case int() if 0 <= told <= MOST:
             return told
         case str():
             return told

@@ -16,6 +16,7 @@ from trifocal.engines.served import Heard, Score, asked_for
 from trifocal.engines.vllm.scopes import salt
 from trifocal.errors import PeerError
 from trifocal.messages import Sampling
+from trifocal.peer import finite
 
 __all__ = ["Completions"]
 
@@ -64,8 +65,8 @@ def _scores(told: Any, count: int, sampling: Sampling) -> Iterator[Score]:
     try:
         for at in range(count):
             likely = {int(name.removeprefix("token_id:")): value for name, value in told["top_logprobs"][at].items()}
-            ranked = sorted(((token, float(value)) for token, value in likely.items()), key=lambda pair: -pair[1])
-            yield float(told["token_logprobs"][at]), tuple(ranked[: sampling.top_logprobs])
+            ranked = sorted(((token, finite(value)) for token, value in likely.items()), key=lambda pair: -pair[1])
+            yield finite(told["token_logprobs"][at]), tuple(ranked[: sampling.top_logprobs])
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise PeerError("vLLM's server tells log-probabilities in a way that is not known here") from error
 

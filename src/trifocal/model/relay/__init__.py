@@ -297,7 +297,8 @@ def _model(peer: Peer, wanted: Any) -> tuple[str, int | None]:
         if wanted is None:
             raise
         return str(wanted), None
-    known = {str(each["id"]): each for each in listed or () if isinstance(each, dict) and each.get("id")}
+    entries = listed if isinstance(listed, list) else []
+    known = {str(each["id"]): each for each in entries if isinstance(each, dict) and each.get("id")}
     if wanted is None:
         if len(known) != 1:
             names = ", ".join(sorted(known)[:LISTED]) or "none"

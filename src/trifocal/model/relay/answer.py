@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -11,6 +10,7 @@ from typing import Any
 
 from trifocal.errors import BadSampling, PeerError
 from trifocal.messages import Call, Chunk, End, Sampling, TokenLogprob
+from trifocal.peer import IMPOSSIBLE, finite
 
 __all__ = ["read_chat", "read_text"]
 
@@ -128,7 +128,7 @@ def _scored(told: Any) -> Iterator[TokenLogprob]:
     content = told.get("content") if isinstance(told, dict) else None
     for each in content if isinstance(content, list) else ():
         if isinstance(each, dict):
-            top = [other for other in each.get("top_logprobs") or () if isinstance(other, dict)]
+            top = [other for other in _listed(each.get("top_logprobs")) if isinstance(other, dict)]
             yield TokenLogprob(
                 str(each.get("token", "")),
                 _number(each.get("logprob")),
@@ -139,16 +139,20 @@ def _scored(told: Any) -> Iterator[TokenLogprob]:
 def _scored_text(told: Any) -> Iterator[TokenLogprob]:
     if not isinstance(told, dict) or not isinstance(told.get("tokens"), list):
         return
-    tops = told.get("top_logprobs") or [{}] * len(told["tokens"])
-    for token, logprob, top in zip(told["tokens"], told.get("token_logprobs") or (), tops, strict=False):
+    tops = _listed(told.get("top_logprobs")) or [{}] * len(told["tokens"])
+    for token, logprob, top in zip(told["tokens"], _listed(told.get("token_logprobs")), tops, strict=False):
         likely = top.items() if isinstance(top, dict) else ()
         yield TokenLogprob(str(token), _number(logprob), tuple((str(name), _number(value)) for name, value in likely))
 
 
 def _number(told: Any) -> float:
-    """A number that JSON can tell again."""
-    number = float(told) if isinstance(told, (int, float)) else -9999.0
-    return number if math.isfinite(number) else -9999.0
+    """A log-probability, of whatever it is told to be."""
+    return finite(told) if isinstance(told, (int, float)) else -IMPOSSIBLE
+
+
+def _listed(told: Any) -> list[Any]:
+    """A list, of whatever it is told to be."""
+    return told if isinstance(told, list) else []
 
 
 def _note_call(told: Any, heard: _Heard) -> None:
