@@ -106,6 +106,30 @@ def about(colour: str, question: str = QUESTION) -> list[dict[str, Any]]:
     return [picture(colour), {"type": "text", "text": question}]
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_interrupted(sent: signal.Signals, tmp_path: Path) -> None:
+    """`trifocal deploy`, in a process of its own and a cluster of its own."""
+    words = ["deploy", "--port", str(PORT + 1), "--engine", "echo", "--language-cpus", "0.25"]
+    log = tmp_path / "log"
+
+    def interruptible() -> None:
+        """A shell has what it starts in the background ignore SIGINT, and so would whatever a test starts there."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with log.open("wb") as errors:
+        command = [sys.executable, "-m", "trifocal", *words]
+        out: dict[str, Any] = {"stderr": errors, "stdout": subprocess.DEVNULL}
+        process = subprocess.Popen(command, **out, preexec_fn=interruptible)
+    try:
+        until(lambda: process.poll() is not None or b"is deployed" in log.read_bytes(), "the deployment")
+        assert httpx.get(f"http://127.0.0.1:{PORT + 1}/readyz", timeout=PATIENCE).status_code == 200, log.read_text()
+        process.send_signal(sent)
+        assert process.wait(PATIENCE) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait(PATIENCE)
+
+
 @pytest.mark.parametrize("colour", ["red", "green", "yellow"])
 def test_the_answer_is_true(deployed: Deployed, colour: str) -> None:
     assert colour in deployed.text(about(colour))
@@ -249,18 +273,3 @@ def pid_of(deployed: Deployed, name: str) -> int | None:
     with suppress(Exception):
         return deployed.counts(name)["pid"]
     return None
-
-
-def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
-    """`trifocal deploy`, in a process of its own and a cluster of its own."""
-    words = ["deploy", "--port", str(PORT + 1), "--engine", "echo", "--language-cpus", "0.25"]
-    log = tmp_path / "log"
-    with log.open("wb") as errors:
-        command = [sys.executable, "-m", "trifocal", *words]
-        process = subprocess.Popen(command, stderr=errors, stdout=subprocess.DEVNULL, env={**os.environ})
-    try:
-        until(lambda: process.poll() is not None or b"is deployed" in log.read_bytes(), "the deployment")
-        assert httpx.get(f"http://127.0.0.1:{PORT + 1}/readyz").status_code == 200, log.read_text()
-    finally:
-        process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE) in (0, 130), log.read_text()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from trifocal.cancelling import Scope
 from trifocal.engines.base import Abilities, Engine
 from trifocal.engines.batching import Batching, Model
 from trifocal.engines.echo import Bytes
@@ -18,7 +19,7 @@ from trifocal.engines.scheduler import Run
 from trifocal.errors import CheckpointError, EngineError, OutOfMemory, TrifocalError
 from trifocal.messages import Sampling
 from trifocal.prompt import Prompt, TokenSpan
-from waiting import until
+from waiting import PATIENCE, until
 
 PROMPT = Prompt([TokenSpan((1, 2, 3))])
 TEN = Sampling(max_tokens=10)
@@ -198,7 +199,7 @@ def test_an_engine_that_nobody_has_ends_its_thread_and_frees_its_model() -> None
 
 def test_who_closes_is_gone_within_a_step() -> None:
     turn, runner = threading.Semaphore(0), Counting()
-    runner.before = lambda _: turn.acquire() and None
+    runner.before = lambda _: turn.acquire(timeout=PATIENCE) and None
     engine = engine_of(runner)
     stream, other = engine.stream(PROMPT, Sampling(max_tokens=50)), engine.stream(PROMPT, Sampling(max_tokens=50))
     turn.release()
@@ -212,6 +213,88 @@ def test_who_closes_is_gone_within_a_step() -> None:
     reader.join(10)
     assert engine.state().running == 0
     engine.close()
+
+
+def test_who_leaves_before_the_first_token_is_gone_within_a_step() -> None:
+    turn, runner = threading.Semaphore(0), Counting()
+    runner.before = lambda _: turn.acquire(timeout=PATIENCE) and None
+    engine = engine_of(runner, rows=1)
+    scope, told = Scope(), list[int]()
+
+    def read() -> None:
+        with scope.work():
+            told.extend(ids(engine))
+
+    first = threading.Thread(target=ids, args=(engine,))
+    first.start()
+    until(lambda: engine.state().running == 1)
+    waits = threading.Thread(target=read)
+    waits.start()
+    until(lambda: engine.state().waiting == 1)
+    scope.cancel()
+    turn.release()
+    waits.join(PATIENCE)
+    assert not waits.is_alive()
+    assert engine.state().waiting == 0
+    turn.release(1000)
+    first.join(PATIENCE)
+    assert runner.steps == 10
+    assert told == []
+    engine.close()
+
+
+def test_what_can_not_be_begun_is_raised() -> None:
+    """All that is wrong with a model is told to whoever loads it, not only what its loader raises."""
+    with pytest.raises(ZeroDivisionError):
+        engine_of(Counting(), block=0)
+
+
+@pytest.mark.parametrize("error", [ValueError(), SystemExit(1)])
+def test_whoever_calls_into_a_thread_that_ends_is_told(error: BaseException) -> None:
+    def attention(*_: object) -> torch.Tensor:
+        raise error
+
+    engine = engine_of(Counting(), able=Abilities(explains=True), attention=attention)
+    with pytest.raises(EngineError, match=type(error).__name__):
+        engine.attention(PROMPT, [4])
+    engine.close()
+
+
+def test_who_can_not_be_told_of_the_end_keeps_nobody_waiting() -> None:
+    turn, runner, told = threading.Semaphore(0), Counting(), list[object]()
+    runner.before = lambda _: turn.acquire(timeout=PATIENCE) and None
+    engine = engine_of(runner)
+
+    def gone(said: object) -> None:
+        if isinstance(said, EngineError):
+            raise RuntimeError("the loop that was to be told is closed")
+
+    engine.ask(PROMPT, TEN, gone)
+    engine.ask(PROMPT, TEN, told.append)
+    until(lambda: engine.state().running + engine.state().waiting == 2)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    until(lambda: engine._loop._closing)
+    turn.release(1000)
+    closing.join(PATIENCE)
+    assert not closing.is_alive()
+    assert isinstance(told[-1], EngineError)
+
+
+def test_an_engine_that_nobody_has_is_waited_for_by_nobody() -> None:
+    """Any thread may be the one that finds it, whatever that holds then; a thread that hangs would hang it, too."""
+    turn, runner = threading.Semaphore(0), Counting()
+    runner.before = lambda _: turn.acquire(timeout=PATIENCE) and None
+    engine = engine_of(runner)
+    engine.ask(PROMPT, TEN, lambda _: None)
+    until(lambda: runner.steps == 1)
+    thread = engine._loop._thread
+    del engine
+    gc.collect()
+    assert thread.is_alive()
+    turn.release(1000)
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
 
 
 def test_a_stream_that_is_never_begun_runs_nothing() -> None:
@@ -250,7 +333,7 @@ def together(engine: Batching, runner: Counting, count: int) -> list[Exception]:
     for reader in readers:
         reader.start()
     for reader in readers:
-        reader.join()
+        reader.join(PATIENCE)
     return ended
 
 

@@ -20,6 +20,7 @@ import pytest
 import torch
 from installing import installed
 
+from trifocal.cancelling import Scope
 from trifocal.checkpoints import find_checkpoint, language_recipe
 from trifocal.engines import load_engine
 from trifocal.engines.base import Engine, Token
@@ -182,6 +183,29 @@ def test_who_leaves_is_let_go_within_a_step(engine: Remote) -> None:
     for stream in streams:
         stream.close()
     until(lambda: (state := engine.state()).running == 0 and state.free == state.positions, "rest")
+
+
+def test_who_leaves_before_the_first_token_waits_for_no_process(engine: Remote) -> None:
+    ready(engine)
+    (pid,) = engine.pids
+    scope = Scope()
+
+    def read() -> None:
+        with scope.work(), pytest.raises(EngineError, match="nobody waits"):
+            ask(engine, "never begun")
+
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        reader = threading.Thread(target=read)
+        reader.start()
+        until(lambda: engine.state().waiting == 1)
+        scope.cancel()
+        reader.join(PATIENCE)
+        assert not reader.is_alive()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: engine.state().waiting == engine.state().running == 0)
+    assert ask(engine, "and others go on") == "and others go on"
 
 
 def test_nobody_reads_and_nobody_waits_for_it(engine: Remote) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from trifocal.api.seeing import SLOTS as SEEN_AT_ONCE
@@ -63,7 +65,7 @@ def application(plan: Plan) -> serve.Application:
 
 
 def run(plan: Plan, host: str, port: int, address: str | None, told: Callable[[str], None]) -> None:
-    """Starts a plan on a cluster, or on this machine alone, and stays until Ctrl-C; ``told`` gets what happens.
+    """Starts a plan on a cluster, or on this machine alone, until Ctrl-C or SIGTERM; ``told`` gets what happens.
 
     Raises:
         MissingExtra: Ray is not installed.
@@ -74,14 +76,21 @@ def run(plan: Plan, host: str, port: int, address: str | None, told: Callable[[s
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(address=address, include_dashboard=False, logging_level="WARNING")
     try:
-        serve.start(http_options={"host": host, "port": port})
-        serve.run(application(plan), name=NAME, route_prefix="/")
-        told(f"{plan.settings.checkpoint} is deployed; the page: http://{host}:{port}/ (Ctrl-C ends it)")
-        threading.Event().wait()
-    except KeyboardInterrupt:
+        with suppress(KeyboardInterrupt):
+            serve.start(http_options={"host": host, "port": port})
+            serve.run(application(plan), name=NAME, route_prefix="/")
+            told(f"{plan.settings.checkpoint} is deployed; the page: http://{host}:{port}/ (Ctrl-C ends it)")
+            _stay()
         serve.shutdown()
     finally:
         ray.shutdown()
+
+
+def _stay() -> None:
+    """Stays until Ctrl-C, or SIGTERM, by which containers are ended: Ray's own answer to that drains nothing."""
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    ended.wait()
 
 
 def _serve() -> Any:

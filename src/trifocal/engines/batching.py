@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
 
-from trifocal.engines.base import Abilities, State, Token, Tokenizer
+from trifocal.cancelling import woken_by
+from trifocal.engines.base import STEP_LIMIT, Abilities, State, Token, Tokenizer
 from trifocal.engines.blocks import Blocks, names_of
 from trifocal.engines.grammar import Constraint
 from trifocal.engines.prefixes import position_keys
@@ -87,7 +90,8 @@ class Batching:
 
     def __init__(self, load: Callable[[], Model]) -> None:
         self._loop = loop = _Loop()
-        self._close = weakref.finalize(self, loop.stop)  # also when nobody has it any more, and at exit
+        # when nobody has it any more: by whatever thread finds that out, which must wait for nobody
+        weakref.finalize(self, loop.end).atexit = False
         model = loop.start(load)
         self.tokenizer, self.hidden = model.tokenizer, model.hidden
         self.able = replace(model.able, speculates=model.ahead > 0)
@@ -114,11 +118,7 @@ class Batching:
         """
         request = self._request(prompt, sampling, give)
         self._loop.submit(request)
-
-        def leave() -> None:
-            request.left = True
-
-        return leave
+        return request.leave
 
     def after_steps(self, told: Callable[[], None]) -> None:
         """Has ``told`` called in the engine's thread behind each step: what was gathered of it can go on."""
@@ -161,7 +161,7 @@ class Batching:
 
     def close(self) -> None:
         """Ends all streams with an error, frees the model and the thread."""
-        self._close()
+        self._loop.stop()
 
     @property
     def _name(self) -> str:
@@ -170,12 +170,13 @@ class Batching:
     def _answer(self, request: Request[Drawing], said: queue.SimpleQueue[Said]) -> Generator[Token, None, None]:
         self._loop.submit(request)  # here and not above: a generator that is never begun never ends either
         try:
-            while (token := said.get()) is not None:
-                if isinstance(token, TrifocalError):
-                    raise token
-                yield token
+            with woken_by(request.leave):
+                while (token := said.get()) is not None:
+                    if isinstance(token, TrifocalError):
+                        raise token
+                    yield token
         finally:
-            request.left = True
+            request.leave()
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +225,7 @@ class _Loop:
     def start(self, load: Callable[[], Model]) -> Model:
         """Starts the thread and waits until the model is there, or raises why it is not."""
         self._thread = threading.Thread(target=self.run, args=(load,), name="engine", daemon=True)
+        atexit.register(self.stop)
         self._thread.start()
         error = self._started.get()
         if error is not None:
@@ -246,8 +248,10 @@ class _Loop:
                 return
             try:
                 done.put((function(), None))
-            except Exception as error:
+            except BaseException as error:  # a panic of Rust's too: somebody waits
                 done.put((None, _ours(error)))
+                if not isinstance(error, Exception):
+                    raise
 
         with self._lock:
             self.model  # noqa: B018
@@ -274,12 +278,16 @@ class _Loop:
             steps=self._steps,
         )
 
-    def stop(self) -> None:
-        """Ends the thread after its step, and waits for it a little."""
+    def end(self) -> None:
+        """Ends the thread after its step."""
         self._closing = True
         self._inbox.put(lambda: None)  # wakes it
+
+    def stop(self) -> None:
+        """Ends the thread after its step, and waits for that; a step that never ends is left behind."""
+        self.end()
         if threading.current_thread() is not self._thread:
-            self._gone.wait()
+            self._gone.wait(STEP_LIMIT)
 
     @torch.inference_mode()
     def run(self, load: Callable[[], Model]) -> None:
@@ -302,13 +310,13 @@ class _Loop:
     def _begin(self, load: Callable[[], Model]) -> bool:
         try:
             model = load()
+            self.blocks = Blocks(model.runner.positions // model.block, model.block)
+            self.scheduler = Scheduler(
+                self.blocks, rows=model.rows, piece=model.piece, whole=model.whole, share=model.share, ahead=model.ahead
+            )
         except BaseException as error:
             self._started.put(error)
             return False
-        self.blocks = Blocks(model.runner.positions // model.block, model.block)
-        self.scheduler = Scheduler(
-            self.blocks, rows=model.rows, piece=model.piece, whole=model.whole, share=model.share, ahead=model.ahead
-        )
         self._model, self._prepare = model, model.prepare
         self._started.put(None)
         return True
@@ -391,21 +399,27 @@ class _Loop:
             self.scheduler.fail(lambda: EngineError("a probe"))
 
     def _end(self) -> None:
-        """Tells everybody, and lets the model go."""
+        """Tells everybody, and lets the model go. Who can't be told is gone, and keeps nobody else from hearing it."""
         with self._lock:
             reason, self._model = self._failed or "the engine is closed", None
-        self.scheduler.fail(lambda: EngineError(reason))
-        while not self._inbox.empty():
-            item = self._inbox.get()
-            if isinstance(item, Request):
-                item.give(EngineError(reason))
-            else:
-                item()
-        self.stepped()
-        self._gone.set()
+        try:
+            left = self.scheduler.drop()
+            while not self._inbox.empty():
+                item = self._inbox.get()
+                if isinstance(item, Request):
+                    left.append(item)
+                else:
+                    item()
+            for request in left:
+                with suppress(Exception):
+                    request.give(EngineError(reason))
+            self.stepped()
+        finally:
+            atexit.unregister(self.stop)
+            self._gone.set()
 
 
-def _ours(error: Exception) -> TrifocalError:
+def _ours(error: BaseException) -> TrifocalError:
     """A runner's error as ours, a new one for each request."""
     # of the CPU torch says it in words alone
     said = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

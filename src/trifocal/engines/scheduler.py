@@ -46,6 +46,10 @@ class Request(Generic[Row]):
     def __post_init__(self) -> None:
         self.keys = position_keys(self.prompt)
 
+    def leave(self) -> None:
+        """Nobody waits for the rest; any thread may say so."""
+        self.left = True
+
     @property
     def missing(self) -> int:
         """How many positions must be computed before the next id is told: 1 while the answer streams."""

@@ -61,7 +61,7 @@ def main() -> None:
     status = 0
     try:
         _Desk(engine, outbox).serve(requests)
-    except Exception:
+    except BaseException:  # a panic of Rust's too
         traceback.print_exc()
         status = BROKEN
     os._exit(status)  # nothing here outlives it, and a step that can't be interrupted may be under way

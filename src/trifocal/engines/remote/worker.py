@@ -176,8 +176,8 @@ class Worker:
         """One life of a process; how it ended."""
         try:
             process = Process(self._recipe, self._environment)
-        except OSError as error:
-            return f"can't be started ({error.strerror})"
+        except (OSError, RuntimeError, ValueError) as error:  # no room for a process or a thread, no such command line
+            return f"can't be started ({getattr(error, 'strerror', None) or error})"
         with self._lock:
             self._process, self._did, self.unfit = process, False, None
             if self._closing.is_set():
@@ -185,7 +185,7 @@ class Worker:
         try:
             while (frame := process.next()) is not None:
                 self._take(frame)
-        except (WireError, KeyError, TypeError) as error:
+        except Exception as error:  # whatever it said: this thread is what everybody waits for
             process.kill(f"said what nobody understands ({type(error).__name__})")
         process.kill()
         return process.bury()
