@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -57,7 +58,8 @@ class LanguageReplica:
         loop, said = asyncio.get_running_loop(), asyncio.Queue[Said]()
 
         def give(each: Said) -> None:
-            loop.call_soon_threadsafe(said.put_nowait, each)
+            with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                loop.call_soon_threadsafe(said.put_nowait, each)
 
         answer = Answer(give)
         self._open.add(answer)
