@@ -18,6 +18,7 @@ from trifocal.engines.native.model import Layer, Model, Plain
 from trifocal.engines.native.packing import packed
 from trifocal.engines.native.runner import NativeRunner
 from trifocal.engines.shape import Shape, rotary_table
+from trifocal.prompt import Prompt, TokenSpan
 from trifocal.weights.packed import PackedLinear
 
 CARD = torch.device("cuda:0")
@@ -97,6 +98,10 @@ class Part:
     def wanted(self) -> int:
         return int(self.logits)
 
+    @property
+    def part(self) -> Prompt:
+        return Prompt([TokenSpan(self.ids)])
+
 
 def model(shape: Shape, dtype: torch.dtype, *, exact: bool) -> Model:
     """Random weights of a shape: packed ones, or the same as dense ones."""
@@ -174,6 +179,23 @@ def test_the_kernel_keeps_the_bytes_that_are_told() -> None:
     assert torch.equal(one[1], two[1])  # values come as they are: nothing turns them
     assert int((one[0] - two[0]).abs().max()) <= 2
     assert float((one[0] != two[0]).float().mean()) < 0.1  # the kernel turns without rounding in between
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_table_in_the_main_memory_changes_nothing(graphs: bool) -> None:
+    shape = Shape(2, 512, 4, 2, 128, 1024, 1e-5, 0, CONTEXT, False, ROPE | {"rotated": 128})
+    table, told = rotary_table(shape, CONTEXT).to(CARD), []
+    for apart in (False, True):
+        made = model(shape, torch.bfloat16, exact=False)
+        whole = made.nbytes
+        if apart:
+            made.embedding = made.embedding.cpu()
+            assert made.nbytes == whole - made.embedding.nbytes
+        operations = Kernels(shape, Pool(shape, 64, torch.bfloat16, CARD), table, rows=64)
+        runner = NativeRunner(made, operations, context=CONTEXT, graphs=graphs)
+        with torch.inference_mode():
+            told.append(torch.cat([runner.forward(step) for step in STEPS]))
+    assert torch.equal(*told)
 
 
 ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}

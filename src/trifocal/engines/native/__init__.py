@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -55,6 +56,7 @@ class _Options:
     overlap: bool | None
     threads: int | None
     kv: str
+    table: str
 
 
 class Native(Batching):
@@ -94,6 +96,7 @@ def load(
     speculate: bool = True,
     overlap: bool | None = None,
     kv: str = "exact",
+    table: Literal["device", "cpu"] = "device",
 ) -> Native:
     """Loads a language model of the LLaMA family onto its device.
 
@@ -106,6 +109,8 @@ def load(
     ``overlap`` says whether the next step is begun before the tokens of this one are read; left out, it is on cards.
     ``kv`` is "exact", or "int8": keys and values are kept as bytes, each head of a position with a scale, which takes
     half the memory and the time to read it, and is no longer within the model's own rounding (docs/performance.md).
+    ``table`` is "device", or "cpu": the table of embeddings stays in the main memory, where a token's row is looked up;
+    then no step is begun ahead.
 
     Raises:
         CheckpointError: no model of the family, or tensors missing, unknown, damaged or of another shape.
@@ -122,7 +127,7 @@ def load(
     if placement.resolve()[0].type == "cuda":
         # cuDNN's attention builds a kernel for every new length of a prompt, up to a second each
         torch.backends.cuda.enable_cudnn_sdp(False)
-    options = _Options(context, positions, int4, kernels, graphs, speculate, overlap, threads, kv)
+    options = _Options(context, positions, int4, kernels, graphs, speculate, overlap, threads, kv, table)
 
     def start() -> Model:
         try:
@@ -143,18 +148,23 @@ def _started(recipe: Recipe, placement: Placement, options: _Options) -> Model:
     shape = shape_of(language.config)
     fast = options.kernels and cuda.supported(device) and dtype != torch.float32
     four_bit = fast or shape.parameters * dtype.itemsize >= LARGE_BYTES if options.int4 is None else options.int4
-    model = read(language, shape, dtype, device, four_bit=four_bit and (fast or device.type == "cpu"))
+    apart = options.table == "cpu" and device.type != "cpu"
+    model = read(language, shape, dtype, device, four_bit=four_bit and (fast or device.type == "cpu"), apart=apart)
     context = min(shape.context, options.context or shape.context)
     blocks = _blocks(shape, context, options, dtype, device)
     pool = Pool(shape, blocks, dtype, device, in_bytes=options.kv == "int8")
     context = min(context, pool.blocks * BLOCK)
-    table = rotary_table(shape, context).to(device)
-    operations = Kernels(shape, pool, table, rows=64) if fast else Plain(shape, pool, table)
+    turns = rotary_table(shape, context).to(device)
+    operations = Kernels(shape, pool, turns, rows=64) if fast else Plain(shape, pool, turns)
     if isinstance(operations, Kernels):
         threading.Thread(target=cuda.prepare, args=(model.variants(), device), daemon=True).start()
     kind = str(language.config.get("model_type", "llama"))
     cores = spare_cores() if device.type == "cpu" and options.threads is None else 1
     runner = NativeRunner(model, operations, context=context, graphs=options.graphs, kind=kind, cores=cores)
+    # a step begun ahead has ids that only the device knows
+    overlap = not apart and (device.type == "cuda" if options.overlap is None else options.overlap)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # a gigabyte of what reading needed, which other programs of the card may want
     seconds = time.perf_counter() - began
     log.info("language model: %.1f MB on %s in %s, %.2f s", runner.part.nbytes / 1e6, device, dtype, seconds)
     rows = len(model.embedding)
@@ -162,7 +172,7 @@ def _started(recipe: Recipe, placement: Placement, options: _Options) -> Model:
 
     def attention(prompt: Prompt, ids: Sequence[int], _: list[int]) -> torch.Tensor:
         asked = runner.embed(torch.tensor(ids))
-        return attention_of(model, shape, table, prompt.splice(runner.embed), asked)
+        return attention_of(model, shape, turns, prompt.splice(runner.embed), asked)
 
     return Model(
         runner=runner,
@@ -174,7 +184,7 @@ def _started(recipe: Recipe, placement: Placement, options: _Options) -> Model:
         block=BLOCK,
         piece=PIECE if device.type == "cuda" else CPU_PIECE,
         whole=WHOLE if device.type == "cuda" else CPU_WHOLE,
-        follow=runner.follow if (device.type == "cuda" if options.overlap is None else options.overlap) else None,
+        follow=runner.follow if overlap else None,
         prepare=runner.prepare,
         ahead=LONGEST if options.speculate else 0,
         constraint=constraints(lambda: Grammars(tokenizer.definition, rows, ends)),

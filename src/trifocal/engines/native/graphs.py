@@ -27,11 +27,11 @@ class Graphs:
 
     def __init__(self, model: Model, operations: Kernels, columns: int) -> None:
         self._model, self._operations, self._columns = model, operations, columns
-        device, most = model.embedding.device, SIZES[-1]
+        device, most = model.device, SIZES[-1]
         # two, by turns: the card may not have read one of them when the next step is written
         self._hosts = [torch.zeros(_SECTIONS * most + most * columns, dtype=torch.int32).pin_memory() for _ in range(2)]
         self._device = torch.zeros_like(self._hosts[0], device=device)
-        self._x = torch.zeros(most, model.embedding.shape[1], dtype=model.embedding.dtype, device=device)
+        self._x = torch.zeros(most, model.embedding.shape[1], dtype=model.dtype, device=device)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._memory: Any = None
         none = torch.zeros(0, dtype=torch.long, device=device)

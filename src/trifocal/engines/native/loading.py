@@ -21,8 +21,12 @@ from trifocal.weights.packed import PackedLinear, PackedWeights
 __all__ = ["read"]
 
 
-def read(language: Language, shape: Shape, dtype: torch.dtype, device: torch.device, *, four_bit: bool) -> Model:
+def read(
+    language: Language, shape: Shape, dtype: torch.dtype, device: torch.device, *, four_bit: bool, apart: bool = False
+) -> Model:
     """The model, tensor by tensor onto its device; with ``four_bit`` packed layers stay so where they can.
+
+    With ``apart`` the table stays in the main memory, unless it is the head as well.
 
     Raises:
         CheckpointError: a tensor that is missing, unknown, of another shape or not finite.
@@ -30,7 +34,7 @@ def read(language: Language, shape: Shape, dtype: torch.dtype, device: torch.dev
     check_blocks(shape.layers, language)
     source = _Source(language, dtype, device, four_bit)
     tied = stored_twice(language, tied=shape.tied)
-    table = source.table(HEAD if tied == TABLE else TABLE, shape.hidden, only_looked_up=not tied)
+    table = source.table(HEAD if tied == TABLE else TABLE, shape.hidden, apart=apart, only_looked_up=not tied)
     if not len(table):
         raise CheckpointError(f"{file_of(language, TABLE)}: {TABLE} has no rows, one a token was expected")
     # the largest tensor of many, which is there twice while it is laid out, before memory holds the others
@@ -75,17 +79,24 @@ class _Source:
         self._four_bit, self._left = four_bit, set(language.weights)
         self.family = str(language.config.get("model_type", "llama"))
 
-    def table(self, name: str, hidden: int, *, only_looked_up: bool) -> torch.Tensor:
+    def table(self, name: str, hidden: int, *, apart: bool, only_looked_up: bool) -> torch.Tensor:
         """The table of embeddings; in the main memory one that is ``only_looked_up`` stays as narrow as it is stored.
 
         What a row is in the model's type, which holds all that the narrower one does, is said when it is looked up.
         """
+        device = torch.device("cpu") if apart and only_looked_up else self._device
         stored = self._language.weights[name].dtype if name in self._language.weights else self._dtype
-        narrow = only_looked_up and self._device.type == "cpu" and torch.promote_types(stored, self._dtype) != stored
-        return self.tensor(name, (None, hidden), stored if narrow else None)
+        narrow = only_looked_up and device.type == "cpu" and torch.promote_types(stored, self._dtype) != stored
+        return self.tensor(name, (None, hidden), stored if narrow else None, device)
 
-    def tensor(self, name: str, shape: tuple[int | None, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
-        """A tensor on the model's device, in its type if no other is said; None in ``shape`` is any size."""
+    def tensor(
+        self,
+        name: str,
+        shape: tuple[int | None, ...],
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> torch.Tensor:
+        """A tensor in the model's type on its device if no others are said; None in ``shape`` is any size."""
         if name not in self._language.weights:
             raise CheckpointError(f"{self._language.folder}: missing from the language model: the tensor {name!r}")
         self._left.discard(name)
@@ -96,7 +107,7 @@ class _Source:
             raise CheckpointError(f"{file}: {name} is {list(stored.shape)}, {list(shape)} was expected")
         if not stored.is_floating_point():
             raise CheckpointError(f"{file}: {name} holds {stored.dtype}, floating point numbers were expected")
-        values = stored.to(device=self._device, dtype=dtype or self._dtype, copy=True)
+        values = stored.to(device=device or self._device, dtype=dtype or self._dtype, copy=True)
         check_finite(values, stored, f"{file}: {name}")
         return values
 

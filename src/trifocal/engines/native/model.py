@@ -157,7 +157,7 @@ class Plain:
 class Model:
     """All layers, the table of embeddings ``[vocabulary, hidden]``, the last norm and the head.
 
-    The table may be of a narrower type than the rest.
+    The table may be of a narrower type than the rest, and in the main memory where the rest is on a card.
     """
 
     def __init__(self, layers: list[Layer], embedding: torch.Tensor, norm: torch.Tensor, head: Linear) -> None:
@@ -168,16 +168,22 @@ class Model:
         """In which it computes."""
         return self.norm.dtype
 
+    @property
+    def device(self) -> torch.device:
+        """On which it computes."""
+        return self.norm.device
+
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Embedding rows ``[n, hidden]`` of ids ``[n]``, on the model's device."""
-        return self.embedding[ids.to(self.embedding.device)].to(self.dtype)
+        return self.embedding[ids.to(self.embedding.device)].to(self.device, self.dtype)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all weights on the device."""
         linears = [one for layer in self.layers for one in (layer.qkv, layer.output, layer.gate_up, layer.down)]
         tied = isinstance(self.head, Dense) and self.head.weight.data_ptr() == self.embedding.data_ptr()
-        return sum(one.nbytes for one in linears) + self.embedding.nbytes + (0 if tied else self.head.nbytes)
+        table = self.embedding.nbytes if self.embedding.device == self.device else 0
+        return sum(one.nbytes for one in linears) + table + (0 if tied else self.head.nbytes)
 
     def variants(self) -> list[cuda.Source]:
         """What has to be compiled for the products of every number of rows."""

@@ -38,10 +38,10 @@ class NativeRunner:
     @property
     def part(self) -> Part:
         """What it is and where it lies."""
-        table, shape = self.model.embedding, self._operations.shape
+        shape = self._operations.shape
         what = f"{self._kind}, width {shape.hidden}, {shape.layers} blocks"
         dtype = str(self.model.dtype).removeprefix("torch.")
-        return Part("language", what, str(table.device), dtype, self.model.nbytes)
+        return Part("language", what, str(self.model.device), dtype, self.model.nbytes)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Embedding rows ``[n, hidden]`` of ids ``[n]``, on the model's device."""
@@ -102,8 +102,8 @@ class NativeRunner:
         return self._graphs is not None and self._graphs.prepare()
 
     def _spliced(self, runs: Sequence[Run[Any]]) -> torch.Tensor | None:
-        """Input rows ``[rows, hidden]`` where a picture stands among them; None where all are ids."""
-        if all(run.ids is not None for run in runs):
+        """Input rows ``[rows, hidden]``; None where all are ids that the device looks up itself."""
+        if self.model.embedding.device == self.model.device and all(run.ids is not None for run in runs):
             return None
         return torch.cat([run.part.splice(self.embed) for run in runs])
 
