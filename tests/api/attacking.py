@@ -112,6 +112,8 @@ READ = (
     "/metrics",
     "/v1/limits",
     "/props",
+    "/api/v0/models",
+    "/api/v0/models/{}",
     "/page/{}",
     "/{}",
 )

@@ -11,6 +11,7 @@ import pytest
 from live import HIDDEN, Live, data_uri, error_of, events_of, make_llava, png, running, user
 
 from trifocal.api.errors import Refusal
+from trifocal.api.openai import ChatRequest
 from trifocal.api.places import place_of
 from trifocal.api.settings import ServerSettings
 from trifocal.api.stored import Stored, StoredResponses
@@ -58,6 +59,90 @@ WITH_TOOLS = """{% for t in tools or [] %}[tool]{{ t | tojson }}{% endfor %}{% f
 def test_what_changes_no_answer_is_taken(client: httpx.Client, options: dict[str, Any]) -> None:
     response = client.post(CHAT, json={"messages": [user("Hi")], **options})
     assert response.status_code == 200, response.text
+
+
+# what pages and clients of other servers send with every request, their settings untouched
+PAGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama.cpp's page": (
+        CHAT,
+        {
+            "messages": [user("Hi")],
+            "backend_sampling": False, "dry_allowed_length": 2, "dry_base": 1.75, "dry_multiplier": 0,
+            "dry_penalty_last_n": -1, "dynatemp_exponent": 1, "dynatemp_range": 0, "max_tokens": -1,
+            "reasoning_format": "auto", "repeat_last_n": 64, "repeat_penalty": 1, "return_progress": True,
+            "samplers": ["top_k", "temperature"], "timings_per_token": True, "typ_p": 1, "xtc_probability": 0,
+            "xtc_threshold": 0.1,
+        },
+    ),
+    "vLLM's clients": (
+        CHAT,
+        {
+            "messages": [user("Hi")],
+            "bad_words": [], "chat_template_kwargs": {}, "kv_transfer_params": {}, "length_penalty": 0.8,
+            "logits_processors": [], "mm_processor_kwargs": {}, "return_token_ids": False, "stream_interval": 1,
+            "thinking_token_budget": 10, "truncate_prompt_tokens": -1, "vllm_xargs": {}, "watermarking": False,
+        },
+    ),
+    "SillyTavern's text completion": (
+        "/v1/completions",
+        {
+            "prompt": "Hi",
+            "adaptive_decay": 0.9, "adaptive_target": -0.01, "add_bos_token": True, "api_server": "x",
+            "api_type": "ooba", "ban_eos_token": False, "banned_strings": [], "custom_token_bans": "",
+            "do_sample": True, "dry_penalty_last_n": 0, "dynamic_temperature": False, "dynatemp_high": 1.5,
+            "early_stopping": False, "guidance_scale": 1, "max_new_tokens": 9, "max_tokens": 9,
+            "max_tokens_second": 0, "min_p": 0.05, "n_predict": 9, "n_probs": 0, "negative_prompt": "", "nsigma": 0,
+            "num_ctx": 2048, "num_predict": 9, "rep_pen": 1, "rep_pen_range": 0, "rep_pen_slope": 1,
+            "repeat_penalty": 1, "repetition_penalty": 1, "sampler_order": [6, 0], "sampler_priority": ["top_k"],
+            "sampler_seed": -1, "seed": -1, "skew": 0, "stop": ["x"], "stopping_strings": ["x"],
+            "temperature_last": False, "truncation_length": 2048, "typical": 1, "typical_p": 1,
+        },
+    ),
+    "KoboldAI Lite": (
+        "/api/v1/generate",
+        {
+            "prompt": "Hi",
+            "banned_tokens": [], "bypass_eos": False, "dynatemp_range": 0, "genkey": "K", "logit_bias": {},
+            "logprobs": False, "max_context_length": 4096, "max_length": 9, "memory": "", "min_p": 0, "n": 1,
+            "presence_penalty": 0, "quiet": True, "render_special": False, "rep_pen": 1.07, "rep_pen_range": 360,
+            "rep_pen_slope": 0.7,
+            "sampler_order": [6, 0], "stop_sequence": ["x"], "temperature": 0.75, "tfs": 1, "top_a": 0, "top_k": 100,
+            "trim_stop": True, "typical": 1, "use_default_badwordsids": False,
+        },
+    ),
+    "Zed with LM Studio's provider": (
+        "/api/v0/chat/completions",
+        {"model": "echo", "messages": [user("Hi")], "stream": True, "max_tokens": None, "stop": [], "temperature": 1.0},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_what_other_servers_clients_send_is_taken(client: httpx.Client, name: str) -> None:
+    path, body = PAGES[name]
+    response = client.post(path, json=body)
+    assert response.status_code == 200, response.text
+    assert ("rep_pen_range" in response.headers.get("x-trifocal-notes", "")) == (name == "KoboldAI Lite")
+
+
+def test_one_thing_that_is_said_twice_is_not_contradicted(client: httpx.Client) -> None:
+    body = {"prompt": "Hi", "repetition_penalty": 1.1, "rep_pen": 1.2}
+    assert error_of(client.post("/v1/completions", json=body))["param"] == "rep_pen"
+    bounds = {"prompt": "Hi you all", "max_tokens": 9, "n_predict": 3}
+    assert client.post("/v1/completions", json=bounds).json()["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.parametrize(("drawn", "temperature"), [(False, 0.0), (True, 1.5), (None, 1.5)])
+def test_what_is_not_drawn_is_greedy(live: Live, drawn: bool | None, temperature: float) -> None:
+    asked = ChatRequest.model_validate({"messages": [user("Hi")], "do_sample": drawn, "temperature": 1.5})
+    assert asked.job(live.server).sampling.temperature == temperature
+
+
+def test_models_are_listed_as_lm_studio_does(client: httpx.Client) -> None:
+    (model,) = client.get("/api/v0/models").json()["data"]
+    assert (model["id"], model["type"], model["state"], model["capabilities"]) == ("echo", "vlm", "loaded", ["vision"])
+    assert client.get("/api/v0/models/echo").json() == model
+    assert error_of(client.get("/api/v0/models/x"), 404)["code"] == "model_not_found"
 
 
 @pytest.mark.parametrize(
@@ -553,6 +638,9 @@ def test_anthropic_tells_the_stop_string_the_input_and_counts(client: httpx.Clie
         ("/api/v1/chat", "/api/v1/chat"),
         ("/api/chat", "/api/chat"),
         ("/api/embeddings", "/api/embeddings"),
+        ("/openai/deployments/gpt-4o/chat/completions", "/v1/chat/completions"),
+        ("/api/v0/chat/completions", "/v1/chat/completions"),
+        ("/api/v0/models", "/api/v0/models"),
         ("/", "/"),
         ("/page/x/", "/page/x/"),
     ],

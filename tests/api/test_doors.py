@@ -67,6 +67,7 @@ PATHS = [
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
     ("GET", "/props"),
+    ("GET", "/api/v0/models"),
     ("POST", "/v1/embeddings"),
     ("GET", "/metrics"),
     ("GET", "/v1/limits"),
@@ -98,7 +99,7 @@ def raw(live: Live, *lines: str, body: bytes = b"") -> bytes:
 def test_the_table_of_paths_is_all_there_is(locked: Live) -> None:
     served = locked.listener.app.router.routes
     known = {path for _, path in PATHS} | {"/v1/models/{name:path}", "/v1/responses/{id}"}
-    known |= {"/v1/responses/{id}/input_items", "/v1/responses/{id}/cancel"}
+    known |= {"/api/v0/models/{name:path}", "/v1/responses/{id}/input_items", "/v1/responses/{id}/cancel"}
     known |= {"/api/v1/stream", "/api/v1/chat-stream"}
     paths = {getattr(route, "path", "") for route in served if getattr(route, "name", "") != "page"}
     assert paths - known == {"/livez", "/readyz", "/health"}
@@ -116,6 +117,7 @@ def test_the_table_of_paths_is_all_there_is(locked: Live) -> None:
         {"Authorization": f"Bearer {KEY}x"},
         {"Authorization": f"Basic {KEY}"},
         {"x-api-key": "wrong"},
+        {"api-key": "wrong"},
         {"x-api-key": KEY.upper()},
     ],
 )
@@ -131,7 +133,7 @@ def test_no_route_answers_without_the_key(locked: Live, method: str, path: str, 
 @pytest.mark.parametrize(("method", "path"), PATHS)
 def test_the_key_opens_every_route(locked: Live, method: str, path: str) -> None:
     with locked.client() as client:
-        for headers in ({"Authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}):
+        for headers in ({"Authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}, {"api-key": KEY}):
             assert client.request(method, path, headers=headers).status_code not in (401, 403, 404, 405, 500)
 
 

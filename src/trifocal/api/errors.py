@@ -95,7 +95,7 @@ def dialect_of(path: str) -> Literal["OpenAI", "Anthropic", "Ollama"]:
     """Whose errors the clients of a path can read."""
     if path == "/v1/messages" or path.startswith("/v1/messages/"):
         return "Anthropic"
-    return "Ollama" if path.startswith("/api/") and not path.startswith("/api/v1/") else "OpenAI"
+    return "Ollama" if path.startswith("/api/") and not path.startswith(("/api/v0/", "/api/v1/")) else "OpenAI"
 
 
 def error_model(path: str) -> type[BaseModel]:

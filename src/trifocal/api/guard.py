@@ -38,6 +38,7 @@ _ONCE = (  # what decides who may come in and how a body is read
     b"transfer-encoding",
     b"authorization",
     b"x-api-key",
+    b"api-key",
 )
 _HEADERS = re.compile(r"[A-Za-z0-9_-]{1,64}(?: ?, ?[A-Za-z0-9_-]{1,64}){0,63}")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -422,7 +423,7 @@ def header(scope: Scope, name: bytes) -> str:
 
 def _given_key(scope: Scope) -> str:
     kind, _, key = header(scope, b"authorization").partition(" ")
-    return key.strip() if kind.lower() == "bearer" else header(scope, b"x-api-key")
+    return key.strip() if kind.lower() == "bearer" else header(scope, b"x-api-key") or header(scope, b"api-key")
 
 
 class LogFormat(logging.Formatter):

@@ -121,22 +121,27 @@ class Options(Wire):
     """What chat and plain completions share."""
 
     model: str | None = None
-    max_tokens: Count | None = Field(None, validation_alias=AliasChoices("max_tokens", "n_predict", "max_new_tokens"))
+    max_tokens: Count | None = Field(
+        None, validation_alias=AliasChoices("max_tokens", "n_predict", "max_new_tokens", "num_predict")
+    )
     temperature: Temperature | None = None
     top_p: Share | None = None
     top_k: TopK | None = None
     min_p: Share | None = None
     repetition_penalty: Repetition | None = Field(
-        None, validation_alias=AliasChoices("repetition_penalty", "repeat_penalty")
+        None, validation_alias=AliasChoices("repetition_penalty", "repeat_penalty", "rep_pen")
     )
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    seed: Seed | None = Field(None, validation_alias=AliasChoices("seed", "random_seed"))
-    stop: Stop | None = None
+    seed: Seed | None = Field(None, validation_alias=AliasChoices("seed", "random_seed", "sampler_seed"))
+    stop: Stop | None = Field(None, validation_alias=AliasChoices("stop", "stopping_strings", "stop_sequence"))
+    do_sample: bool | None = None
     n: Whole | None = Field(None, ge=1, le=8)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    truncation_length: Whole | None = Field(None, ge=0)
+    truncation_length: Whole | None = Field(
+        None, ge=0, validation_alias=AliasChoices("truncation_length", "num_ctx", "max_context_length")
+    )
     trifocal: Additions | None = None
 
     def sampling(self, server: Server, limit: int | None, **more: Any) -> Sampling:
@@ -145,6 +150,7 @@ class Options(Wire):
             raise refuse("invalid_value", "max_tokens is 1 or more, or -1 for as many as fit", "max_tokens")
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty")
         given = {name: getattr(self, name) for name in (*names, "frequency_penalty", "seed", "stop")}
+        given |= {"temperature": 0.0} if self.do_sample is False else {}
         return server.sampling(max_tokens=bound(limit), **given, **more)
 
     @property

@@ -27,6 +27,8 @@ router = APIRouter(tags=["Elsewhere"])
 _BARE = re.compile(r"/(?:chat/completions|completions|models|responses|messages|embeddings)(?:/.*)?")
 _ALIASES = (
     (re.compile(r"/(?:openai|anthropic)(/v1/.*)"), r"\1"),
+    (re.compile(r"/openai/deployments/[^/]+(/(?:chat/completions|completions|embeddings))"), r"/v1\1"),  # Azure's
+    (re.compile(r"/api/v0(/(?:chat/completions|completions|embeddings))"), r"/v1\1"),  # LM Studio's
     (re.compile(r"/v1(/v1/.*|/api/.*|/tokenize|/detokenize|/health)"), r"\1"),
     (
         re.compile(r"/api(?:/v1)?(/(?:chat/completions|completions|models|responses|messages)(?:/.*)?)"),
@@ -194,6 +196,19 @@ async def props(server: Serving) -> Response:
     )
 
 
+@router.get("/api/v0/models", summary="The served models, as LM Studio lists them")
+async def studio_models(server: Serving) -> Response:
+    """Each with its context, whether it is loaded, and what it can do."""
+    return Json({"object": "list", "data": [_studio(each, each.name) for each in server.all]})
+
+
+@router.get("/api/v0/models/{name:path}", summary="One model, as LM Studio tells of it")
+async def studio_model(name: str, server: Serving) -> Response:
+    """The model of that name, if it is served."""
+    server.check_model(name)
+    return Json(_studio(next((each for each in server.all if each.name == name), server), name))
+
+
 @router.post("/v1/embeddings", summary="There are no embeddings")
 @needs()
 async def embeddings(server: Serving) -> Response:
@@ -206,6 +221,22 @@ async def embeddings(server: Serving) -> Response:
 async def greeting(request: Request) -> Response:
     """What stands at ``/`` where no page does: clients of Ollama look whether anybody is there."""
     return PlainTextResponse("Trifocal is running")
+
+
+def _studio(server: Server, name: str) -> dict[str, Any]:
+    context = {"max_context_length": server.facts.context} if server.facts.context else {}
+    return {
+        "id": name,
+        "object": "model",
+        "type": "vlm",
+        "publisher": "trifocal",
+        "arch": server.facts.family,
+        "compatibility_type": "gguf",  # its clients know no others but mlx
+        "quantization": None,
+        "state": "loaded" if server.is_loaded else "not-loaded",
+        **context,
+        "capabilities": ["vision", *(["tool_use"] if server.facts.has_tools else [])],
+    }
 
 
 async def _tokens(request: Request, server: Server, text: str, *, start: bool) -> list[int]:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import html
 from contextlib import aclosing, suppress
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from fastapi import APIRouter, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import Response
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic_core import CoreSchema
 from starlette.websockets import WebSocketState
 
 from trifocal.api.errors import explain, refuse
 from trifocal.api.needs import needs
 from trifocal.api.serving import Job, Server, Serving, caller_of
-from trifocal.api.wire import Draft, Json, Tagged, dump, hasty, invalid
+from trifocal.api.wire import Draft, Json, Tagged, check_names, dump, hasty, invalid, notes_header, notes_of
 from trifocal.messages import Sampling
 
 __all__ = ["ChatRequest", "GenerateRequest", "router"]
@@ -27,9 +27,17 @@ EACH = 64 << 10  # characters of events for each piece of an answer
 
 
 class Lenient(BaseModel):
-    """A body as those clients send it: numbers may come as text, but no field is unknown."""
+    """A body as those clients send it: numbers may come as text.
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+    What is no field is looked up in the tables of `trifocal.api.parameters`, as in every other dialect.
+    """
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _all_known(self) -> Self:
+        check_names(self.model_extra or {})
+        return self
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -53,7 +61,12 @@ class Parameters(Lenient):
     seed: int = Field(-1, ge=-(2**63), lt=2**63)
     truncation_length: int = Field(2048, ge=1, validation_alias=AliasChoices("truncation_length", "max_context_length"))
     ban_eos_token: bool = False
-    stopping_strings: list[str] = Field(default_factory=list, max_length=16)
+    stopping_strings: list[str] = Field(
+        default_factory=list, max_length=16, validation_alias=AliasChoices("stopping_strings", "stop_sequence")
+    )
+    min_p: float = Field(0.0, ge=0, le=1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
 
     typical_p: float = Field(1.0, validation_alias=AliasChoices("typical_p", "typical"))
     encoder_repetition_penalty: float = 1.0
@@ -90,6 +103,9 @@ class Parameters(Lenient):
             temperature=self.temperature if self.do_sample else 0.0,
             top_p=self.top_p,
             top_k=self.top_k,
+            min_p=self.min_p,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
             repetition_penalty=self.repetition_penalty,
             seed=None if self.seed == -1 else self.seed,
             ignore_end=self.ban_eos_token,
@@ -202,7 +218,7 @@ class TokenCountRequest(Lenient):
 async def generate(request: Request, body: GenerateRequest, server: Serving) -> Response:
     """The continuation of a prompt: `{"results": [{"text": ...}]}`."""
     ((text, _),) = await server.collect(request, body.job(server))
-    return Json({"results": [{"text": text}]})
+    return Json({"results": [{"text": text}]}, headers=notes_header(notes_of(body.model_extra or {})))
 
 
 @router.post("/api/v1/chat", summary="Answer a conversation")
@@ -210,7 +226,7 @@ async def generate(request: Request, body: GenerateRequest, server: Serving) -> 
 async def chat(request: Request, body: ChatRequest, server: Serving) -> Response:
     """The history with the next reply: `{"results": [{"history": ...}]}`."""
     ((text, _),) = await server.collect(request, body.job(server))
-    return Json({"results": [{"history": body.told(text)}]})
+    return Json({"results": [{"history": body.told(text)}]}, headers=notes_header(notes_of(body.model_extra or {})))
 
 
 @router.post("/api/v1/token-count", summary="Count a raw prompt")

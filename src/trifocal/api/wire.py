@@ -6,17 +6,17 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from trifocal.api.errors import Refusal, refuse
-from trifocal.api.parameters import ECHOED, HINTS, NEUTRAL, UNTOLD, is_neutral, is_off
+from trifocal.api.parameters import BOUNDS, ECHOED, HINTS, NEUTRAL, UNTOLD, is_neutral, is_off
 from trifocal.conversation.markup import letters, reading, stray, tags
 from trifocal.embedded import Embedded
 from trifocal.embedded import from_base64 as embeddings_from
@@ -32,6 +32,7 @@ __all__ = [
     "Rows",
     "Tagged",
     "Wire",
+    "check_names",
     "check_signs",
     "check_text",
     "decode",
@@ -40,6 +41,7 @@ __all__ = [
     "hasty",
     "invalid",
     "notes_header",
+    "notes_of",
     "octets",
     "picture",
     "too_long",
@@ -79,27 +81,23 @@ class Wire(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, given: Any) -> Any:
-        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
+        if not isinstance(given, dict):
+            return given
+        said = {name: value for name, value in given.items() if value is not None}
+        for name, field in cls.model_fields.items():
+            if isinstance(field.validation_alias, AliasChoices):
+                _say_once([str(each) for each in field.validation_alias.choices if each in said], said, name)
+        return said
 
     @model_validator(mode="after")
     def _all_known(self) -> Self:
-        for name, value in (self.model_extra or {}).items():
-            if name in self.untold or name in HINTS or (self.lenient and name not in NEUTRAL):
-                continue
-            facts = {"param": name}
-            if name not in NEUTRAL:
-                raise PydanticCustomError("extra_forbidden", "there is no such parameter", facts)
-            if not is_neutral(name, value):
-                raise PydanticCustomError("unsupported_parameter", "it is not supported: leave it out", facts)
+        check_names(self.model_extra or {}, self.untold, lenient=self.lenient)
         return self
 
     @property
     def notes(self) -> tuple[str, ...]:
         """In words, which parameters have no effect here though somebody may have hoped for one."""
-        known = self.untold | NEUTRAL.keys()
-        extra = sorted((self.model_extra or {}).items())
-        told = [name for name, value in extra if (name in HINTS or name not in known) and not is_off(value)]
-        return tuple(f"{name} has no effect here" for name in told)
+        return notes_of(self.model_extra or {}, self.untold)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -112,6 +110,46 @@ class Wire(BaseModel):
         found = handler(core)
         handler.resolve_ref_schema(found)["additionalProperties"] = False
         return found
+
+
+def check_names(extra: Mapping[str, Any], untold: Set[str] = UNTOLD, *, lenient: bool = False) -> None:
+    """Looks up what is no field of a body; of names that are `lenient`ly taken, those that would change an answer.
+
+    Raises:
+        PydanticCustomError: a name that nobody knows, or a value that would change the answer and can't be done.
+    """
+    for name, value in extra.items():
+        if name in untold or name in HINTS or (lenient and name not in NEUTRAL):
+            continue
+        facts = {"param": name}
+        if name not in NEUTRAL:
+            raise PydanticCustomError("extra_forbidden", "there is no such parameter", facts)
+        if not is_neutral(name, value):
+            raise PydanticCustomError("unsupported_parameter", "it is not supported: leave it out", facts)
+
+
+def notes_of(extra: Mapping[str, Any], untold: Set[str] = UNTOLD) -> tuple[str, ...]:
+    """In words, which of these names have no effect here."""
+    known = untold | NEUTRAL.keys()
+    told = [name for name, value in sorted(extra.items()) if (name in HINTS or name not in known) and not is_off(value)]
+    return tuple(f"{name} has no effect here" for name in told)
+
+
+def _say_once(names: Sequence[str], given: dict[str, Any], what: str) -> None:
+    """Of several names for one thing the first stays, as some clients say it in every server's words at once.
+
+    Of bounds the smallest holds.
+
+    Raises:
+        PydanticCustomError: they contradict each other.
+    """
+    for other in names[1:]:
+        value = given.pop(other)
+        if what in BOUNDS and all(type(each) is int and each > 0 for each in (value, given[names[0]])):
+            given[names[0]] = min(value, given[names[0]])
+        elif value != given[names[0]]:
+            words = "it contradicts {first}, which means the same"
+            raise PydanticCustomError("invalid_value", words, {"param": other, "first": names[0]})
 
 
 class Echoed(Wire):
