@@ -18,7 +18,7 @@ from waiting import PATIENCE
 @pytest.fixture(scope="module")  # it keeps an event loop in this thread, which other modules must not find
 def browser() -> Iterator[Any]:
     if CHROMIUM is None and not os.environ.get("CI"):
-        pytest.skip("there is no chromium here (apt-get install chromium)")
+        pytest.skip("there is no chromium here (apt-get install chromium-headless-shell)")
     assert CHROMIUM, "the page's tests need Debian's chromium"
     from playwright.sync_api import expect, sync_playwright
 

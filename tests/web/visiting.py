@@ -1,5 +1,8 @@
 """Visits to the page in a real browser: Debian's Chromium, driven by Playwright.
 
+Chromium's own shell for machines without a screen comes first: the same engine from the same source, and a page opened in
+a fresh browser there takes 0.4 s of CPU time, not the 1.3 of the whole browser with its three processes a page.
+
 ``TRIFOCAL_SCREENSHOTS=1`` writes what was seen to ``docs/page``.
 """
 
@@ -21,7 +24,8 @@ ROOT = Path(__file__).parent.parent.parent
 SHOTS = ROOT / "docs" / "page"
 EXAMPLE = ROOT / "docs" / "example.png"
 AXE = Path(__file__).parent / "axe.min.js"
-CHROMIUM = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser")
+CHROMIUM = next((found for name in BROWSERS if (found := shutil.which(name))), None)
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
