@@ -1,6 +1,6 @@
 """Visits to the page in a real browser: Debian's Chromium, driven by Playwright.
 
-Chromium's own shell for machines without a screen comes first: the same engine from the same source, and a page opened in
+Chromium's own shell for machines without a screen comes first, the same engine from the same source: a page opened in
 a fresh browser there takes 0.4 s of CPU time, not the 1.3 of the whole browser with its three processes a page.
 
 ``TRIFOCAL_SCREENSHOTS=1`` writes what was seen to ``docs/page``.
