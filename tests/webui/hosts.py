@@ -444,6 +444,14 @@ class HostC(HostB):
         if found:
             state["image_attachments"] = found
 
+    def _cut(self, turns: list[list[str]], written: Any, room: int) -> str:
+        """As before it; then how much was cut, for its log: it measures the bare message and what is left of it."""
+        message = turns[-1][0]
+        prompt = super()._cut(turns, written, room)
+        for words in (message, turns[-1][0]):
+            self.hook("custom_tokenized_length", words)
+        return prompt
+
     def _said(self, text: str, row: int, history: dict[str, Any]) -> str:
         attached = history.get("metadata", {}).get(f"user_{row}", {}).get("attachments", [])
         marks = "<__media__>" * sum(a["type"] == "image" for a in attached)

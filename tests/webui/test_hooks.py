@@ -676,6 +676,12 @@ def test_a_message_that_overflows_is_cut_at_its_start_and_keeps_its_picture(
     assert "left out of the prompt" in caplog.text
 
 
+def test_an_attached_picture_without_words_is_refused_where_it_does_not_fit(start: Start) -> None:
+    host = start("C")
+    with pytest.raises(host.invalid, match=r"longer than the 12 positions.*picture would be left out"):
+        host.chat("", files=[box(picture())], truncation_length=20)
+
+
 @pytest.mark.parametrize("age", ["B", "C"])
 def test_a_message_whose_own_picture_would_be_cut_off_is_refused(age: str, start: Start) -> None:
     host = start(age)
