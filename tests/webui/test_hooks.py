@@ -234,6 +234,17 @@ def test_a_tag_with_data_that_is_no_picture_is_an_error_and_never_letters(
         host.completions(f"See {bad}")
 
 
+@pytest.mark.parametrize("age", AGES)
+@pytest.mark.parametrize(
+    "form",
+    ["See {}", "![a]({})", '<img src="https://example.com/a.png" src="{}">', '<img alt="<img src=\'a\'>" src="{}">'],
+)
+def test_a_picture_s_data_outside_of_a_tag_is_an_error_and_never_letters(age: str, form: str, start: Start) -> None:
+    host, data = start(age), encoded(picture(size=(40, 30)))
+    with pytest.raises(Exception, match="outside of an <img> tag"):
+        host.completions(f"{tag(picture())} {form.format('data:image/jpeg;base64,' + data)}")
+
+
 # budget
 
 
@@ -611,6 +622,15 @@ def test_a_broken_picture_of_the_chat_api_is_an_error_and_not_left_out(start: St
     url = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     with pytest.raises(host.invalid, match=r"messages\[0\].content\[1\]"):
         host.api_chat([{"role": "user", "content": [{"type": "text", "text": "What?"}, url]}])
+
+
+@pytest.mark.parametrize("role", ["system", "assistant", "tool"])
+def test_a_picture_in_a_message_of_no_user_is_answered_with_its_place(role: str, start: Start) -> None:
+    """The host itself trips over such a message, with a 500 that names nothing."""
+    host, uri = start("C"), box(picture())["image_data"]
+    shown = {"role": role, "content": [{"type": "image_url", "image_url": {"url": uri}}]}
+    with pytest.raises(host.invalid, match=r"messages\[1\].content\[0\]: .*user's messages alone"):
+        host.api_chat([{"role": "user", "content": "Draw."}, shown, {"role": "user", "content": "What?"}])
 
 
 def test_a_soft_prompt_and_a_picture_are_refused_together(start: Start, parts: Parts) -> None:

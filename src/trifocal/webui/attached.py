@@ -10,7 +10,7 @@ from trifocal.errors import BadImage
 from trifocal.images import Image, from_bytes, from_data_uri, from_pil
 from trifocal.webui.held import Held
 
-__all__ = ["attached", "has_images"]
+__all__ = ["attached", "has_images", "misplaced"]
 
 
 def attached(state: Mapping[str, Any], fetch: Callable[[str], bytes]) -> list[Held]:
@@ -38,6 +38,13 @@ def has_images(state: Mapping[str, Any]) -> bool:
     """Whether a request of the API brings pictures, as far as its form tells; none is looked at."""
     messages = (state.get("history") or {}).get("messages") or state.get("messages") or ()
     return bool(state.get("raw_images") or any(True for _ in _addresses(messages)))
+
+
+def misplaced(state: Mapping[str, Any]) -> str | None:
+    """The place of a picture in a chat's message that is none of the user's, or None: the host trips over it."""
+    messages = (state.get("history") or {}).get("messages") or ()
+    others = (message if message.get("role") != "user" else {} for message in messages)
+    return next((place for place, _ in _addresses(others)), None)
 
 
 def _raw(state: Mapping[str, Any]) -> Any:

@@ -8,13 +8,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trifocal.conversation.markup import Tag, tags
+from trifocal.conversation.markup import Tag, stray, tags
 from trifocal.conversation.templates import IMAGE_MARK
 from trifocal.errors import BadImage, BadMarkup
 from trifocal.images import Image, from_data_uri, from_pil
 from trifocal.messages import Part
 
-__all__ = ["MEDIA_MARK", "Held", "Turn", "half_counted", "ours", "placed", "read", "stand_in", "tagged", "to_words"]
+__all__ = [
+    "MEDIA_MARK",
+    "Held",
+    "Turn",
+    "half_counted",
+    "ours",
+    "outside",
+    "placed",
+    "read",
+    "stand_in",
+    "tagged",
+    "to_words",
+]
 
 MEDIA_MARK = "<__media__>"  # the host's own mark for a picture of its chat box or API, from v3.6 on
 _MARKS = re.compile(f"({re.escape(MEDIA_MARK)}|{re.escape(IMAGE_MARK)})")
@@ -51,6 +63,17 @@ class Turn:
 def ours(text: str) -> Iterator[Tag]:
     """Tags whose source is data; one that names an address is a text about web pages, and none of ours."""
     return (tag for tag in tags(text) if tag.holds_data)
+
+
+def outside(text: str) -> int | None:
+    """Where a picture's base64 stands in a text without a tag of its own; None where it does not."""
+    at = 0
+    for start, end in [*((tag.start, tag.end) for tag in ours(text)), (len(text), 0)]:
+        found = stray(text[at:start])
+        if found is not None:
+            return at + found
+        at = end
+    return None
 
 
 def tagged(prompt: str) -> list[str | Held]:

@@ -31,8 +31,20 @@ from trifocal.model.outline import Outline
 from trifocal.placement import Placement
 from trifocal.prompt import Prompt
 from trifocal.vision import Gallery, load_vision
-from trifocal.webui.attached import attached, has_images
-from trifocal.webui.held import MEDIA_MARK, Held, Turn, half_counted, ours, placed, read, stand_in, tagged, to_words
+from trifocal.webui.attached import attached, has_images, misplaced
+from trifocal.webui.held import (
+    MEDIA_MARK,
+    Held,
+    Turn,
+    half_counted,
+    ours,
+    outside,
+    placed,
+    read,
+    stand_in,
+    tagged,
+    to_words,
+)
 from trifocal.webui.host import Host, HostTokenizer
 from trifocal.webui.matching import ModelFacts, find_llava
 
@@ -160,16 +172,22 @@ class Extension:
 
     @_telling
     def state_modifier(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Leaves the state as it is, but says that no model is loaded before the host trips over a picture."""
+        """Leaves the state as it is, but says what the host would trip over: no model, or a picture of no user's."""
         if self.host.model is None and has_images(state):
             self.host.check_loader()
+        place = None if self.host.sees_natively else misplaced(state)
+        if place is not None:
+            raise UsageError(f"{place}: this host takes pictures in the user's messages alone; move it into one")
         return state
 
     @_telling
     def input_modifier(self, text: str, state: Mapping[str, Any] | None = None, is_chat: bool = False) -> str:
-        """Leaves the text as it is, but refuses a picture that this loader would read as letters."""
+        """Leaves the text as it is, but refuses a picture that the model would read as letters."""
         if any(ours(text)) or _unmarked(state or {}):
             self._check(text, beside=_unmarked(state or {}))
+        at = None if self.host.sees_natively else outside(text)
+        if at is not None:
+            raise BadMarkup("a picture's base64 stands outside of an <img> tag", at)
         return text
 
     @_telling
