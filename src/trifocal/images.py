@@ -26,6 +26,7 @@ __all__ = ["LIMITS", "Image", "Limits", "from_bytes", "from_data_uri", "from_fra
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 _LONGEST_HEAD = 1024  # characters before a data URI's comma
+_ARGS = 3  # of what PIL tells of a file's pixels, how they lie; it has a name from Pillow 11 on
 _SCALES = {"1": 255, "L;2": 85, "L;4": 17}  # what a PNG's grey values are multiplied with when they are read
 _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -287,7 +288,7 @@ def _told(name: str) -> Iterator[None]:
 def _check_held(file: Picture, kind: str, name: str) -> None:
     """Refuses what its decoder, or the search for its transparent colour, would hold several times over."""
     tiles = getattr(file, "tile", [])
-    keyed = "transparency" in file.info and len(tiles) == 1 and str(tiles[0].args) == "RGB;16B"
+    keyed = "transparency" in file.info and len(tiles) == 1 and str(tiles[0][_ARGS]) == "RGB;16B"
     pixels = file.width * file.height
     if pixels > HELD_TWICE and (kind == "WEBP" or keyed):
         what = "a WebP" if kind == "WEBP" else "a PNG of 16 bits with a transparent colour"
@@ -311,7 +312,7 @@ def _keyed(file: Picture, data: bytes) -> Picture:
     from PIL import Image as Pictures
 
     tiles = getattr(file, "tile", [])
-    raw = str(tiles[0].args) if file.format == "PNG" and len(tiles) == 1 else ""
+    raw = str(tiles[0][_ARGS]) if file.format == "PNG" and len(tiles) == 1 else ""
     file.load()
     key = file.info.get("transparency")
     if isinstance(key, int) and raw in _SCALES:
@@ -321,7 +322,7 @@ def _keyed(file: Picture, data: bytes) -> Picture:
     import numpy as np
 
     with Pictures.open(BytesIO(data), formats=FORMATS) as again:
-        again.tile = [tiles[0]._replace(args="RGB;16L")]  # of each value the lower byte
+        again.tile = [(*tiles[0][:_ARGS], "RGB;16L")]  # of each value the lower byte
         low = np.asarray(again, np.uint16)  # [height, width, 3]
     opaque = ((np.asarray(file, np.uint16) << 8 | low) != np.array(key, np.uint16)).any(axis=-1)
     layered = file.convert("RGB")
