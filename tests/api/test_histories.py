@@ -190,3 +190,9 @@ def test_a_file_that_is_a_text_or_a_picture_is_taken(client: httpx.Client, data:
 def test_a_file_that_is_neither_is_refused(client: httpx.Client, file: dict[str, Any]) -> None:
     error = error_of(client.post(CHAT, json={"messages": [user({"type": "file", "file": file})]}))
     assert (error["param"], error["code"]) == ("messages[0].content[0]", "unsupported_parameter")
+
+
+def test_an_uploaded_picture_is_refused_with_its_place(client: httpx.Client) -> None:
+    item = {"role": "user", "content": [{"type": "input_image", "image_url": None, "file_id": "f"}]}
+    error = error_of(client.post("/v1/responses", json={"input": [item]}))
+    assert (error["param"], error["code"]) == ("input[0].content[0]", "unsupported_parameter")

@@ -306,11 +306,12 @@ def drafts_of(items: Sequence[Said]) -> tuple[Draft, ...]:
 
 
 def _said(item: Any, where: str, names: dict[str, str], taken: set[str]) -> Said:
+    drafts = item.drafts(where, names)  # what can't be read is refused before it would be told
     told = item.told
     id = told.get("id")
     if not isinstance(id, str) or not id or id in taken:
         id = f"{_BEGINNINGS.get(item.type, 'item')}_{secrets.token_hex(16)}"
-    return Said({"status": "completed", **told, "id": id}, item.drafts(where, names))
+    return Said({"status": "completed", **told, "id": id}, drafts)
 
 
 def _resolved(reference: KeptItem, kept: Callable[[str], dict[str, Any] | None], where: str) -> Any:
