@@ -322,7 +322,8 @@ def _keyed(file: Picture, data: bytes) -> Picture:
     import numpy as np
 
     with Pictures.open(BytesIO(data), formats=FORMATS) as again:
-        again.tile = [(*tiles[0][:_ARGS], "RGB;16L")]  # of each value the lower byte
+        lower: Any = (*tiles[0][:_ARGS], "RGB;16L")  # of each value the lower byte
+        again.tile = [lower]
         low = np.asarray(again, np.uint16)  # [height, width, 3]
     opaque = ((np.asarray(file, np.uint16) << 8 | low) != np.array(key, np.uint16)).any(axis=-1)
     layered = file.convert("RGB")
