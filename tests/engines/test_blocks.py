@@ -38,6 +38,27 @@ def test_what_was_named_is_found_until_the_room_is_needed_the_end_of_a_row_first
     assert blocks.find([b"other", b"a"]) == []
 
 
+def test_a_block_that_was_begun_is_found_by_the_longest_part_and_resumed_once() -> None:
+    blocks = Blocks(4, 4)
+    one, two, full = taken(blocks, 3)
+    blocks.name(one, chained(b"x", [1]))
+    blocks.name(two, chained(b"x", [1, 2, 3]))
+    blocks.name(full, chained(b"x", [1, 2, 3, 4]))
+    assert blocks.begun(b"x", [1, 2, 3]) is None, "they are held"
+    blocks.release([one, two, full])
+    assert blocks.begun(b"x", [1, 2, 3, 4]) == (two, 3)
+    assert blocks.begun(b"x", [1, 2, 5]) == (one, 1)
+    assert blocks.begun(b"x", []) is None
+    assert blocks.begun(b"y", [1, 2, 3]) is None
+    blocks.resume(two)
+    assert blocks.begun(b"x", [1, 2, 3]) == (one, 1)
+    assert blocks.free == 3
+    blocks.release([two])
+    assert blocks.begun(b"x", [1, 2, 3]) == (one, 1), "what was resumed is not what it was"
+    taken(blocks, 4)
+    assert blocks.begun(b"x", [1, 2, 3]) is None
+
+
 def test_the_least_recently_used_goes_first_and_the_nameless_before_it() -> None:
     blocks = Blocks(3, 4)
     one, two, nameless = taken(blocks, 3)

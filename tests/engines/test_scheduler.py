@@ -94,11 +94,13 @@ def following(keys: Sequence[object]) -> int:
 class Client:
     """Somebody who asked: the request and what came of it."""
 
-    def __init__(self, ids: Sequence[int], limit: int = 5, ends: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self, ids: Sequence[int], limit: int = 5, ends: frozenset[int] = frozenset(), scope: str | None = ""
+    ) -> None:
         self.got: list[int] = []
         self.done = 0
         self.error: Exception | None = None
-        self.request: Request[None] = Request(Prompt([TokenSpan(tuple(ids))]), limit, ends, self.give, None)
+        self.request: Request[None] = Request(Prompt([TokenSpan(tuple(ids))], scope), limit, ends, self.give, None)
 
     def give(self, said: Said) -> None:
         assert not self.done
@@ -232,7 +234,35 @@ def test_a_second_turn_runs_only_over_what_is_new() -> None:
     ledger.finish()
     assert second.got == second.wanted
     ran = next(step[second.request] for step in ledger.steps if second.request in step)
-    assert ran == 38 - 4 * ((30 + 6 - 1) // 4)  # the last id of an answer is told, never computed
+    assert ran == 38 - 35  # the last id of an answer is told, never computed
+
+
+def positions(ledger: Ledger, client: Client) -> int:
+    """How many positions a request runs over before its first id is told, alone."""
+    ledger.scheduler.add(client.request)
+    ledger.finish()
+    assert client.got == client.wanted
+    assert ledger.scheduler.blocks.free == ledger.scheduler.blocks.count
+    return sum(step.get(client.request, 0) for step in ledger.steps) - client.request.limit + 1
+
+
+def test_a_block_that_was_begun_is_gone_on_with_by_one_and_only_where_all_of_it_is_meant() -> None:
+    ledger = Ledger(Scheduler(Blocks(100, 4)))
+    first = Client(range(1, 8), limit=4)  # ten positions are computed: two blocks and a half
+    assert positions(ledger, first) == 7
+    whole = [*range(1, 8), *first.got]
+    assert positions(ledger, Client([*whole[:9], 90, 91])) == 3  # another answer: full blocks alone
+    assert positions(ledger, Client([*whole[:10], 92])) == 1
+    assert positions(ledger, Client([*whole[:10], 93])) == 3  # who came before has gone on in it
+    assert positions(ledger, Client([*whole[:10], 92, 94])) == 4  # and it is full by now: shared whole or not at all
+
+
+@pytest.mark.parametrize(("share", "counts"), [(True, [2, 4, 4, 1]), (False, [2, 4, 4, 4])])
+def test_a_block_that_was_begun_is_found_in_its_scope_alone(share: bool, counts: list[int]) -> None:
+    ledger = Ledger(Scheduler(Blocks(100, 4), share=share))
+    first = Client([5, 6], limit=2, scope="a")
+    others = [Client([5, 6, following([5, 6]), 9], scope=scope) for scope in (None, "b", "a")]
+    assert [positions(ledger, client) for client in (first, *others)] == counts
 
 
 @pytest.mark.parametrize("whole", [16, 60, 400])  # less than a prompt at once, more than one, all of them

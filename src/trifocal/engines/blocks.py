@@ -6,7 +6,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 
-__all__ = ["Blocks", "chained", "names_of"]
+__all__ = ["Blocks", "beginning", "chained", "names_of"]
 
 
 class Blocks:
@@ -14,7 +14,8 @@ class Blocks:
 
     A block that is held by nobody is idle. One that was named is found again by its name until the pool needs it for
     something else: what was never named goes first, then the least recently used. A name stands for all positions
-    from the start of a prompt to the end of its block, see `chained`.
+    from the start of a prompt to the end of its block, see `chained`. A block that was begun and not filled may have a
+    name, too: whoever finds it goes on in it, and nobody else any more.
     """
 
     def __init__(self, count: int, size: int) -> None:
@@ -49,6 +50,22 @@ class Blocks:
             found.append(block)
         return found
 
+    def begun(self, before: bytes, keys: Sequence[Hashable]) -> tuple[int, int] | None:
+        """A block that nobody holds and that was begun with some of ``keys``, behind a block called ``before``.
+
+        Its number, and how many positions it holds of them, at most all. It may go until it is `resume`d.
+        """
+        for count in range(min(len(keys), self.size - 1), 0, -1):
+            block = self._named.get(chained(before, keys[:count]))
+            if block is not None and block in self._idle:
+                return block, count
+        return None
+
+    def resume(self, block: int) -> None:
+        """Holds a block that was `begun`, to go on in it: it is not what its name says for long."""
+        self.hold([block])
+        self._forget(block)
+
     def idle(self, blocks: Iterable[int]) -> int:
         """How many of these blocks count as free, since nobody holds them."""
         return sum(block in self._idle for block in blocks)
@@ -72,7 +89,10 @@ class Blocks:
         return block
 
     def name(self, block: int, name: bytes) -> None:
-        """Says what a full block holds. Where another one holds the same already, that one goes on being found."""
+        """Says what a block holds that nobody writes any more.
+
+        Where another one holds the same already, that one goes on being found.
+        """
         if name not in self._named and self._names[block] is None:
             self._names[block] = name
             self._named[name] = block
@@ -102,6 +122,11 @@ class Blocks:
         self._names[block] = None
 
 
+def beginning(scope: str) -> bytes:
+    """What stands before the first block, so that equal keys have other names in another ``scope``."""
+    return hashlib.blake2b(scope.encode(), digest_size=16).digest() if scope else b""
+
+
 def chained(before: bytes, keys: Sequence[Hashable]) -> bytes:
     """The name of a block whose positions are ``keys``, behind a block called ``before`` (empty at the start).
 
@@ -117,7 +142,7 @@ def names_of(keys: Sequence[Hashable], size: int, names: list[bytes] | None = No
     Equal keys have other names in another ``scope``: who has one never finds the blocks of another.
     """
     found = [] if names is None else names
-    first = hashlib.blake2b(scope.encode(), digest_size=16).digest() if scope else b""
+    first = beginning(scope)
     for at in range(len(found) * size, len(keys) // size * size, size):
         found.append(chained(found[-1] if found else first, keys[at : at + size]))
     return found

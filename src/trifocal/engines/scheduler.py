@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from trifocal.engines.base import Token
-from trifocal.engines.blocks import Blocks, names_of
+from trifocal.engines.blocks import Blocks, beginning, chained, names_of
 from trifocal.engines.prefixes import position_keys
 from trifocal.engines.speculation import CROWD, LONGEST, Costs, Lookup, drafts
 from trifocal.errors import TrifocalError
@@ -110,7 +110,8 @@ class Scheduler(Generic[Row]):
     In a step every streaming request runs its one position, at most ``rows`` requests run, and of prompts at most
     ``piece`` positions beside streams and ``whole`` where nothing streams: so a long prompt stalls nobody. Requests
     begin in the order in which they came. Full blocks are found again, also by requests that came together: those
-    behind wait for the first to compute what they share; without ``share`` nothing is found again. Where the pool is
+    behind wait for the first to compute what they share; without ``share`` nothing is found again. Who goes on where an
+    answer ended goes on in its last block, so that a second turn runs over what is new alone. Where the pool is
     full the youngest gives its blocks up and begins again later, where it was; the oldest never does, so that all come
     to an end. Where nothing but answers runs, up to ``ahead`` ids of each are guessed and computed with the next one,
     as far as the measured ``costs`` of steps say that it pays.
@@ -279,12 +280,16 @@ class Scheduler(Generic[Row]):
             coming = self._coming() if coming is None else coming
             if len(known) < len(names) and names[len(known)] in coming:
                 continue  # somebody computes it right now
-            needed = self.blocks.needed(len(request.keys) + 1) - len(known)
-            if needed > self.blocks.free - self.blocks.idle(known):
+            begun = self._begun(request, len(known))
+            held = known if begun is None else [*known, begun[0]]
+            if self.blocks.needed(len(request.keys) + 1) - len(held) > self.blocks.free - self.blocks.idle(held):
                 return  # nobody overtakes a request that waits for room
             coming |= set(names[len(known) :])
             self.blocks.hold(known)
-            request.blocks, request.computed = known, len(known) * self.blocks.size  # it grows from here on
+            request.blocks, request.computed = held, len(known) * self.blocks.size  # it grows from here on
+            if begun is not None:
+                self.blocks.resume(begun[0])
+                request.computed += begun[1]
             self.waiting.remove(request)
             self.running.append(request)
             self._reserve(request)
@@ -361,8 +366,23 @@ class Scheduler(Generic[Row]):
             if len(request.ids) == request.limit:
                 self._end(request, None)
 
+    def _begun(self, request: Request[Row], known: int) -> tuple[int, int] | None:
+        """A block behind so many ``known`` ones that another request began as this one goes on, where there is one."""
+        if not self.share or request.prompt.scope is None:
+            return None
+        keys = request.keys[known * self.blocks.size : -1]  # one position is always left to compute
+        return self.blocks.begun(self._before(request, known), keys)
+
+    def _before(self, request: Request[Row], blocks: int) -> bytes:
+        """The name of all that so many first blocks of a request hold."""
+        return request.names[blocks - 1] if blocks else beginning(request.prompt.scope or "")
+
     def _end(self, request: Request[Row], last: TrifocalError | None) -> None:
         self.running.remove(request)
+        whole, over = divmod(request.computed, self.blocks.size)
+        if over and self.share and request.prompt.scope is not None:  # who goes on with this conversation begins there
+            begun = request.keys[request.computed - over : request.computed]
+            self.blocks.name(request.blocks[whole], chained(self._before(request, whole), begun))
         self.blocks.release(request.blocks)
         request.blocks = []
         request.give(last)
