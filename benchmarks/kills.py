@@ -60,7 +60,7 @@ def main() -> None:
     for number in range(given.rounds):
         rounds.append((loaded(recipe), *killed(engine, STREAMS * number)))
         assert answer(engine) == golden
-    load, error, ready = zip(*rounds, strict=True)
+    load, error, next_one, ready = zip(*rounds, strict=True)
     print(f"{given.engine} of {given.checkpoint}, {given.rounds} kills, {STREAMS} streams each")
     print(f"load {os.getloadavg()[0]:.1f}")
     print("| seconds | least | median | most |\n|---|---|---|---|")
@@ -68,6 +68,7 @@ def main() -> None:
     for name, values in (
         ("until the last stream had its error", error),
         ("load alone", load),
+        ("until the next process was started", next_one),
         ("until ready again", ready),
         ("the same less the load of its round", more),
     ):
@@ -85,8 +86,8 @@ def loaded(recipe: Recipe) -> float:
     return seconds
 
 
-def killed(engine: Remote, number: int) -> tuple[float, float]:
-    """Seconds until all streams had their error, and until the next process was ready."""
+def killed(engine: Remote, number: int) -> tuple[float, float, float]:
+    """Seconds until all streams had their error, until the next process was started, and until it was ready."""
     streams = [Stream(engine, number + at) for at in range(STREAMS)]
     for stream in streams:
         stream.start()
@@ -94,12 +95,15 @@ def killed(engine: Remote, number: int) -> tuple[float, float]:
     (pid,) = engine.pids
     at = time.perf_counter()
     os.kill(pid, signal.SIGKILL)
+    while engine.pids in ([], [pid]):
+        time.sleep(0.002)
+    started = time.perf_counter()
     for stream in streams:
         stream.join(PATIENCE)
         assert stream.error_at, "a stream hung, or ended without being told"
-    while engine.pids in ([], [pid]) or engine.state().phase != "ready":
+    while engine.state().phase != "ready":
         time.sleep(0.002)
-    return max(stream.error_at for stream in streams) - at, time.perf_counter() - at
+    return max(stream.error_at for stream in streams) - at, started - at, time.perf_counter() - at
 
 
 def answer(engine: Remote) -> list[int]:
