@@ -74,3 +74,13 @@ def test_keys_come_from_secrets_and_match() -> None:
     assert own == keys["serve"]["TRIFOCAL_VISION_KEY"]["valueFrom"] != keys["serve"]["TRIFOCAL_API_KEY"]["valueFrom"]
     assert all("valueFrom" in one for each in keys.values() for one in each.values())
     assert COMPOSE["see"]["environment"]["TRIFOCAL_API_KEY"] == COMPOSE["serve"]["environment"]["TRIFOCAL_VISION_KEY"]
+
+
+def test_a_build_is_sent_what_it_copies_and_little_else() -> None:
+    root = FOLDER.parent
+    steps = [line.split() for line in (root / "Containerfile").read_text("utf-8").splitlines()]
+    copied = {word for step in steps if step[:1] == ["COPY"] for word in step[1:-1]}
+    told = (root / ".dockerignore").read_text("utf-8").splitlines()
+    assert copied == {line[1:] for line in told if line.startswith("!")}
+    assert "*" in told
+    assert all((root / word).exists() for word in copied)
