@@ -213,7 +213,8 @@ def streamed(deployed: Deployed, body: dict[str, Any], into: Streamed) -> Stream
 def test_one_more_is_woken_where_positions_wait(deployed: Deployed) -> None:
     """The third replica sleeps until the two that run have more than 600 positions before each."""
     assert not running("language-2")
-    bodies = [long(deployed, about(f"#00{10 * number:02x}00"), 40) for number in range(24)]
+    # texts, which nobody has to see first, and answers that are long beside their coming: all are under way together
+    bodies = [long(deployed, f"{number}: " + "What is in a picture? " * 40, 200) for number in range(24)]
     results = [Streamed() for _ in bodies]
     with ThreadPoolExecutor(24) as threads:
         ends = [threads.submit(streamed, deployed, body, into) for body, into in zip(bodies, results, strict=True)]

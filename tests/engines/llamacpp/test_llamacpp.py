@@ -236,10 +236,13 @@ def test_what_cannot_be_loaded_is_said(language: Recipe, tmp_path: Path) -> None
         load(replace(language, config={"model_type": "gemma2"}), CPU)
     with pytest.raises(CheckpointError, match="pictures see each other"):
         load(replace(language, attention="images"), CPU)
-    fewer = {key: value[:-1] for key, value in maker.SENTENCEPIECE.items() if isinstance(value, list)}
-    path = made_gguf(tmp_path, "Q4_0", **fewer)  # a table with a row more than there are words
-    with pytest.raises(CheckpointError, match=r"Q4_0\.gguf: llama\.cpp can't load it: .*token_embd.weight"):
-        load(Recipe(source=str(path), config=source_of(path).config(), original=True), CPU)
+    lists = {key: value for key, value in maker.SENTENCEPIECE.items() if isinstance(value, list)}
+    fewer = {key: value[:-1] for key, value in lists.items()}
+    more = {key: [*value, "a word more" if isinstance(value[-1], str) else value[-1]] for key, value in lists.items()}
+    for other in (fewer, more):  # a table with a row more, or less, than there are words
+        path = made_gguf(tmp_path, "Q4_0", **other)
+        with pytest.raises(CheckpointError, match=r"Q4_0\.gguf: llama\.cpp can't load it: .*token_embd.weight"):
+            load(Recipe(source=str(path), config=source_of(path).config(), original=True), CPU)
 
 
 def made_gguf(folder: Path, kind: str, **metadata: Any) -> Path:
