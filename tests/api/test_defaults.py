@@ -138,6 +138,16 @@ def test_what_is_not_drawn_is_greedy(live: Live, drawn: bool | None, temperature
     assert asked.job(live.server).sampling.temperature == temperature
 
 
+def test_models_are_listed_as_openai_vllm_and_anthropic_do(client: httpx.Client, live: Live) -> None:
+    found = client.get("/v1/models").json()
+    (model,) = found["data"]
+    assert (found["object"], found["has_more"], found["first_id"], found["last_id"]) == ("list", False, "echo", "echo")
+    assert (model["object"], model["type"], model["display_name"]) == ("model", "model", "echo")
+    assert model.get("max_model_len") == live.llava.context
+    assert model["created_at"].endswith("Z")
+    assert client.get("/v1/models/echo").json() == model
+
+
 def test_models_are_listed_as_lm_studio_does(client: httpx.Client) -> None:
     (model,) = client.get("/api/v0/models").json()["data"]
     assert (model["id"], model["type"], model["state"], model["capabilities"]) == ("echo", "vlm", "loaded", ["vision"])

@@ -6,6 +6,7 @@ import itertools
 import secrets
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -245,7 +246,9 @@ async def complete(request: Request, body: CompletionRequest, server: Serving) -
 @router.get("/v1/models", summary="The served models")
 async def models(server: Serving) -> Response:
     """The models that are served, loaded or not, and other names."""
-    return Json({"object": "list", "data": [_model(server, name) for name in server.names]})
+    names = server.names
+    page = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
+    return Json({"object": "list", "data": [_model(server, name) for name in names], **page})
 
 
 @router.get("/v1/models/{name:path}", summary="One model")
@@ -385,4 +388,15 @@ def _parts(step: Step, shape: _Shape, is_first: bool) -> Iterator[dict[str, Any]
 
 
 def _model(server: Server, name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": server.started, "owned_by": "trifocal"}
+    """As OpenAI, vLLM (the context) and Anthropic (the rest) tell of a model."""
+    context = next((each for each in server.all if each.name == name), server).facts.context
+    return {
+        "id": name,
+        "object": "model",
+        "created": server.started,
+        "owned_by": "trifocal",
+        **({"max_model_len": context} if context else {}),
+        "type": "model",
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(server.started, UTC).isoformat().replace("+00:00", "Z"),
+    }
