@@ -130,6 +130,9 @@ def test_a_template_that_does_harm_is_ended_and_told(source: str) -> None:
     assert written(CHAT.render([Message("user", "still there")])).count("still there") == 1
 
 
+EACH = "{{% for m in messages %}}{{{{ {} }}}}{{% endfor %}}"
+
+
 @pytest.mark.parametrize(
     ("source", "told"),
     [
@@ -140,11 +143,25 @@ def test_a_template_that_does_harm_is_ended_and_told(source: str) -> None:
         ("a\n{{ 'x' | nosuch }}", r"mine\.jinja, line 2: No filter named 'nosuch'"),
         ("no marks at all", r"mine\.jinja: it writes 0 <image> marks for 1 pictures"),
         ("<image>", r"mine\.jinja: it does not write a question down"),
+        (EACH.format("m.content | upper"), r"mine\.jinja: it writes 0 <image> marks for 1 pictures \('<IMAGE>' is none"),
+        (EACH.format("m.content | truncate(3)"), r"mine\.jinja: it writes 0 <image> marks for 1 pictures$"),
+        (EACH.format("m.content | capitalize"), r"mine\.jinja: it changes the letters of a question, as a filter"),
+        (
+            EACH.format("m.content.strip() ~ nothing"),
+            r"as a list of parts \(mine.*'list object' has no attribute 'strip'\) nor as one text \(.*'nothing' is un",
+        ),
     ],
 )
 def test_a_mistake_is_told_with_file_and_line(source: str, told: str) -> None:
     with pytest.raises(UsageError, match=told):
         mine(source)
+
+
+def test_letters_that_a_template_would_change_are_told_where_a_conversation_has_them() -> None:
+    loud = mine(EACH.format("m.role ~ ': ' ~ (m.content | upper if m.role == 'assistant' else m.content)"))
+    assert written(loud.render([Message("user", "a question")])) == "user: a question"
+    with pytest.raises(BadMessages, match=r"mine\.jinja: it changes the letters of an answer"):
+        loud.render(TURNS)
 
 
 def test_a_conversation_that_the_template_refuses_is_told() -> None:

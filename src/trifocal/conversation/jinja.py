@@ -40,6 +40,7 @@ _HANGING = 30.0 if hasattr(signal, "setitimer") else SECONDS  # where the work c
 _MARKS = (IMAGE_MARK, "<video>", "[IMG]", "<IMG_CONTEXT>", "<start_of_image>")
 _SIGNS = re.compile(r"[^\w\s]{2,}")
 _TOKEN = re.compile(r"<[^<>\s]{1,64}>|\[[A-Za-z_/]{1,64}\]")
+_OTHERWISE = re.compile(rf"(?!{IMAGE_MARK})(?i:{IMAGE_MARK})")
 _WHOSE = {"user": "a question", "assistant": "an answer", "system": "the system text", "tool": "a tool's result"}
 _WORD = re.compile(r"[\w.$-]{1,64}", re.ASCII)
 _SAFE = range(0xF0000, 0x10FF00, 0x80)  # where the letters that users type may be put: blocks of private use
@@ -136,6 +137,9 @@ class JinjaTemplate:
             BadMessages: no conversation, or one that the template refuses, fails at or drops a part of.
         """
         opening(messages, inside=True)
+        changed = next((each.role for each in messages if each.role in self._changing and each.text), None)
+        if changed is not None:
+            raise BadMessages(f"the template {self._changed(changed)}")
         try:
             return self._written(messages, self._listed, tools)
         except _Failed as error:
@@ -156,9 +160,14 @@ class JinjaTemplate:
         return "".join(piece for piece in pieces if isinstance(piece, str))
 
     def _written(
-        self, messages: Sequence[Message], listed: Mapping[Role, bool], tools: Sequence[Tool] = ()
+        self,
+        messages: Sequence[Message],
+        listed: Mapping[Role, bool],
+        tools: Sequence[Tool] = (),
+        *,
+        clear: bool = False,
     ) -> tuple[Piece, ...]:
-        private, numbers = _Private(messages, tools), _Numbers()
+        private, numbers = _Private(messages, tools, clear=clear), _Numbers()
         turns = [_turn(message, private, numbers, listed=listed[message.role]) for message in messages]
         images = [part for message in messages for part in _parts(message) if isinstance(part, Image)]
         is_open = messages[-1].role == "assistant"
@@ -178,7 +187,9 @@ class JinjaTemplate:
             raise _Failed("it does not write the answer down that is to be continued")
         texts = self._mark.split(text.split(private.end)[0])
         if len(texts) - 1 != len(images):
-            raise _Failed(f"it writes {len(texts) - 1} {IMAGE_MARK} marks for {len(images)} pictures")
+            other = _OTHERWISE.search(text)
+            changed = f" ({other[0]!r} is none: a filter changed it)" if other else ""
+            raise _Failed(f"it writes {len(texts) - 1} {IMAGE_MARK} marks for {len(images)} pictures{changed}")
         _check_whole(messages, "".join(texts), private)
         pieces: list[Piece] = []
         for at, run in enumerate(texts):
@@ -194,23 +205,60 @@ class JinjaTemplate:
         asked = Message("user", (_dot(), "seen"))
         failures = self._ask_shape("user", [asked])
         if failures:
-            raise UsageError(f"the template {self._at(failures[-1] if failures[-1].line else failures[0])}")
+            raise UsageError(f"the template {self._reason(failures)}")
         self._listed.update(dict.fromkeys(("assistant", "system"), self._listed["user"]))
-        self._ask_shape("assistant", [asked, Message("assistant", "said"), Message("user", "more")])
-        self._ask_shape("system", [Message("system", "told"), asked])
+        answered = [asked, Message("assistant", "said"), Message("user", "more")]
+        instructed = [Message("system", "told"), asked]
+        self._ask_shape("assistant", answered)
+        self._ask_shape("system", instructed)
+        if self._changes([asked]) or self._changes([Message("user", "seen")]):
+            raise UsageError(f"the template {self._changed('user')}")
+        talks: dict[Role, list[Message]] = {"assistant": answered, "system": instructed}
+        self._changing = [role for role, talk in talks.items() if self._changes(talk)]
 
-    def _ask_shape(self, role: Role, talk: Sequence[Message]) -> list[_Failed]:
-        """Notes the shape in which a role's turns come through whole; what failed where none does."""
-        failures = []
+    def _changes(self, talk: Sequence[Message]) -> bool:
+        """Whether the template would write other letters if it were shown what people typed."""
+        try:
+            pieces = self._written(talk, self._listed, clear=True)
+        except _Failed:
+            return False
+        written = "".join(piece for piece in pieces if isinstance(piece, str))
+        return any(message.text not in written for message in talk)
+
+    def _changed(self, role: Role) -> str:
+        return (
+            f"{self._file}: it changes the letters of {_WHOSE[role]}, as a filter like upper does; what people type is "
+            "kept from templates here, so that it can't be followed: take the filter away in a copy of it (--template)"
+        )
+
+    def _ask_shape(self, role: Role, talk: Sequence[Message]) -> dict[bool, _Failed]:
+        """Notes the shape in which a role's turns come through whole; what failed in each where none does."""
+        failures = {}
         for listed in (True, False):
+            shapes = {**self._listed, role: listed}
             try:
-                self._written(talk, {**self._listed, role: listed})
+                self._written(talk, shapes)
             except _Failed as error:
-                failures.append(error)
+                failures[listed] = error
                 continue
             self._listed[role] = listed
-            return []
+            return {}
         return failures
+
+    def _reason(self, failures: Mapping[bool, _Failed]) -> str:
+        """Why a question with a picture can't be written: in the shape that comes through without one, else in both."""
+        works = [listed for listed in failures if not self._fails([Message("user", "seen")], {"user": listed})]
+        said = list(dict.fromkeys(self._at(failures[listed]) for listed in (works if len(works) == 1 else failures)))
+        if len(said) == 1:
+            return said[0]
+        return f"takes a turn neither as a list of parts ({said[0]}) nor as one text ({said[1]})"
+
+    def _fails(self, messages: Sequence[Message], listed: Mapping[Role, bool]) -> bool:
+        try:
+            self._written(messages, listed)
+        except _Failed:
+            return True
+        return False
 
     def _stops(self) -> tuple[str, ...]:
         """What the template writes after an answer: its first control token, or else its text.
@@ -243,9 +291,9 @@ class _Failed(Exception):
 
 
 class _Private:
-    """Another block of letters for what people typed: one that none of them used."""
+    """Another block of letters for what people typed: one that none of them used. ``clear`` leaves it as it is."""
 
-    def __init__(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> None:
+    def __init__(self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, clear: bool = False) -> None:
         typed = [message.text + message.name for message in messages]
         typed += [call.name + call.arguments for message in messages for call in message.calls]
         typed += [tool.name + tool.description + tool.parameters for tool in tools]
@@ -253,7 +301,7 @@ class _Private:
         free = [base for base in _SAFE if base >> 7 not in used]
         if not free:
             raise BadMessages("the conversation uses every block of private letters; take some of them away")
-        self._to = {letter: free[0] + letter for letter in range(0x21, 0x7F)}
+        self._to = {} if clear else {letter: free[0] + letter for letter in range(0x21, 0x7F)}
         self._from = {private: letter for letter, private in self._to.items()}
         self.end = chr(free[0])
 

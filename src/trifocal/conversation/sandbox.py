@@ -84,6 +84,10 @@ class _Parts(list[Any]):
         raise _spelt(self)
 
 
+_Turn.__name__, _Parts.__name__ = "dict", "list"  # what Jinja's own messages call them
+_Turn.__module__ = _Parts.__module__ = "builtins"
+
+
 class _Code(CodeGenerator):
     """Joins by ``~`` in `_Environment.joined`."""
 
