@@ -189,3 +189,46 @@ def test_science_qa_has_turns_of_its_own(keys: dict[str, object], expected: obje
     assert (found.family, found.template, found.image_start) == expected
     assert KNOWN["liuhaotian/LLaVA-13b-delta-v0-science_qa"].template == "simple"
     assert KNOWN["liuhaotian/llava-v1.6-34b"].template == "chatml_direct"
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Original checkpoints of 1.6 around three language models, with the tokenizer of Qwen's or without."""
+    home = tmp_path_factory.mktemp("originals")
+    return {name: save_original(family(name), home / name) for name in ("1.6-vicuna", "1.6-mistral", "1.6-qwen")}
+
+
+@pytest.mark.parametrize(
+    ("name", "says", "kind", "template"),
+    [
+        ("1.6-qwen", {"architectures": ["LlavaQwenForCausalLM"], "model_type": "llava"}, "qwen2", "qwen_1_5"),
+        ("1.6-qwen", {"architectures": None, "model_type": "llava"}, "qwen2", "qwen_1_5"),
+        ("1.6-qwen", {"architectures": [], "model_type": "llava"}, "qwen2", "qwen_1_5"),
+        ("1.6-qwen", {"architectures": "LlavaQwenForCausalLM"}, "qwen2", "qwen_1_5"),
+        ("1.6-qwen", {"architectures": ["LlavaModel"], "model_type": None}, "qwen2", "qwen_1_5"),
+        ("1.6-qwen", {"architectures": None, "model_type": "llava_qwen"}, "qwen2", "qwen_1_5"),
+        ("1.6-mistral", {"architectures": None, "model_type": "llava"}, "mistral", "mistral_instruct"),
+        (
+            "1.6-mistral",
+            {"architectures": ["MineMistralForCausalLM"], "model_type": "mine"},
+            "mistral",
+            "mistral_instruct",
+        ),
+        ("1.6-mistral", {"architectures": ["LlavaMixtralForCausalLM"]}, "mixtral", "llava_v1"),
+        ("1.6-vicuna", {"architectures": None, "model_type": "llava"}, "llama", "llava_v1"),
+        ("1.6-vicuna", {"architectures": ["Share4VLlamaForCausalLM"], "model_type": "share4v"}, "llama", "llava_v1"),
+        ("1.6-vicuna", {"architectures": ["LlavaGemmaForCausalLM"]}, "gemma", "gemma_instruct"),
+        ("1.6-vicuna", {"architectures": ["LlavaQwenMoeForCausalLM"]}, "qwen2_moe", "llava_v1"),
+    ],
+)
+def test_a_language_model_is_told_by_its_class_and_where_none_is_named_by_its_tensors(
+    name: str, says: dict[str, object], kind: str, template: str, originals: dict[str, Path], tmp_path: Path
+) -> None:
+    """``model_type: llava`` is said of all of them."""
+    for file in originals[name].iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    config = json.loads((originals[name] / "config.json").read_text())
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps({**config, **says}))
+    found = from_folder(tmp_path)
+    assert (found.language.config["model_type"], found.template) == (kind, template)

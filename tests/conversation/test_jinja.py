@@ -143,7 +143,10 @@ EACH = "{{% for m in messages %}}{{{{ {} }}}}{{% endfor %}}"
         ("a\n{{ 'x' | nosuch }}", r"mine\.jinja, line 2: No filter named 'nosuch'"),
         ("no marks at all", r"mine\.jinja: it writes 0 <image> marks for 1 pictures"),
         ("<image>", r"mine\.jinja: it does not write a question down"),
-        (EACH.format("m.content | upper"), r"mine\.jinja: it writes 0 <image> marks for 1 pictures \('<IMAGE>' is none"),
+        (
+            EACH.format("m.content | upper"),
+            r"mine\.jinja: it writes 0 <image> marks for 1 pictures \('<IMAGE>' is none",
+        ),
         (EACH.format("m.content | truncate(3)"), r"mine\.jinja: it writes 0 <image> marks for 1 pictures$"),
         (EACH.format("m.content | capitalize"), r"mine\.jinja: it changes the letters of a question, as a filter"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 from trifocal.checkpoints.parts import Text, Tower
 from trifocal.checkpoints.reading import real, whole
 from trifocal.errors import CheckpointError
+from trifocal.weights.tensors import canonical, stored_names
 
 __all__ = ["text_part", "tower_part"]
 
@@ -86,21 +88,18 @@ _TOWER_KINDS: dict[str, Literal["clip", "siglip"]] = {
     "siglip": "siglip",
     "siglip_vision_model": "siglip",
 }
-# the language model of an original checkpoint, by the class that it names; model_type alone is ambiguous
-_ARCHITECTURES = {
-    "LlavaLlamaForCausalLM": "llama",
-    "LlavaMistralForCausalLM": "mistral",
-    "LlavaQwenForCausalLM": "qwen2",
-    "LlavaMPTForCausalLM": "mpt",
-    "LlavaMptForCausalLM": "mpt",
+# the language model of an original checkpoint, by a word in the class that it names, or in its model_type: LLaVA's own
+# and those that others derived from them (Share4VLlamaForCausalLM). Longer words come first
+_WORDS = {
+    "mixtral": "mixtral",
+    "mistral": "mistral",
+    "qwenmoe": "qwen2_moe",
+    "qwen": "qwen2",
+    "gemma": "gemma",
+    "mpt": "mpt",
+    "llama": "llama",
 }
-_LLAVA_KINDS = {
-    "llava": "llama",
-    "llava_llama": "llama",
-    "llava_mistral": "mistral",
-    "llava_qwen": "qwen2",
-    "llava_mpt": "mpt",
-}
+_CLASS = re.compile(r"^\w*?(?P<word>" + "|".join(_WORDS) + r")ForCausalLM$", re.IGNORECASE)
 
 
 def tower_part(source: Path, config: Mapping[str, Any], layer: int | tuple[int, ...], *, keep_first: bool) -> Tower:
@@ -140,11 +139,7 @@ def tower_part(source: Path, config: Mapping[str, Any], layer: int | tuple[int, 
 
 def text_part(source: Path, config: Mapping[str, Any], adapter: Path | None = None) -> Text:
     """The language half's configuration with its class's defaults filled in and LLaVA's keys gone."""
-    kind = str(config.get("model_type") or "llama")
-    kind = _LLAVA_KINDS.get(kind, kind)
-    classes = config.get("architectures")
-    if isinstance(classes, list) and classes:
-        kind = _ARCHITECTURES.get(str(classes[0]), kind)
+    kind = _kind(source, config)
     own = {key: value for key, value in config.items() if not key.startswith(("mm_", "image_", "trifocal_"))}
     filled = {**_TEXT_DEFAULTS.get(kind, {}), **own, "model_type": kind}
     sizes = ("d_model", "max_seq_len") if kind == "mpt" else ("hidden_size", "max_position_embeddings")
@@ -153,3 +148,29 @@ def text_part(source: Path, config: Mapping[str, Any], adapter: Path | None = No
     if kind == "mpt":
         filled.pop("hidden_size", None)  # LLaVA's loader wrote it there beside d_model
     return Text(source, filled, adapter)
+
+
+def _kind(source: Path, config: Mapping[str, Any]) -> str:
+    """The kind of a language model, as transformers calls it, where the configuration may be LLaVA's own.
+
+    The class says it, since LLaVA's ``model_type`` is ``llava`` whatever is inside; where there is none, the tensors.
+    """
+    kind, classes = str(config.get("model_type") or "llava"), config.get("architectures")
+    if not (kind.startswith("llava") or "mm_vision_tower" in config):
+        return kind
+    named = str(classes[0]) if isinstance(classes, list) and classes else str(classes)
+    if found := _CLASS.match(named):
+        return _WORDS[found["word"].lower()]
+    word = kind.removeprefix("llava").replace("_", "").lower()
+    return _WORDS[word] if word in _WORDS else kind if word else _kind_of_tensors(source, config)
+
+
+def _kind_of_tensors(source: Path, config: Mapping[str, Any]) -> str:
+    """What only one kind has: Qwen 2 biases of its queries alone, MPT and Mistral keys of their own."""
+    if "d_model" in config:
+        return "mpt"
+    named = [found[1] for name in stored_names(source) if (found := canonical(name)) and found[0] == "language"]
+    biased = {name.rpartition("self_attn.")[2] for name in named}
+    if "q_proj.bias" in biased and "o_proj.bias" not in biased:
+        return "qwen2"
+    return "mistral" if "sliding_window" in config else "llama"

@@ -68,5 +68,5 @@ def from_hf(
 
 def _inner(config: dict[str, Any]) -> dict[str, Any]:
     """The language model's configuration; its head is tied where it or the one around it says so."""
-    inner: dict[str, Any] = config["text_config"]
+    inner: dict[str, Any] = {"model_type": "llama", **config["text_config"]}  # transformers' default
     return {**inner, "tie_word_embeddings": True} if config.get("tie_word_embeddings") else inner
