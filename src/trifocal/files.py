@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ _ELSE = {
     b"<!doctype html": "an HTML page, not the file: a download brought an error instead",
     b"<html": "an HTML page, not the file: a download brought an error instead",
 }
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* [0-9]+\r?\n")
 
 
 def size_of(file: Path) -> int:
@@ -82,4 +84,6 @@ def read_object(file: Path) -> dict[str, Any]:
 
 def other_kind(head: bytes) -> str:
     """What a file is by its first bytes, where a download brought something else; empty where they don't tell."""
+    if _TIKTOKEN.match(head):
+        return "tiktoken's list of ranks: copy the model's tokenizer.json there, which says how they are used"
     return next((what for start, what in _ELSE.items() if head.lstrip().lower().startswith(start)), "")

@@ -206,7 +206,10 @@ def test_a_mark_before_json_and_lines_of_windows_are_read(tmp_path: Path) -> Non
         ({"tokenizer_config.json": "{}", "TOKENIZER.MODEL": ""}, "there is no tokenizer in it"),
         ({"vocab.json": "{}", "merges.txt": ""}, "its tokenizer_class is ''"),
         ({"vocab.json": "{}", "tokenizer_config.json": '{"tokenizer_class": "Qwen2Tokenizer"}'}, "merges.txt: No such"),
-        ({"tokenizer.model": "IQ== 0\nIg== 1\n"}, "tokenizer.model: this is no SentencePiece model"),
+        (
+            {"tokenizer.model": "IQ== 0\nIg== 1\n"},
+            "tokenizer.model: this is no SentencePiece model, but tiktoken's list",
+        ),
         ({"tokenizer.model": "version https://git-lfs.github.com/spec/v1\n"}, "no SentencePiece model, but a Git LFS"),
         ({"tokenizer.model": ""}, "tokenizer.model: this is no SentencePiece model, or one without any piece"),
         ({"vocab.json": "{}", "merges.txt": "a\n", **QWEN}, "merges.txt: 'a' is no pair of tokens"),
@@ -219,6 +222,23 @@ def test_a_mark_before_json_and_lines_of_windows_are_read(tmp_path: Path) -> Non
             {"vocab.json": "{}", "merges.txt": "", "tokenizer_config.json": LISTED},
             r"tokenizer_config\.json: added_tokens_decoder has '1': '<x>', without its content",
         ),
+        (
+            {"vocab.json": '{"a": 0}', "merges.txt": "b c\n", **QWEN},
+            r"vocab\.json: no tokenizer that can be read there .*`b` out of vocabulary",
+        ),
+        ({"vocab.json": '{"a": "0"}', "merges.txt": "", **QWEN}, "vocab.json: the id of 'a' is '0', a whole number"),
+        (
+            {
+                "vocab.json": '{"a": 0}',
+                "merges.txt": "",
+                "tokenizer_config.json": '{"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": true}',
+            },
+            "add_prefix_space is true: how GPT2Tokenizer puts it is said by a tokenizer.json alone",
+        ),
+        (
+            {"tekken.json": "{}"},
+            r"transformers makes no tokenizer of tekken\.json there .*copy the model's tokenizer\.js",
+        ),
         ({"tokenizer.json": "{}"}, "tokenizer.json: no tokenizer that can be read there"),
         ({"tokenizer.json": '{"added_tokens": []'}, "tokenizer.json: "),
     ],
@@ -228,3 +248,20 @@ def test_what_can_not_be_read_is_told_with_its_file_and_cause(tmp_path: Path, fi
         (tmp_path / name).write_text(text)
     with pytest.raises(CheckpointError, match=told):
         read_words(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "vocab.json"])
+def test_what_is_no_file_is_told_by_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / "tokenizer_config.json").write_text(QWEN["tokenizer_config.json"])
+    with pytest.raises(CheckpointError, match=f"{name}: Is a directory, a file was expected"):
+        read_words(tmp_path)
+
+
+def test_ranks_of_tiktoken_beside_a_tokenizer_are_not_what_slow_tokenizers_read(tmp_path: Path) -> None:
+    """As Llama 3's own repository has them: LLaVA-NeXT's slow tokenizer of it was the fast one."""
+    source = bytes_tokenizer(["<|eot_id|>"])
+    source.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
+    ours = FileTokenizer(read_words(tmp_path, slow=True))
+    assert ours.encode("The picture shows", start=False) == source.encode("The picture shows").ids

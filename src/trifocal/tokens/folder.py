@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trifocal.errors import CheckpointError
-from trifocal.files import read_object, read_text
+from trifocal.files import other_kind, read_object, read_text
 from trifocal.quiet import quiet
 from trifocal.tokens.bytelevel import CLASSES, byte_level
 from trifocal.tokens.generations import Manner, manner
@@ -40,15 +40,17 @@ def read_words(folder: Path, *, bos: int | None = None, slow: bool = False, day:
         CheckpointError: there is no tokenizer in the folder, or it can't be read.
     """
     found = _Files(folder)
-    pieces = next((folder / name for name in _PIECES if (folder / name).is_file()), None)
-    whole = folder / "tokenizer.json"
+    pieces = next((folder / name for name in _PIECES if (folder / name).exists()), None)
+    whole, vocabulary = folder / "tokenizer.json", folder / "vocab.json"
+    if pieces is not None and whole.exists() and not (slow and _is_slow(pieces)):
+        pieces = None
     try:
-        if pieces is not None and (slow or not whole.exists()):
+        if pieces is not None:
             return _from_pieces(pieces, found, bos, day)
         if whole.exists():
             return _from_whole(whole, read_text(whole), found, bos)
-        if (folder / "vocab.json").is_file():
-            return _from_merges(folder / "vocab.json", found, bos)
+        if vocabulary.exists():
+            return _from_merges(vocabulary, found, bos)
         if not any(file for pattern in _OTHERS for file in folder.glob(pattern)):
             raise CheckpointError(
                 f"{folder}: there is no tokenizer in it (tokenizer.json, tokenizer.model, or vocab.json and "
@@ -58,9 +60,17 @@ def read_words(folder: Path, *, bos: int | None = None, slow: bool = False, day:
     except CheckpointError:
         raise
     except Exception as error:  # the library's bare Exception, and whatever odd values in JSON come to
-        file = pieces if pieces is not None and (slow or not whole.exists()) else whole if whole.exists() else folder
+        file = pieces or next((file for file in (whole, vocabulary) if file.exists()), folder)
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(f"{file}: no tokenizer that can be read there ({said})") from error
+
+
+def _is_slow(pieces: Path) -> bool:
+    """Whether there is a slow tokenizer of this file; of tiktoken's ranks, as Llama 3 has them, there never was one."""
+    if not pieces.is_file():
+        return True  # whoever reads it tells what it is
+    with pieces.open("rb") as file:
+        return "tiktoken" not in other_kind(file.read(64))
 
 
 class _Files:
@@ -219,7 +229,15 @@ def _from_merges(file: Path, found: _Files, bos: int | None) -> Words:
             f"{found.folder}: tokenizer_config.json says how vocab.json is used: its tokenizer_class is {kind!r}, "
             f"known are {', '.join(CLASSES)}, any other needs its tokenizer.json"
         )
+    if found.settings.get("add_prefix_space") and not kind.startswith(("Qwen", "Llama")):  # those don't hear it
+        raise CheckpointError(
+            f"{found.folder / 'tokenizer_config.json'}: add_prefix_space is true: how {kind} puts it is said by a "
+            "tokenizer.json alone; copy that file there from where the model comes from"
+        )
     vocabulary = read_object(file)
+    odd_id = next((name for name, at in vocabulary.items() if type(at) is not int or at < 0), None)
+    if odd_id is not None:
+        raise CheckpointError(f"{file}: the id of {odd_id!r} is {vocabulary[odd_id]!r}, a whole number was expected")
     lines = read_text(found.folder / "merges.txt").splitlines()
     pairs = [tuple(line.split(" ", 1)) for line in lines if line.strip() and not line.startswith("#version")]
     odd = next((pair for pair in pairs if len(pair) != 2), None)
@@ -242,7 +260,15 @@ def _from_transformers(folder: Path, found: _Files, bos: int | None) -> Words:
     """What transformers itself can make of the folder: older formats of families that LLaVA has not met."""
     from transformers import AutoTokenizer
 
-    with quiet():
-        read = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    files = sorted({file.name for pattern in _OTHERS for file in folder.glob(pattern)})
+    try:
+        with quiet():
+            read = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever its classes make of a stranger's files
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(
+            f"{folder}: transformers makes no tokenizer of {', '.join(files)} there ({said}): copy the model's "
+            "tokenizer.json, tokenizer.model, or vocab.json and merges.txt there"
+        ) from error
     made = json.loads(read.backend_tokenizer.to_str())
     return _words(read.backend_tokenizer, made, _held(read.backend_tokenizer, made), found, bos)

@@ -175,6 +175,7 @@ def read_pieces(file: Path) -> Pieces:
         CheckpointError: it is no SentencePiece model, or of a kind that can't be read.
     """
     data = read_bytes(file)
+    other = other_kind(data[:64])
     try:
         fields = list(_fields(data))
         pieces = [dict(_fields(_bytes(value))) for key, value in fields if key == 1]
@@ -186,10 +187,10 @@ def read_pieces(file: Path) -> Pieces:
         kind = _whole(trained.get(3, _UNIGRAM))
         charsmap = _bytes(rules.get(2, b""))
     except (ValueError, KeyError, IndexError, struct.error) as error:
-        other = other_kind(data[:64])
         raise CheckpointError(f"{file}: this is no SentencePiece model{other and f', but {other}'}") from error
     if not names:
-        raise CheckpointError(f"{file}: this is no SentencePiece model, or one without any piece")
+        what = f"but {other}" if other else "or one without any piece"
+        raise CheckpointError(f"{file}: this is no SentencePiece model, {what}")
     if kind not in (_UNIGRAM, _BPE) or trained.get(24):
         raise CheckpointError(f"{file}: a SentencePiece model of words or letters; byte pairs and unigrams can be read")
     if len(set(names)) != len(names):
