@@ -144,6 +144,13 @@ def test_a_family_begins_where_its_file_does_not_say(tmp_path: Path) -> None:
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.merges": ["ab"]}, "'ab' is no pair"),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.merges": ["x y"]}, "can't be built"),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "who"}, "tokenizer.ggml.pre is 'who'"),
+        ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": ["qwen2"]}, r"tokenizer.ggml.pre is \['qwen2'\]"),
+        ({"tokenizer.ggml.model": ["gpt2"]}, r"tokenizer.ggml.model is \['gpt2'\]"),
+        ({"tokenizer.ggml.unknown_token_id": "0"}, "unknown token is '0'"),
+        ({"tokenizer.ggml.bos_token_id": "1"}, "beginning token is '1'"),
+        ({"tokenizer.ggml.add_bos_token": "no"}, "add_bos_token is 'no', true or false"),
+        ({"tokenizer.ggml.token_type": ["1"]}, "token_type is no list of numbers"),
+        ({"tokenizer.ggml.scores": [float("nan")]}, "scores is no list of numbers"),
     ],
 )
 def test_tables_that_do_not_go_together(tmp_path: Path, change: dict[str, Any], told: str) -> None:

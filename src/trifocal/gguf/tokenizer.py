@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from math import isfinite
 from typing import Any
 
 from trifocal.errors import CheckpointError
@@ -30,10 +31,10 @@ def tokenizer(file: GgufFile) -> Words:
     """
     kind = file.need("tokenizer.ggml.model")
     builders = {"llama": _sentencepiece, "gpt2": _byte_level, "gemma4": _lines}
-    if kind not in builders:
+    if not isinstance(kind, str) or kind not in builders:
         raise CheckpointError(f"{file.path}: tokenizer.ggml.model is {kind!r}; can be read: {', '.join(builders)}")
     tokens = _strings(file, "tokens")
-    kinds = file.metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
+    kinds = _numbers(file, "token_type", [NORMAL] * len(tokens))
     if len(kinds) != len(tokens):
         raise CheckpointError(f"{file.path}: {len(tokens)} tokens have {len(kinds)} types")
     if len(set(tokens)) != len(tokens):
@@ -48,12 +49,12 @@ def tokenizer(file: GgufFile) -> Words:
 
 
 def _sentencepiece(file: GgufFile, tokens: list[str], kinds: list[int]) -> Words:
-    scores = file.need("tokenizer.ggml.scores")
+    scores = _numbers(file, "scores")
     if len(scores) != len(tokens):
         raise CheckpointError(f"{file.path}: {len(tokens)} tokens have {len(scores)} scores")
     unknown = file.metadata.get("tokenizer.ggml.unknown_token_id", 0)
-    if not 0 <= unknown < len(tokens):
-        raise CheckpointError(f"{file.path}: the unknown token is {unknown}, of {len(tokens)} tokens")
+    if not _is_id(unknown, tokens):
+        raise CheckpointError(f"{file.path}: the unknown token is {unknown!r}, of {len(tokens)} tokens")
     prefix = bool(file.metadata.get("tokenizer.ggml.add_space_prefix", True))
     pieces = Pieces(tokens, scores, kinds, prefix=prefix, unknown=unknown)
     added = _added(file, tokens, kinds)
@@ -66,7 +67,7 @@ def _sentencepiece(file: GgufFile, tokens: list[str], kinds: list[int]) -> Words
 
 def _byte_level(file: GgufFile, tokens: list[str], kinds: list[int]) -> Words:
     name = file.metadata.get("tokenizer.ggml.pre", "default")
-    if name not in PRE:
+    if not isinstance(name, str) or name not in PRE:
         raise CheckpointError(f"{file.path}: tokenizer.ggml.pre is {name!r}; can be read: {', '.join(sorted(PRE))}")
     cut: Cut = PRE[name]
     return _merged(file, tokens, kinds, byte_level(_numbered(tokens), _merges(file), cut), begins=cut.begins)
@@ -103,11 +104,27 @@ def _added(file: GgufFile, tokens: Iterable[str], kinds: list[int]) -> dict[str,
 def _start(file: GgufFile, tokens: list[str], *, begins: bool) -> tuple[int, ...]:
     """The beginning token, where the file wants one."""
     start = file.metadata.get("tokenizer.ggml.bos_token_id")
-    if start is None or not file.metadata.get("tokenizer.ggml.add_bos_token", begins):
+    wanted = file.metadata.get("tokenizer.ggml.add_bos_token", begins)
+    if not isinstance(wanted, (bool, int)):
+        raise CheckpointError(f"{file.path}: tokenizer.ggml.add_bos_token is {wanted!r}, true or false was expected")
+    if start is None or not wanted:
         return ()
-    if not 0 <= start < len(tokens):
-        raise CheckpointError(f"{file.path}: the beginning token is {start}, of {len(tokens)} tokens")
+    if not _is_id(start, tokens):
+        raise CheckpointError(f"{file.path}: the beginning token is {start!r}, of {len(tokens)} tokens")
     return (start,)
+
+
+def _is_id(value: object, tokens: list[str]) -> bool:
+    return type(value) is int and 0 <= value < len(tokens)
+
+
+def _numbers(file: GgufFile, name: str, default: list[int] | None = None) -> Any:
+    """A number for each token, which are finite."""
+    key = f"tokenizer.ggml.{name}"
+    values = file.need(key) if default is None else file.metadata.get(key, default)
+    if not isinstance(values, list) or not all(isinstance(one, (int, float)) and isfinite(one) for one in values):
+        raise CheckpointError(f"{file.path}: {key} is no list of numbers")
+    return values
 
 
 def _numbered(tokens: list[str]) -> dict[str, int]:
