@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import original
 from layouts import NEXT_PINPOINTS, ONEVISION_PINPOINTS, TILE, Family, family, save_original
 from seeing import count, rows_of
-from trifocal.checkpoints import Checkpoint, Preprocessing, Tower, find_checkpoint
+from trifocal.checkpoints import Checkpoint, Preprocessing, Tower, find_checkpoint, from_folder
 from trifocal.checkpoints.tilings import original_layout
 from trifocal.errors import BadImage, CheckpointError
 from trifocal.images import Image, from_frames
@@ -211,6 +212,7 @@ def test_a_checkpoint_that_says_nothing_of_videos_takes_none(
     [
         ({"mm_vision_select_feature": "cls_patch"}, "class token is kept"),
         ({"mm_spatial_pool_stride": 5}, "mm_spatial_pool_stride is 5, a frame has 4 patches"),
+        ({"s2": True}, "s2 is true: pictures seen at several sizes"),
     ],
 )
 def test_what_makes_no_grid_is_told(
@@ -218,6 +220,13 @@ def test_what_makes_no_grid_is_told(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         opened(families["clip"][1], keys)
+
+
+def test_a_resampler_is_told_by_its_tensors(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llava", "mm_projector_type": "mlp2x_gelu"}')
+    save_file({"model.vision_resampler.query": torch.ones(2, 2)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"stands a resampler \(model\.vision_resampler\.query\), which is not"):
+        from_folder(tmp_path)
 
 
 def test_a_class_token_stands_before_each_flat_tiles_rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -49,6 +50,8 @@ def test_every_family_loads_and_answers_without_a_word(hf15: Path, v0: V0, tmp_p
     folders = [str(hf15), ";".join(map(str, (v0.language, v0.tower, v0.projector)))]
     for name in ("1.6-mistral", "onevision"):
         folders.append(str(save_original(family(name), tmp_path / name)))
+    odd = {"do_sample": False, "temperature": 0.9, "max_length": 4096}  # of which transformers says that it is odd
+    (tmp_path / "onevision" / "generation_config.json").write_text(json.dumps(odd))
     folders.append(str(save_original(family("mpt"), tmp_path / "mpt", tower=tmp_path / "mpt-tower")))
     for kind in FOREIGN:
         make_foreign(kind, tmp_path / f"foreign-{kind}")

@@ -37,6 +37,8 @@ def from_original(
     patterns: Sequence[str] = EVERYTHING,
 ) -> Checkpoint:
     """Original LLaVA, a LoRA of it, or a bare language model with tower and projector from elsewhere."""
+    if config.get("s2"):
+        raise CheckpointError(f"{folder / 'config.json'}: s2 is true: pictures seen at several sizes are not supported")
     inside = _parts_inside(folder, adapter)
     part, home = _own_tower(folder, config, tower, inside.get("tower"), patterns)
     where = projector or inside.get("projector") or _own_projector(folder, patterns)
@@ -73,6 +75,10 @@ def _parts_inside(folder: Path, adapter: Path | None) -> dict[str, Path]:
     inside: dict[str, Path] = {}
     for source in files or [folder]:
         for name in stored_names(source):
+            if "vision_resampler." in name:
+                raise CheckpointError(
+                    f"{source}: between its tower and its projector stands a resampler ({name}), which is not supported"
+                )
             if (found := canonical(name)) and not is_change(name):
                 inside.setdefault(found[0], source)
     return inside

@@ -67,9 +67,8 @@ def _check_grid(file: Path, tower: Tower, layout: Layout) -> None:
             f"({layout.tiles.merge}); the original's code fails there, too"
         )
     if layout.video is not None and layout.video.stride > tower.side:
-        raise CheckpointError(
-            f"{file}: the stride of videos is {layout.video.stride}, a frame has {tower.side} patches a side"
-        )
+        key = "spatial_pool_stride" if layout.video.early else "mm_spatial_pool_stride"
+        raise CheckpointError(f"{file}: {key} is {layout.video.stride}, a frame has {tower.side} patches a side")
 
 
 def _on(config: Mapping[str, Any], flag: str) -> bool:
