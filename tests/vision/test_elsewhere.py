@@ -26,6 +26,7 @@ from PIL import Image as Pictures
 
 import trifocal
 from layouts import family, save_hf
+from little_server import Dripping, Held, answer, little
 from trifocal.checkpoints import find_checkpoint
 from trifocal.cli.ask import ask
 from trifocal.cli.inspect import inspect
@@ -35,7 +36,7 @@ from trifocal.errors import BadImage, UsageError, VisionError
 from trifocal.images import Image, from_frames, from_pil
 from trifocal.messages import Sampling
 from trifocal.placement import Placement
-from trifocal.vision import Gallery, Vision, open_vision
+from trifocal.vision import Gallery, Vision, elsewhere, open_vision
 from trifocal.vision.elsewhere import VisionElsewhere, open_elsewhere
 from trifocal.vision.wire import encoded, layout_from, layout_to, pack, picture_from, rows_digest, size_of, unpack
 from waiting import PATIENCE, until
@@ -330,6 +331,38 @@ def test_an_answer_that_is_not_to_be_believed_is_not(
         for seed in range(4):  # whoever is asked first
             picture = noise(33, 44, seed)
             assert same(both.see(both.looks([picture])), local.see(local.looks([picture])))
+
+
+FACTS = {"protocol": 1, "hidden": 8, "identity": "x", "body_bytes": 1 << 20, "parts": []}
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        (answer(b"{"), "protocol"),
+        (answer({**FACTS, "hidden": True}), "its hidden"),
+        (answer({**FACTS, "hidden": -8}), "a width of -8"),
+        (answer({**FACTS, "body_bytes": 0}), "0 bytes that it takes"),
+        (answer({**FACTS, "parts": None}), "its parts"),
+        (answer({}, "302 Found", location="http://127.0.0.1:9/"), "status 302"),
+        (Dripping(b"HTTP/1.1 100 Continue\r\n\r\n"), "too long|timed out"),
+        (Dripping(b" ").after(answer(b"{}" + b" " * (1 << 20))[: -1 << 20]), "too long|timed out"),
+        (Held(answer(b"{}" * 99)[:-50]), "too long|timed out"),
+    ],
+)
+def test_a_server_that_is_none_is_told_in_time(told: bytes, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elsewhere, "SLOWEST", 1 << 30)
+    with little(told) as there, pytest.raises(VisionError, match=reason):
+        open_elsewhere(there.url, ENVIRON, seconds=0.5)
+
+
+@pytest.mark.parametrize("layout", [[1 << 60], [-1], [True], [1.5], "many", [{"token": 3, "needed": True}], 7])
+def test_looks_that_are_none(layout: object) -> None:
+    looks = {"identity": "x", "looks": [{"layout": layout, "way": "plain"}]}
+    with little(answer(FACTS), answer(looks)) as there:
+        vision = open_elsewhere(there.url, ENVIRON)
+        with pytest.raises(VisionError, match="not what was asked for"):
+            vision.looks([noise(8, 8, 1)])
 
 
 def test_a_full_server_is_asked_again(seer: Seer, local: Vision) -> None:

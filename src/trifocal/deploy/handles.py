@@ -25,6 +25,7 @@ log = logging.getLogger("trifocal")
 PING = 1.0  # seconds between two questions how a replica is
 SILENT = 10.0  # seconds without an answer to that, after which it is taken for gone
 SEEING_SECONDS = 120.0  # for pictures to be seen
+LOOKING_SECONDS = 600.0  # for an answer to be looked at again; a replica's steps are watched, this is none
 AGAIN = 3  # replicas that see which may die over the same pictures
 
 
@@ -42,7 +43,9 @@ class ReplicaPlace:
     def attention(self, head: Mapping[str, Any], body: bytes) -> tuple[Sequence[Any], bytes]:
         """Where it looked."""
         try:
-            found = self.handle.attention.remote(head, body).result()
+            found = self.handle.attention.remote(head, body).result(timeout_s=LOOKING_SECONDS)
+        except TimeoutError as error:
+            raise EngineError(f"{self.name} did not tell where it looked within {LOOKING_SECONDS:.0f} s") from error
         except _failures() as error:
             raise _translated(error) from error
         if isinstance(found, dict):
