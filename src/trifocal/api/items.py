@@ -21,15 +21,30 @@ __all__ = ["Item", "MessageItem", "Said", "drafts_of", "said_of"]
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """An item of a conversation: as it is told, and as the turns that a model reads of it."""
+    """An item of a conversation by its id: as it came or, where it is kept, as it is told; and the turns it is."""
 
-    told: dict[str, Any]
+    id: str
+    item: Any
     drafts: tuple[Draft, ...]
 
     @property
-    def id(self) -> str:
-        """By which it is meant."""
-        return str(self.told["id"])
+    def told(self) -> dict[str, Any]:
+        """The item as it is told."""
+        if isinstance(self.item, dict):
+            return self.item
+        return {"status": "completed", **self.item.told, "id": self.id}
+
+    @property
+    def kept(self) -> Said:
+        """The same, told: so it is smaller. Nobody waits for it, as somebody does for an answer."""
+        return replace(self, item=self.told)
+
+    @property
+    def tools(self) -> Sequence[Any]:
+        """The functions that are offered too from here on."""
+        if isinstance(self.item, dict):
+            return self.item.get("tools", ()) if self.item["type"] == "additional_tools" else ()
+        return self.item.tools or () if isinstance(self.item, SettingItem) else ()
 
     @property
     def size(self) -> int:
@@ -306,12 +321,10 @@ def drafts_of(items: Sequence[Said]) -> tuple[Draft, ...]:
 
 
 def _said(item: Any, where: str, names: dict[str, str], taken: set[str]) -> Said:
-    drafts = item.drafts(where, names)  # what can't be read is refused before it would be told
-    told = item.told
-    id = told.get("id")
+    id = (item.model_extra or {}).get("id")
     if not isinstance(id, str) or not id or id in taken:
         id = f"{_BEGINNINGS.get(item.type, 'item')}_{secrets.token_hex(16)}"
-    return Said({"status": "completed", **told, "id": id}, drafts)
+    return Said(id, item, item.drafts(where, names))
 
 
 def _resolved(reference: KeptItem, kept: Callable[[str], dict[str, Any] | None], where: str) -> Any:

@@ -100,8 +100,7 @@ class ResponseRequest(Wire):
     def offer(self, items: Sequence[Said]) -> Offer:
         """The functions that may be called, those that items add to them included."""
         choice, allowed = choice_of(self.tool_choice), allowed_of(self.tool_choice)
-        added = [item.told.get("tools", ()) for item in items if item.told["type"] == "additional_tools"]
-        tools = [*(self.tools or ()), *(tool for each in added for tool in each)]
+        tools = [*(self.tools or ()), *(tool for item in items for tool in item.tools)]
         return offer_of(tools, choice, single=self.parallel_tool_calls is False, allowed=allowed)
 
     def job(self, server: Server, items: Sequence[Said]) -> Job:
@@ -308,8 +307,10 @@ class _Told:
         )
         if self.body.store is not False:
             said = Draft("assistant", (text,) if text else (), calls=step.calls)
-            answer = [Said(item, (said,) if at == 0 else ()) for at, item in enumerate(response["output"])]
-            self.server.responses.put(self.caller, self.id, Stored(response, self.items, tuple(answer)))
+            output = enumerate(response["output"])
+            answer = tuple(Said(item["id"], item, (said,) if at == 0 else ()) for at, item in output)
+            items = tuple(item.kept for item in self.items)
+            self.server.responses.put(self.caller, self.id, Stored(response, items, answer))
         return response
 
     def said(self, text: str, status: str, step: Step | None = None) -> dict[str, Any]:
