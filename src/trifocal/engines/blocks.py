@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import marshal
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 
 __all__ = ["Blocks", "beginning", "chained", "names_of"]
+
+_PLAIN = 2  # the version of marshal in which equal keys are equal bytes: later ones tell what is one object
 
 
 class Blocks:
@@ -133,7 +136,8 @@ def chained(before: bytes, keys: Sequence[Hashable]) -> bytes:
     Equal names mean equal positions from the start of the prompt: a digest, since people who share an engine must not
     be able to make two that collide.
     """
-    return hashlib.blake2b(before + repr(tuple(keys)).encode(), digest_size=16).digest()
+    told = marshal.dumps(tuple(keys), _PLAIN)  # type: ignore[arg-type]  # ids, and pairs of a digest and a row
+    return hashlib.blake2b(before + told, digest_size=16).digest()
 
 
 def names_of(keys: Sequence[Hashable], size: int, names: list[bytes] | None = None, *, scope: str = "") -> list[bytes]:

@@ -62,9 +62,11 @@ class Graphs:
         for run in runs:
             at += run.count
             last += range(at + 1 - run.wanted, at + 1)
-        if last == list(range(len(last))):
-            return logits[: len(last)]
-        return logits[torch.tensor(last, device=logits.device)]
+        first = last[0] if last else 0
+        if last == list(range(first, first + len(last))):
+            return logits[first : first + len(last)]
+        # nothing here waits for the replay: what is done next with the logits is on its way before they are there
+        return logits[torch.tensor(last).pin_memory().to(logits.device, non_blocking=True)]
 
     def prepare(self) -> bool:
         """Captures the next size that was not needed so far; False where there is none."""
