@@ -39,7 +39,7 @@ RESPONSES = "/v1/responses"
 MOST = 300 << 20  # bytes beyond a request's own body and its decoded pictures
 SILENCE = 0.2  # seconds
 ASKING: dict[str, Any] = {"timeout": PATIENCE, "trust_env": False}
-TRIES = 3  # a machine can make one measurement bad, not three
+TRIES = 5  # a machine can make one measurement bad, or three, not five
 SERVE = """
 import sys
 from live import running
