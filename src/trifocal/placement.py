@@ -13,6 +13,20 @@ if TYPE_CHECKING:
 __all__ = ["DTYPES", "Part", "Placed", "Placement"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = (
+    "auto",
+    "cpu",
+    "cuda",
+    "mps",
+    "xpu",
+    "hpu",
+    "mtia",
+    "npu",
+    "xla",
+    "vulkan",
+    "meta",
+    "privateuseone",
+)  # torch's
 _BITS = {"32": "float32", "16": "float16", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -37,14 +51,22 @@ class Placement:
 
     @classmethod
     def parse(cls, text: str) -> Placement:
-        """``cuda:0``, ``bfloat16`` or both as ``cuda:0/bfloat16``."""
-        device, dtype = "auto", "auto"
-        for word in filter(None, text.split("/")):
-            if word in DTYPES or word in _BITS:
-                dtype = word
-            else:
-                device = word
-        return cls(device, dtype)
+        """``cuda:0``, ``bfloat16`` or both as ``cuda:0/bfloat16``; a language model's devices may stand behind commas.
+
+        Raises:
+            UnknownName: a word that is neither a device nor a dtype.
+            UsageError: two of one of them.
+        """
+        words = [word for word in text.split("/") if word]
+        dtypes = [word for word in words if word != "auto" and (word in DTYPES or word in _BITS)]
+        devices = [word for word in words if word != "auto" and word not in dtypes]
+        for word in devices:
+            for name in word.split(","):
+                if name.strip() and name.split(":")[0].strip() not in DEVICES:
+                    raise UnknownName("device or dtype", word, [*DEVICES, *DTYPES[1:]])
+        if len(dtypes) > 1 or len(devices) > 1:
+            raise UsageError(f"{text!r}: one device and one dtype were expected, such as cuda:0/bfloat16")
+        return cls("".join(devices) or "auto", "".join(dtypes) or "auto")
 
     def resolve(self) -> tuple[torch.device, torch.dtype]:
         """The device and dtype meant, on this machine.

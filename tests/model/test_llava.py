@@ -162,7 +162,7 @@ def test_what_can_not_be_loaded_is_refused_by_name(v0: V0, hf15: Path) -> None:
         trifocal.load(checkpoint=str(hf15), template="warp")
     with pytest.raises(UnknownName, match="unknown setting"):
         trifocal.load(chekpoint=str(hf15))
-    with pytest.raises(CheckpointError, match="no file or folder here and no hub id"):
+    with pytest.raises(UsageError, match="no file or folder here and no hub id"):
         trifocal.load(checkpoint="nowhere")
     with pytest.raises(CheckpointError, match="rows of 64, the language model takes rows of 32"):
         trifocal.load(checkpoint=str(hf15), engine="echo", engine_options={"hidden": 32})

@@ -6,7 +6,7 @@ import hashlib
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -14,10 +14,11 @@ from typing import Literal
 from trifocal.engines.base import STEP_LIMIT
 from trifocal.errors import UsageError
 
-__all__ = ["KEY_VARIABLE", "ServerSettings", "hash_key", "read_keys"]
+__all__ = ["KEY_VARIABLE", "ServerSettings", "check_hosts", "hash_key", "read_keys"]
 
 KEY_VARIABLE = "TRIFOCAL_API_KEY"
 SHORTEST_KEY = 16
+_HOST = re.compile(r"\w(?:[\w.-]*\w)?\.?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 
 
@@ -87,10 +88,12 @@ class ServerSettings:
     def __post_init__(self) -> None:
         for origin in self.origins:
             _check_origin(origin)
+        check_hosts("--public-host", self.public_hosts)
+        check_hosts("--url-host", self.url_hosts)
         for name in ("slots", "per_key", "deadline", "queue_wait", "header_seconds", "body_seconds", "write_seconds"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:  # which none is that is no number
                 raise UsageError(f"{name}: {getattr(self, name)} is not above 0")
-        if self.queue < 0 or self.drain < 0:
+        if not (self.queue >= 0 and self.drain >= 0):
             raise UsageError("queue and drain are 0 or more")
         if not self.keys and not self.open_to_all and not self.is_loopback:
             raise UsageError(
@@ -113,6 +116,25 @@ class ServerSettings:
             UsageError: the file can't be read, holds no key, or a key is short enough to guess.
         """
         return replace(self, keys=read_keys(file, os.environ if environ is None else environ))
+
+
+def check_hosts(option: str, names: Sequence[str]) -> None:
+    """Refuses what is no host's name: no request ever comes for it.
+
+    Raises:
+        UsageError: an address, a pattern, or nothing.
+    """
+    for name in names:
+        if not _HOST.fullmatch(name) and not _is_address(name):
+            raise UsageError(f"{option} {name}: a host's name alone was expected, such as images.example.org")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _check_origin(origin: str) -> None:

@@ -27,7 +27,7 @@ from trifocal.placement import Placement
 from trifocal.source import source_of
 from trifocal.weights.lora import ADAPTER, base_of
 
-__all__ = ["VISIONS", "find_checkpoint", "from_folder", "language_recipe", "plugged_names", "refitted"]
+__all__ = ["VISIONS", "check_fit", "find_checkpoint", "from_folder", "language_recipe", "plugged_names", "refitted"]
 
 
 _ANYWHERE = Placement()
@@ -84,16 +84,21 @@ def find_checkpoint(
     return refitted(found, fit)
 
 
+def check_fit(fit: str | None) -> None:
+    """Refuses a fit that is neither left out nor known."""
+    if fit is not None and fit not in FITS:
+        raise UsageError(f"fit: {fit!r} is no way to make a picture square; known: {', '.join(FITS)}")
+
+
 def refitted(checkpoint: Checkpoint, fit: Fit | None) -> Checkpoint:
     """The checkpoint with pictures fitted another way; a square instead of tiles, too.
 
     Raises:
         UsageError: a way that nobody knows, or a vision that fits pictures by itself.
     """
+    check_fit(fit)
     if fit is None:
         return checkpoint
-    if fit not in FITS:
-        raise UsageError(f"fit: {fit!r} is no way to make a picture square; known: {', '.join(FITS)}")
     if not isinstance(checkpoint.vision, OwnVision):
         raise UsageError(f"fit: the vision of {checkpoint.name} fits pictures by itself")
     shown = checkpoint.preprocessing
@@ -154,7 +159,7 @@ def _language(folder: Path, name: str, adapter: Path | None, patterns: Sequence[
     """Where the language model lies; a LoRA may name a path of the machine on which it was trained."""
     try:
         return locate(name, patterns)
-    except CheckpointError as error:
+    except (CheckpointError, UsageError) as error:
         if adapter is None or name != base_of(folder):
             raise
         raise CheckpointError(

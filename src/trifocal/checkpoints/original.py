@@ -14,7 +14,7 @@ from trifocal.checkpoints.reading import layer_number, read_json
 from trifocal.checkpoints.tilings import original_layout
 from trifocal.checkpoints.towers import known_tower
 from trifocal.checkpoints.turns import template_of, turns_of
-from trifocal.errors import CheckpointError
+from trifocal.errors import CheckpointError, UsageError
 from trifocal.hub.locate import EVERYTHING, PICKLES, locate
 from trifocal.source import source_of
 from trifocal.weights.lora import adapter_file, is_change, trained_file
@@ -152,7 +152,7 @@ def _named_tower(folder: Path, config: Mapping[str, Any], named: str, patterns: 
     """Where the tower lies that a configuration names, or the stock one where it names none."""
     try:
         return locate(named, patterns)
-    except CheckpointError as error:
+    except (CheckpointError, UsageError) as error:
         said = f"is {named!r}, and that" if config.get("mm_vision_tower") else f"is not told, and {named}"
         raise CheckpointError(
             f"{folder / 'config.json'}: mm_vision_tower {said} can't be had ({error}); "

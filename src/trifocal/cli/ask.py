@@ -15,7 +15,7 @@ import click
 
 from trifocal.cli.configuration import Configured
 from trifocal.cli.log import Going, log_options
-from trifocal.cli.options import load_shown, model_options, sampling_options
+from trifocal.cli.options import load_shown, model_options, sampling_options, url_host_option
 from trifocal.cli.pictures import (
     STDIN,
     clipboard,
@@ -31,6 +31,7 @@ from trifocal.images import Image
 from trifocal.messages import Chunk, End, Message, Reply, Sampling
 from trifocal.model.decoding import collect
 from trifocal.model.settings import Settings
+from trifocal.tools.writing import check_place
 
 if TYPE_CHECKING:
     from trifocal.model.llava import Llava
@@ -58,7 +59,7 @@ Examples:
 @click.argument("words", nargs=-1, metavar='PICTURE... "QUESTION"')
 @click.option("-q", "--question", metavar="TEXT", help="The question; all words are pictures then. - reads it.")
 @click.option("--clipboard", "pasted", is_flag=True, help="The picture that was copied last, before the others.")
-@click.option("--url-host", "url_hosts", multiple=True, metavar="NAME", help="Fetch https pictures from this host.")
+@url_host_option
 @click.option("--each", is_flag=True, help="Ask about each picture by itself.")
 @click.option("--system", metavar="TEXT", help="System text instead of the template's.")
 @click.option(
@@ -106,8 +107,8 @@ def ask(
         raise click.exceptions.Exit(1 if refused else 0)
     pictures = [clipboard()] if pasted else []
     pictures += [_picture(name, url_hosts) for name in names]
-    if overlay and not overlay.parent.is_dir():
-        raise UsageError(f"--explain {overlay}: there is no folder {overlay.parent}; name a .png in one that is there")
+    if overlay:
+        check_place(overlay, "--explain", "looked.png")
     with load_shown(settings) as llava:
         messages = [*going.before, *_asked(llava, system, question, pictures)]
         if overlay and llava.explains_not:

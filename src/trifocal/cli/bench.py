@@ -21,6 +21,7 @@ from trifocal.model.settings import Settings
 from trifocal.tools.bench import Bench, measure
 from trifocal.tools.bench_plot import plot
 from trifocal.tools.shapes import QUANTISATIONS, SHAPES, write
+from trifocal.tools.writing import check_place
 
 if TYPE_CHECKING:
     from trifocal.model.llava import Llava
@@ -62,6 +63,9 @@ def bench(
     Several engines are measured by turns, so that they meet the same machine. The limit is that of this device, as it
     is measured: how soon the language model's weights can be read once, and multiplied by all positions of a step.
     """
+    for file, option, like in ((out, "--json", "bench.json"), (drawn, "--plot", "bench.svg")):
+        if file is not None:
+            check_place(file, option, like)
     counts, others = _counts(streams), _names(against)
     with ExitStack() as stack:
         if shape is not None:

@@ -58,6 +58,7 @@ def caption(
     """
     if not question.strip():
         raise UsageError("the question is empty")
+    settings.check()  # no model is opened where all is captioned
     found = find_pictures(folder, recursive=recursive)
     kept: CaptionStore = Beside(folder, found.pictures)
     if out is not None:

@@ -12,7 +12,7 @@ import click
 
 from trifocal.cli.configuration import Configured
 from trifocal.cli.log import Going, log_options
-from trifocal.cli.options import load_shown, model_options, sampling_options
+from trifocal.cli.options import load_shown, model_options, sampling_options, url_host_option
 from trifocal.cli.pictures import path_of, read_picture
 from trifocal.cli.reading import Typed, names_in
 from trifocal.cli.telling import tell_error, told_of
@@ -48,7 +48,7 @@ between two \"\"\"."""
 @click.command(cls=Configured, short_help="A conversation in the terminal.")
 @click.argument("pictures", nargs=-1, metavar="[PICTURE]...")
 @click.option("--system", metavar="TEXT", help="System text instead of the template's.")
-@click.option("--url-host", "url_hosts", multiple=True, metavar="NAME", help="Fetch https pictures from this host.")
+@url_host_option
 @log_options
 @sampling_options
 @model_options

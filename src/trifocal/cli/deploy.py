@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from trifocal.cli.configuration import Configured
-from trifocal.cli.options import model_options
+from trifocal.cli.options import Number, model_options
 from trifocal.errors import UsageError
 from trifocal.model.settings import FIELDS, Settings
 from trifocal.placement import Placement
+from trifocal.tools.writing import check_place
 
 __all__ = ["deploy"]
 
@@ -35,14 +36,12 @@ Examples:
 @click.option("--public-host", "public_hosts", multiple=True, metavar="NAME", help="Name clients ask for it by.")
 @click.option("--language-replicas", default=1, show_default=True, type=click.IntRange(1), help="That always run.")
 @click.option("--language-most", type=click.IntRange(1), help="While positions wait.  [default: no more]")
-@click.option("--language-cpus", default=0.5, show_default=True, type=click.FloatRange(0), help="Each.")
-@click.option(
-    "--language-gpus", default=0.0, show_default=True, type=click.FloatRange(0), help="Each; a fraction, too."
-)
+@click.option("--language-cpus", default=0.5, show_default=True, type=Number(0), help="Each.")
+@click.option("--language-gpus", default=0.0, show_default=True, type=Number(0), help="Each; a fraction, too.")
 @click.option("--seeing-replicas", default=1, show_default=True, type=click.IntRange(1), help="That always run.")
 @click.option("--seeing-most", type=click.IntRange(1), help="While pictures wait.  [default: no more]")
-@click.option("--seeing-cpus", default=0.25, show_default=True, type=click.FloatRange(0), help="Each.")
-@click.option("--seeing-gpus", default=0.0, show_default=True, type=click.FloatRange(0), help="Each; a fraction, too.")
+@click.option("--seeing-cpus", default=0.25, show_default=True, type=Number(0), help="Each.")
+@click.option("--seeing-gpus", default=0.0, show_default=True, type=Number(0), help="Each; a fraction, too.")
 @click.option("--fronts", default=1, show_default=True, type=click.IntRange(1), help="That speak HTTP.")
 @model_options
 def deploy(settings: Settings, write: Path | None, address: str | None, host: str, port: int, **values: Any) -> None:
@@ -51,6 +50,9 @@ def deploy(settings: Settings, write: Path | None, address: str | None, host: st
     A conversation meets the replica that holds its beginning. Of one that dies only those answers are lost that had
     begun. docs/scaling.md tells what a serve.yaml may say, and what to expect of it.
     """
+    settings.check()
+    if write is not None:
+        check_place(write, "--write", "serve.yaml")
     plan = _plan(settings, host, values)
     if write is not None:
         write.write_text(plan.to_yaml(host, port), "utf-8")

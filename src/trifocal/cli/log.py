@@ -75,7 +75,7 @@ Examples:
   trifocal log --clear                     forgets all of them""",
 )
 @click.argument("which", required=False, metavar="[ENTRY]")
-@click.option("-n", "--count", default=20, show_default=True, type=click.IntRange(1), help="So many of the newest.")
+@click.option("-n", "--count", default=20, show_default=True, type=click.IntRange(1, 1 << 31), help="Of the newest.")
 @click.option("--search", default="", metavar="TEXT", help="Those with this text in question or answer.")
 @click.option("--remove", is_flag=True, help="Take ENTRY out.")
 @click.option("--clear", is_flag=True, help="Take all of them out.")

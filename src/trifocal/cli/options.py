@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -18,16 +19,46 @@ if TYPE_CHECKING:
     from trifocal.model.relay import Relay
 
 __all__ = [
+    "Number",
     "load_shown",
     "model_options",
     "models_options",
     "parse_engine_options",
     "sampling_options",
+    "url_host_option",
     "vision_options",
 ]
 
 Command = Callable[..., Any]
 Option = Callable[[Command], Command]
+
+
+class Number(click.FloatRange):
+    """A finite number of a range; what is called nan is in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no number that can be counted with", param, ctx)
+        return number
+
+
+def _host_names(ctx: click.Context, param: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    if names:
+        from trifocal.api.settings import check_hosts
+
+        check_hosts(param.opts[0], names)
+    return names
+
+
+url_host_option = click.option(
+    "--url-host",
+    "url_hosts",
+    multiple=True,
+    metavar="NAME",
+    callback=_host_names,
+    help="Fetch https pictures from this host.",
+)
 
 
 def _parameter(option: Option) -> str:

@@ -9,7 +9,7 @@ import click
 
 from trifocal.api.settings import KEY_VARIABLE, ServerSettings
 from trifocal.cli.configuration import Configured
-from trifocal.cli.options import models_options
+from trifocal.cli.options import Number, models_options, url_host_option
 from trifocal.errors import UsageError
 from trifocal.model.settings import Settings
 
@@ -72,7 +72,7 @@ _MODEL = [
         "--legacy-port", type=click.IntRange(1, 65535), help="Listen here too: old websocket clients use 5005."
     ),
     click.option("--origin", "origins", multiple=True, metavar="URL", help="Web page that may call it (CORS)."),
-    click.option("--url-host", "url_hosts", multiple=True, metavar="NAME", help="Fetch https pictures from this host."),
+    url_host_option,
     click.option("--image-embeds", is_flag=True, help="Take pictures as embeddings, too: rows that a vision made."),
     click.option(
         "--replicas",
@@ -85,7 +85,7 @@ _MODEL = [
         "--step-limit",
         default=_DEFAULT.step_limit,
         show_default=True,
-        type=click.FloatRange(1),
+        type=Number(1),
         help="Seconds without a step before such a process is started again.",
     ),
     click.option("--alias", "aliases", multiple=True, metavar="NAME", help="Another name of the model for clients."),
@@ -105,7 +105,7 @@ Examples:
 )
 @click.option("--page/--no-page", default=True, help="Show the page for people at / (it is shown unless told not to).")
 @click.option("--open", "open_page", is_flag=True, help="Open the page in the browser.")
-@click.option("--memory", type=click.FloatRange(0), default=0, metavar="GB", help=MEMORY)
+@click.option("--memory", type=Number(0), default=0, metavar="GB", help=MEMORY)
 @server_options
 @models_options
 def serve(settings: Settings, others: list[str], page: bool, open_page: bool, memory: float, **values: Any) -> None:

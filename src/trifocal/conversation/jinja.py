@@ -31,8 +31,9 @@ from trifocal.images import Image
 from trifocal.messages import Call, Message, Part, Role, Tool
 from trifocal.source import TOKENS, source_of
 
-__all__ = ["JinjaTemplate", "find_template"]
+__all__ = ["JinjaTemplate", "check_name", "find_template"]
 
+CHECKPOINT = "checkpoint"  # the name of the template that lies beside the language model
 SECONDS = 1.0  # of the process's own work: a busy machine is nobody's fault
 _STARTING = 60.0
 _HANGING = 30.0 if hasattr(signal, "setitimer") else SECONDS  # where the work can't be timed, the clock on the wall is
@@ -55,7 +56,7 @@ def find_template(name: str, language: Path) -> ChatTemplate:
         CheckpointError: the checkpoint has none, or a damaged one.
     """
     told = source_of(language)
-    if name == "checkpoint":
+    if name == CHECKPOINT:
         brought = own_template(language)
         if brought is None:
             raise CheckpointError(
@@ -64,10 +65,24 @@ def find_template(name: str, language: Path) -> ChatTemplate:
         source, file = brought
         where = f"{file.parent.name}/{file.name}"
         return JinjaTemplate(source, "checkpoint", where, told.special_tokens(), told.picture_marks())
-    if name.endswith((".jinja", ".jinja2", ".j2")) or "/" in name or os.sep in name:
+    if _is_path(name):
         file = Path(name).expanduser()
         return JinjaTemplate(_read(file), file.name, file.name, told.special_tokens(), told.picture_marks())
     return get_template(name)
+
+
+def check_name(name: str) -> None:
+    """Refuses a template's name that nobody knows; a path may be another machine's.
+
+    Raises:
+        UnknownName: there is none of that name.
+    """
+    if name != CHECKPOINT and not _is_path(name):
+        get_template(name)
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith((".jinja", ".jinja2", ".j2")) or "/" in name or os.sep in name
 
 
 class JinjaTemplate:

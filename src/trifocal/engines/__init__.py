@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import entry_points
+from typing import Any
 
 from trifocal.engines.base import Engine, Tokenizer
+from trifocal.engines.options import check_options
 from trifocal.engines.recipe import Recipe
 from trifocal.errors import MissingExtra, TrifocalError, UnknownName, UsageError
 
@@ -22,6 +23,7 @@ __all__ = [
     "Engine",
     "Recipe",
     "Tokenizer",
+    "check_engine",
     "engine_names",
     "load_engine",
     "spare_threads",
@@ -50,6 +52,22 @@ def engine_names() -> list[str]:
     return sorted({AUTO, PASSED_ON, *ENGINES, *(point.name for point in entry_points(group=GROUP))})
 
 
+def check_engine(name: str, options: Mapping[str, Any]) -> None:
+    """Refuses an engine that nobody knows, and options that it does not take, without loading anything.
+
+    What ``auto`` takes depends on the language model, and what an engine takes whose library is not here can't be told.
+
+    Raises:
+        UnknownName: no such engine, or an option that it does not have.
+        UsageError: an option's value is none that it takes.
+    """
+    if name not in engine_names():
+        raise UnknownName("engine", name, engine_names())
+    if name not in (AUTO, PASSED_ON):
+        with suppress(MissingExtra):
+            check_options(name, _loader(name), options)
+
+
 _SEEN = {"images": "picture", "prompt": "prompt"}
 
 
@@ -60,7 +78,7 @@ def load_engine(recipe: Recipe) -> Engine:
         UnknownName: no such engine, or an option that it does not have.
         MissingExtra: the engine's library is not installed.
         CheckpointError: the language model's files are missing, damaged or of another shape.
-        UsageError: this language model attends in a way that the engine can't.
+        UsageError: an option's value is none that it takes, or this language model attends in a way that it can't.
         OutOfMemory: the device has no room.
     """
     if recipe.engine == PASSED_ON:
@@ -71,10 +89,7 @@ def load_engine(recipe: Recipe) -> Engine:
         return _fastest(recipe)
     name = recipe.engine
     load = _loader(name)
-    known = list(inspect.signature(load).parameters)[2:]  # after recipe and placement, whatever they are called
-    for option in recipe.options:
-        if option not in known:
-            raise UnknownName(f"option of the engine {name}", option, known)
+    check_options(name, load, recipe.options)
     spare_threads(recipe)
     with _libraries_of(name):
         engine = load(recipe, recipe.placement, **recipe.options)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from trifocal.errors import CheckpointError
+from trifocal.errors import CheckpointError, UsageError
 
 __all__ = ["CONFIGS", "EVERYTHING", "PICKLES", "WEIGHTS", "is_here", "is_whole", "locate"]
 
@@ -25,14 +25,15 @@ def locate(name: str, patterns: Sequence[str]) -> Path:
     ``owner/name/file`` names one file.
 
     Raises:
-        CheckpointError: no such path, and no such repository here or on the hub.
+        UsageError: no such path, and no name that a repository can have.
+        CheckpointError: no such repository here or on the hub.
     """
     path = Path(name).expanduser()
-    if path.exists():
+    if name and path.exists():
         return path
     owner, *rest = name.split("/")
     if len(rest) not in (1, 2) or not owner or name.startswith((".", "~")):
-        raise CheckpointError(f"{name!r} is no file or folder here and no hub id (owner/name)")
+        raise UsageError(f"{name!r} is no file or folder here and no hub id (owner/name)")
     repository = f"{owner}/{rest[0]}"
     if len(rest) == 2:
         return _fetched(repository, [rest[1]]) / rest[1]
@@ -98,7 +99,7 @@ def _local(repository: str, patterns: list[str]) -> Path | None:
     try:
         validate_repo_id(repository)
     except ValueError as error:
-        raise CheckpointError(f"{repository!r} is no file or folder here and no hub id ({error})") from error
+        raise UsageError(f"{repository!r} is no file or folder here and no hub id ({error})") from error
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=True))
     except (OSError, ValueError):

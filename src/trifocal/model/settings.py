@@ -72,6 +72,24 @@ class Settings:
             patterns=patterns,
         )
 
+    def check(self) -> None:
+        """Refuses what is wrong whatever the checkpoint, for whoever opens it elsewhere or later.
+
+        Raises:
+            UnknownName: an engine, an option of it, a vision or a template that nobody here knows.
+            UsageError: a fit that nobody knows, or a value that the engine does not take.
+        """
+        from trifocal.checkpoints.finding import check_fit, plugged_names  # whoever has help shown needs none of these
+        from trifocal.conversation.jinja import check_name
+        from trifocal.engines import check_engine
+
+        check_engine(self.engine, self.engine_options)
+        if self.vision_package is not None and self.vision_package not in plugged_names():
+            raise UnknownName("vision", self.vision_package, plugged_names())
+        if self.template is not None:
+            check_name(self.template)
+        check_fit(self.fit)
+
     @classmethod
     def read(cls, file: Path | None = None, environ: Mapping[str, str] | None = None, **flags: Any) -> Settings:
         """Flags over the environment over the file over the defaults; a flag that is None was not given.

@@ -10,13 +10,13 @@ import csv
 import io
 import json
 import os
-import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from trifocal.errors import TrifocalError, UsageError
+from trifocal.tools.writing import check_place
 
 __all__ = ["Beside", "CaptionStore", "Lines", "NotWritten"]
 
@@ -171,12 +171,7 @@ class Lines:
         return name.encode("utf-8", "backslashreplace").decode() if self._csv else name
 
     def _check_place(self) -> None:
-        if self._out.is_dir():
-            raise UsageError(f"--out {self._out}: this is a folder; name a file in it, such as captions.jsonl")
-        if not self._out.parent.is_dir():
-            raise UsageError(f"--out {self._out}: there is no folder {self._out.parent}")
-        if self._out.exists() and not stat.S_ISREG(self._out.stat().st_mode):
-            raise UsageError(f"--out {self._out}: this is a device or a pipe; name a file")
+        check_place(self._out, "--out", "captions.jsonl")
 
     def _opened(self) -> io.FileIO:
         """The file without a buffer, so that a line that fails leaves nothing behind; no other run has it."""

@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -61,7 +62,7 @@ def load(
     context: int | None = None,
     positions: int | None = None,
     threads: int | None = None,
-    gpu_layers: int | None = None,
+    gpu_layers: Literal[-1] | int | None = None,
     quantise: str | None = None,
     speculate: bool = True,
 ) -> LlamaCpp:
@@ -70,7 +71,7 @@ def load(
     ``context`` caps the positions of prompt and answer, ``positions`` is how many the memory of keys and values holds
     for all requests together (left out: two contexts, as far as `MOST_POSITIONS` and `POOL_BYTES` allow). ``threads``
     are the CPU threads of its own (left out: torch's, and no more than cores that this process may use).
-    ``gpu_layers`` says how many layers lie on a GPU (left out: all, where this build of llama.cpp has one and the
+    ``gpu_layers`` says how many layers lie on a GPU (left out or -1: all, where this build of llama.cpp has one and the
     placement is not the CPU). The placement's precision is that of keys and values: float16, but float32 where that is
     asked for. ``quantise`` makes another type of the matrices that are floats (``F32``, ``F16``, ``Q8_0`` or ``Q4_0``);
     left out, they stay as they are. ``speculate`` lets it guess what an answer says next from what stands before it,

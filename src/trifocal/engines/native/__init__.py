@@ -27,7 +27,7 @@ from trifocal.engines.native.runner import NativeRunner
 from trifocal.engines.recipe import Recipe
 from trifocal.engines.shape import Shape, rotary_table, shape_of, unfit
 from trifocal.engines.speculation import LONGEST
-from trifocal.errors import EngineError, OutOfMemory
+from trifocal.errors import OutOfMemory
 from trifocal.placement import Part, Placement
 from trifocal.prompt import Prompt
 
@@ -95,7 +95,7 @@ def load(
     graphs: bool = True,
     speculate: bool = True,
     overlap: bool | None = None,
-    kv: str = "exact",
+    kv: Literal["exact", "int8"] = "exact",
     table: Literal["device", "cpu"] = "device",
 ) -> Native:
     """Loads a language model of the LLaMA family onto its device.
@@ -114,14 +114,11 @@ def load(
 
     Raises:
         CheckpointError: no model of the family, or tensors missing, unknown, damaged or of another shape.
-        EngineError: ``kv`` is something else.
         OutOfMemory: the device has no room.
     """
     reason = "its pictures see each other" if recipe.attention != "causal" else unfit(recipe.config)
     if reason:
         raise unrunnable(recipe, "native", reason)
-    if kv not in ("exact", "int8"):
-        raise EngineError(f"kv={kv}: exact or int8 was expected")
     if threads:
         torch.set_num_threads(threads)
     if placement.resolve()[0].type == "cuda":
