@@ -151,7 +151,7 @@ def test_mistakes_are_one_line_and_an_exit_code(files: Path) -> None:
         (("ask", "none.png", "what?"), 2, "error: none.png: there is no such file"),
         (("ask", "text.png", "what?"), 2, "error: text.png: this is no picture"),
         (("ask", "red.png", "what?", "--template", "warp"), 2, "error: unknown template 'warp'; known:"),
-        (("ask", "red.png", "what?", "-m", "nowhere"), 1, "error: 'nowhere' is no file or folder here"),
+        (("ask", "red.png", "what?", "-m", "nowhere"), 2, "error: 'nowhere' is no file or folder here"),
         (("ask", "red.png", "what?", "--temperature", "-1"), 2, "error: temperature: -1.0 is out of range"),
         (("ask",), 2, "Missing argument"),
         (("nonsense",), 2, "No such command"),

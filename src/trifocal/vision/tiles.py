@@ -59,9 +59,8 @@ class InTiles:
 
     @property
     def rows(self) -> int:
-        if self._tiling.merge == "flat":  # with a class token before each tile's patches, where it is kept
-            return self.tower.patches * (1 + self._grid.tiles[0] * self._grid.tiles[1])
-        return positions(self._grid, self.tower.side, self._tiling)
+        side = self.tower.side
+        return positions(self._grid, side, self._tiling, self.tower.patches - side**2)
 
     def squares(self, image: Image) -> list[Pictures.Image]:
         how, tiling = self.preprocessing, self._tiling
@@ -159,10 +158,13 @@ def grid_of(size: tuple[int, int], side: int, patches: int, tiling: Tiling) -> G
     return Grid(tiles, columns, rows, kept)
 
 
-def positions(grid: Grid, patches: int, tiling: Tiling) -> int:
-    """How many rows `pack` makes of a grid, the whole picture's included where they are kept."""
+def positions(grid: Grid, patches: int, tiling: Tiling, classes: int = 0) -> int:
+    """How many rows `pack` makes of a grid, the whole picture's included where they are kept.
+
+    ``classes`` is how many class tokens are kept before each tile's patches; a grid that is put together has none.
+    """
     if tiling.merge == "flat":
-        return patches**2 * (1 + grid.tiles[0] * grid.tiles[1])
+        return (classes + patches**2) * (1 + grid.tiles[0] * grid.tiles[1])
     return int(patches**2 * tiling.base + (grid.size[0] + tiling.newline) * grid.size[1])
 
 
