@@ -7,8 +7,9 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 from trifocal.api.answers import finish_of
+from trifocal.api.jobs import Job
 from trifocal.api.needs import needs
-from trifocal.api.serving import Job, Serving
+from trifocal.api.serving import Serving
 from trifocal.api.wire import Draft, Json, Picture
 
 router = APIRouter(tags=["strange"])

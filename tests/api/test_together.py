@@ -12,7 +12,7 @@ from live import Live, data_uri, events_of, running
 
 import trifocal
 from trifocal.api.answers import usage_of
-from trifocal.api.serving import Step
+from trifocal.api.jobs import Step
 from trifocal.api.together import together
 from trifocal.engines.native import Native
 from trifocal.engines.scheduler import Run

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from trifocal.api.serving import Step
+from trifocal.api.jobs import Step
 
 __all__ = ["additions_of", "finish_of", "scored", "usage_of"]
 

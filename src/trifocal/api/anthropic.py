@@ -14,9 +14,10 @@ from trifocal.api.answers import additions_of
 from trifocal.api.anthropic_messages import TextBlock, Turn, drafts_of, notes_of
 from trifocal.api.errors import explain, refuse
 from trifocal.api.events import STREAMED, EventStream, event
+from trifocal.api.jobs import Answers, Job, Step
 from trifocal.api.needs import needs
 from trifocal.api.parameters import UNTOLD, Share, Temperature, TopK, Whole
-from trifocal.api.serving import Answers, Job, Server, Serving, Step
+from trifocal.api.serving import Server, Serving
 from trifocal.api.tools import Offer, choice_of, offer_of
 from trifocal.api.wire import (
     Draft,

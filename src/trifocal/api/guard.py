@@ -17,10 +17,10 @@ from typing import Any
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from trifocal.api.connection import ClientGone
 from trifocal.api.errors import Refusal, explain, server_busy, shutting_down
 from trifocal.api.host import Host
 from trifocal.api.needs import NOTHING, Needs, needs_of
-from trifocal.api.serving import ClientGone
 from trifocal.api.settings import ServerSettings, hash_key
 from trifocal.api.wire import dump
 from trifocal.errors import TrifocalError

@@ -14,9 +14,10 @@ from trifocal import __version__
 from trifocal.api.answers import additions_of, scored
 from trifocal.api.errors import Refusal, explain, refuse
 from trifocal.api.events import LINES, EventStream
+from trifocal.api.jobs import Answers, Job, Step
 from trifocal.api.needs import needs
 from trifocal.api.parameters import UNTOLD, Penalty, Repetition, Seed, Share, Stop, Temperature, TopK, Whole, bound
-from trifocal.api.serving import Answers, Job, Server, Serving, Step
+from trifocal.api.serving import Server, Serving
 from trifocal.api.tools import Offer, call_of, choice_of, offer_of
 from trifocal.api.wire import (
     Draft,

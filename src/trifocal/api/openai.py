@@ -16,10 +16,11 @@ from pydantic import AliasChoices, Field
 from trifocal.api.answers import additions_of, finish_of, scored, usage_of
 from trifocal.api.errors import explain, refuse
 from trifocal.api.events import STREAMED, EventStream, event
+from trifocal.api.jobs import Answers, Job, Step
 from trifocal.api.needs import needs
 from trifocal.api.openai_messages import ChatMessage, drafts_of
 from trifocal.api.parameters import Count, Penalty, Repetition, Seed, Share, Stop, Temperature, TopK, Whole, bound
-from trifocal.api.serving import Answers, Job, Server, Serving, Step
+from trifocal.api.serving import Server, Serving
 from trifocal.api.tools import Offer, allowed_of, choice_of, offer_of
 from trifocal.api.wire import Draft, Json, Tagged, Wire, dump
 from trifocal.conversation.history import Keep, parse_keep

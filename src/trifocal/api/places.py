@@ -13,11 +13,12 @@ from pydantic import Field
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from trifocal.api.connection import caller_of
 from trifocal.api.errors import Refusal, refuse, server_busy
 from trifocal.api.needs import needs
 from trifocal.api.openai_messages import ChatMessage, drafts_of
 from trifocal.api.parameters import Whole
-from trifocal.api.serving import Server, Serving, caller_of
+from trifocal.api.serving import Server, Serving
 from trifocal.api.wire import Draft, Json, Wire
 
 __all__ = ["Places", "greeting", "nearest", "place_of", "router"]

@@ -14,13 +14,15 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from trifocal.api.answers import additions_of, scored
+from trifocal.api.connection import caller_of
 from trifocal.api.errors import Refusal, explain, refuse
 from trifocal.api.events import STREAMED, EventStream, event
 from trifocal.api.items import Item, Said, drafts_of, said_of
+from trifocal.api.jobs import Answers, Job, Step
 from trifocal.api.needs import needs
 from trifocal.api.openai import StreamOptions
 from trifocal.api.parameters import Count, Penalty, Seed, Share, Stop, Temperature, TopK, Whole, bound
-from trifocal.api.serving import Answers, Job, Server, Serving, Step, caller_of
+from trifocal.api.serving import Server, Serving
 from trifocal.api.stored import Stored
 from trifocal.api.tools import Offer, allowed_of, choice_of, offer_of
 from trifocal.api.wire import Draft, Json, Wire, check_text, dump

@@ -21,6 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from trifocal.api.admission import Admission
+from trifocal.api.connection import caller_of, while_connected
 from trifocal.api.errors import Refusal, explain, refuse, server_busy, shutting_down
 from trifocal.api.guard import AccessCheck, BodyLimit, Reporter
 from trifocal.api.host import Host, WorkerPool
@@ -28,7 +29,6 @@ from trifocal.api.needs import check_needs, needs
 from trifocal.api.places import nearest
 from trifocal.api.room import Room
 from trifocal.api.server import Listener, addresses, listening, log_to_stderr
-from trifocal.api.serving import caller_of, while_connected
 from trifocal.api.settings import ServerSettings
 from trifocal.api.strict_json import loads
 from trifocal.api.wire import Json

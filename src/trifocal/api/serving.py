@@ -6,12 +6,11 @@ import asyncio
 import copy
 import hashlib
 import logging
-import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
-from dataclasses import dataclass, field, replace
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
@@ -19,42 +18,28 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trifocal.api import tracing
 from trifocal.api.admission import Admission, Place
+from trifocal.api.connection import caller_of, pool_of, while_connected
 from trifocal.api.errors import Refusal, refuse, server_busy, shutting_down
+from trifocal.api.facts import Facts
 from trifocal.api.fetch import Fetcher
 from trifocal.api.host import Host, WorkerPool
+from trifocal.api.jobs import Answers, Job, Step, steps_of
 from trifocal.api.model import Model
 from trifocal.api.models import Models, Offered
-from trifocal.api.needs import Pool
 from trifocal.api.parameters import drawn
 from trifocal.api.pump import Pump
 from trifocal.api.room import Lease, Room
 from trifocal.api.settings import ServerSettings
 from trifocal.api.stored import StoredResponses
 from trifocal.api.together import together
-from trifocal.api.tools import Offer, Reader, numbered
 from trifocal.api.wire import Draft, Picture, Rows, Tagged, check_signs, decode, too_long
-from trifocal.conversation.history import Keep
-from trifocal.conversation.templates import ChatTemplate
 from trifocal.engines.base import State
-from trifocal.errors import BadSampling
 from trifocal.images import Limits
-from trifocal.messages import Call, Chunk, End, Message, Sampling, TokenLogprob
+from trifocal.messages import Message, Sampling
 from trifocal.model.opening import Apart, open_model
 from trifocal.model.talking import Ready
 
-__all__ = [
-    "SLOTS",
-    "Answers",
-    "ClientGone",
-    "Facts",
-    "Job",
-    "Server",
-    "Serving",
-    "Step",
-    "Uses",
-    "caller_of",
-    "while_connected",
-]
+__all__ = ["SLOTS", "Server", "Serving", "Uses"]
 
 log = logging.getLogger("trifocal.api")
 Result = TypeVar("Result")
@@ -62,66 +47,6 @@ Item = TypeVar("Item")
 SLOTS = 32  # answers at once, where the engine counts positions
 PREPARING = 2  # threads that decode pictures and have them seen
 AHEAD = 8  # requests whose pictures are decoded or seen and that do not run: what they hold is bounded
-
-
-class ClientGone(Exception):
-    """The client left before its answer was ready; there is nobody to tell."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What a dialect asks for: a conversation, or raw prompts (``raw``), one a draft.
-
-    ``answers`` to each prompt are drawn together, the second with the next seed and so on. ``room``
-    bounds prompt and answer together below the model's context. ``images`` says which past
-    pictures stay, ``template`` how the conversation is written down. ``offer`` are the functions that may be called,
-    ``notes`` what is to be told of the request, ``held`` the parameter that holds the answer to a schema.
-    """
-
-    drafts: Sequence[Draft]
-    sampling: Sampling
-    raw: bool = False
-    answers: int = 1
-    images: Keep | None = None
-    template: ChatTemplate | None = None
-    offer: Offer = field(default_factory=Offer)
-    notes: tuple[str, ...] = ()
-    held: str = "response_format"
-    room: int | None = None
-    stoppable: bool = False
-
-    @property
-    def total(self) -> int:
-        """How many answers there are in all."""
-        return self.answers * (len(self.drafts) if self.raw else 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A piece of answer number ``index``; its last one carries ``end``, and ``calls`` of functions."""
-
-    index: int
-    text: str
-    end: End | None = None
-    logprobs: tuple[TokenLogprob, ...] = ()
-    calls: tuple[Call, ...] = ()
-    prompt_tokens: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Answers:
-    """The steps of a request under way, ``each`` answers a prompt. Use `aclose`, or read to the end."""
-
-    steps: AsyncGenerator[Step, None]
-    first: Step
-    each: int = 1
-
-    async def all(self) -> AsyncGenerator[Step, None]:
-        """Every step, the first one included."""
-        async with aclosing(self.steps):
-            yield self.first
-            async for step in self.steps:
-                yield step
 
 
 @dataclass(slots=True, eq=False)
@@ -133,40 +58,6 @@ class _Run:
     pump: Pump[Any] | None = None
     stopped: bool = False
     wait: asyncio.Timeout | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What is told of a model, loaded or not: what it is, and what it took when it was."""
-
-    family: str = ""
-    context: int | None = None
-    has_tools: bool = False
-    bytes: int = 0
-    gpu_bytes: int = 0
-    made: tuple[str, ...] = ()
-    modified: float | None = None
-
-    @classmethod
-    def of(cls, llava: Model) -> Facts:
-        """Those of a model that is loaded."""
-        parts = llava.parts
-        try:
-            modified = llava.checkpoint.language.source.stat().st_mtime if llava.checkpoint else None
-        except OSError:
-            modified = None
-        return cls(
-            llava.family,
-            llava.context,
-            llava.template.has_tools,
-            sum(part.nbytes for part in parts),
-            sum(part.nbytes for part in parts if part.device != "cpu"),
-            tuple(f"{part.name} {part.what} {part.nbytes}" for part in parts),
-            modified,
-        )
-
-
-_NO_FACTS = Facts()
 
 
 class Server(Host):
@@ -192,7 +83,7 @@ class Server(Host):
             },
         )
         self._llava: Model | None = None
-        self._facts = _NO_FACTS
+        self._facts = Facts()
         self._called: str | None = None
         self._models: Models[Server] | None = None
         self._all: Sequence[Server] = (self,)
@@ -378,7 +269,7 @@ class Server(Host):
             TrifocalError: the request can't be done as asked.
             ClientGone: nobody waits for it any more.
         """
-        _pool_of(request, "answers")
+        pool_of(request, "answers")
         steps = self.steps(job, caller_of(request))
         try:
             first = await while_connected(request, anext(steps))
@@ -389,7 +280,7 @@ class Server(Host):
 
     async def collect(self, request: Request, job: Job) -> list[tuple[str, Step]]:
         """Whole answers: the text and the last step of each, which has all the log-probabilities."""
-        _pool_of(request, "answers")
+        pool_of(request, "answers")
         return await while_connected(request, self._collected(job, caller_of(request)))
 
     async def count(self, request: Request, draft: Draft) -> int:
@@ -406,7 +297,7 @@ class Server(Host):
             ClientGone: nobody waits for it any more.
         """
         self._check(drafts)
-        pool = self.pools[_pool_of(request)]
+        pool = self.pools[pool_of(request)]
 
         def done(fetched: Sequence[Draft]) -> Generator[Result, None, None]:
             with self._room.lease() as lease:
@@ -579,7 +470,7 @@ class Server(Host):
             for each in prepared
             for index in answers
         ]
-        return together([_steps(index, self.llava.tell(each), job) for index, each in enumerate(asked)])
+        return together([steps_of(index, self.llava.tell(each), job) for index, each in enumerate(asked)])
 
     def _decoded(self, drafts: Sequence[Draft], lease: Lease) -> list[Message]:
         limits, sides = self.settings, replace(self.image_limits, taking=lease.take)
@@ -598,65 +489,6 @@ class Server(Host):
             tools=() if job.offer.forced and not template.has_tools else job.offer.tools,
             room=job.room,
         )
-
-
-def _steps(index: int, chunks: Generator[Chunk, None, None], job: Job) -> Generator[Step, None, None]:
-    """One answer's chunks with the calls in it apart; log-probabilities go with the text."""
-    reader, waiting = Reader(job.offer), list[TokenLogprob]()
-    try:
-        with closing(chunks):
-            for chunk in chunks:
-                waiting += chunk.logprobs
-                text, end, calls = reader.push(chunk.text), chunk.end, tuple[Call, ...]()
-                if end:
-                    rest, calls = reader.finish()
-                    calls = (*calls, *chunk.calls)[: 1 if job.offer.single else None]
-                    calls = numbered(calls, lambda: f"call_{secrets.token_hex(12)}")
-                    text, end = text + rest, replace(end, notes=(*job.notes, *job.offer.notes, *end.notes))
-                if text or end or not reader.holds:
-                    yield Step(index, text, end, () if calls else tuple(waiting), calls, chunk.prompt_tokens)
-                    waiting.clear()
-    except BadSampling as error:
-        if error.option != "schema":
-            raise
-        raise refuse("invalid_value", error.detail, job.held) from error
-
-
-async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of ``work``, which is cancelled as soon as the client leaves.
-
-    Raises:
-        ClientGone: it left.
-    """
-    task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return await task
-        raise ClientGone
-    finally:
-        for each in (task, watch):
-            each.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _pool_of(request: Request, pool: Pool | None = None) -> Pool:
-    """Where this request's route says that its requests wait: ``pool``, where it must be that."""
-    told: Pool | None = request.scope["trifocal.needs"].pool
-    assert told is not None, "a route that works says where its requests wait"
-    assert pool in (None, told), f"its route says that its requests wait for {told}, not for {pool}"
-    return told
-
-
-def caller_of(request: Any) -> str:
-    """Who asks: the digest of the key, or the address where there is no key."""
-    return str(request.scope.get("trifocal.caller", "-"))
 
 
 async def _server(request: Request) -> Server:  # async, or FastAPI would ask for it in a thread

@@ -13,9 +13,11 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, GetCoreSchemaHa
 from pydantic_core import CoreSchema
 from starlette.websockets import WebSocketState
 
+from trifocal.api.connection import caller_of
 from trifocal.api.errors import explain, refuse
+from trifocal.api.jobs import Job
 from trifocal.api.needs import needs
-from trifocal.api.serving import Job, Server, Serving, caller_of
+from trifocal.api.serving import Server, Serving
 from trifocal.api.wire import Draft, Json, Tagged, check_names, dump, hasty, invalid, notes_header, notes_of
 from trifocal.messages import Sampling
 

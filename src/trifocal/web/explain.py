@@ -9,11 +9,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
+from trifocal.api.connection import caller_of
 from trifocal.api.errors import ErrorBody, Refusal
 from trifocal.api.needs import needs
 from trifocal.api.openai import keep_of, template_of
 from trifocal.api.openai_messages import ChatMessage, drafts_of
-from trifocal.api.serving import Serving, caller_of
+from trifocal.api.serving import Serving
 from trifocal.api.wire import Json, Wire
 from trifocal.model.explaining import ExplainedPicture, ExplainedWord, Explanation
 
