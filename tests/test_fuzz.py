@@ -40,7 +40,7 @@ from trifocal.messages import Message, Tool
 from trifocal.tokens.folder import read_words
 from trifocal.web import count, explain, preview
 from trifocal.webui import held
-from trifocal.weights.tensors import read_header
+from trifocal.weights.headers import read_header
 
 FULL = os.environ.get("TRIFOCAL_FULL") == "1"
 SHARE = float(os.environ.get("TRIFOCAL_FUZZ", "1"))  # of the full numbers

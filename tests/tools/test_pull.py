@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from checkpoint_maker import make_v0
 from layouts import family, save_hf, save_lora, save_original
 from little_hub import LittleHub, running_hub, trifocal
-from trifocal.weights.tensors import canonical
+from trifocal.weights.names import canonical
 
 Files = dict[str, Path]
 

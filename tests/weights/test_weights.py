@@ -23,15 +23,9 @@ from trifocal.errors import CheckpointError
 from trifocal.placement import Placement
 from trifocal.vision import load_vision
 from trifocal.weights import tensors
-from trifocal.weights.tensors import (
-    HEADER_LIMIT,
-    Weights,
-    canonical,
-    part_weights,
-    read_header,
-    stored_names,
-    weight_files,
-)
+from trifocal.weights.headers import read_header
+from trifocal.weights.names import canonical
+from trifocal.weights.tensors import HEADER_LIMIT, Weights, part_weights, stored_names, weight_files
 from twins import is_found
 
 NAMES = {

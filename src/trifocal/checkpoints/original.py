@@ -18,7 +18,8 @@ from trifocal.errors import CheckpointError, UsageError
 from trifocal.hub.locate import EVERYTHING, PICKLES, locate
 from trifocal.source import source_of
 from trifocal.weights.lora import adapter_file, is_change, trained_file
-from trifocal.weights.tensors import canonical, stored_names, weight_files
+from trifocal.weights.names import canonical
+from trifocal.weights.tensors import stored_names, weight_files
 
 __all__ = ["from_original", "trained_with"]
 

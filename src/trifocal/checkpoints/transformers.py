@@ -13,7 +13,8 @@ from trifocal.checkpoints.configs import text_part
 from trifocal.checkpoints.parts import Checkpoint, ForeignVision
 from trifocal.errors import CheckpointError
 from trifocal.quiet import quiet
-from trifocal.weights.tensors import LANGUAGE_OF_WHOLE, Weights, weight_files
+from trifocal.weights.names import LANGUAGE_OF_WHOLE
+from trifocal.weights.tensors import Weights, weight_files
 
 if TYPE_CHECKING:
     import torch

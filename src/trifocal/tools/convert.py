@@ -22,7 +22,8 @@ from trifocal.conversation.templates import ALIASES, TEMPLATES
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.source import source_of
 from trifocal.weights.lora import language_weights
-from trifocal.weights.tensors import Weights, canonical, part_weights, weight_files
+from trifocal.weights.names import canonical
+from trifocal.weights.tensors import Weights, part_weights, weight_files
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,8 @@ from trifocal.errors import CheckpointError, UsageError
 from trifocal.hub.download import Remote, fetch
 from trifocal.hub.locate import CONFIGS, PICKLES, WEIGHTS, is_whole
 from trifocal.weights.lora import ADAPTER, base_of
-from trifocal.weights.tensors import canonical, stored_names
+from trifocal.weights.names import canonical
+from trifocal.weights.tensors import stored_names
 
 __all__ = ["PARTS", "Downloaded", "Part", "Pulled", "Wanted", "downloaded", "pull", "remove", "wanted"]
 

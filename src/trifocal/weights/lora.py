@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from trifocal.errors import CheckpointError
 from trifocal.files import read_object
-from trifocal.weights.tensors import Weights, canonical, part_weights
+from trifocal.weights.names import canonical
+from trifocal.weights.tensors import Weights, part_weights
 
 if TYPE_CHECKING:
     import torch

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trifocal.errors import CheckpointError
-from trifocal.files import other_kind, read_object, size_of
+from trifocal.files import read_object
 from trifocal.source import source_of
+from trifocal.weights.headers import read_header
+from trifocal.weights.names import LANGUAGE_OF_WHOLE, LEFT_OUT, canonical
+from trifocal.weights.pickles import pickled_words, unpickled
 
 if TYPE_CHECKING:
     import torch
@@ -23,62 +23,19 @@ if TYPE_CHECKING:
 __all__ = [
     "GgufWeights",
     "Weights",
-    "canonical",
     "part_weights",
-    "read_header",
     "stored_names",
     "weight_files",
     "whole_language",
 ]
 
-HEADER_LIMIT = 16 << 20
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # what may lie beside a model's weights: the same again under Mistral's own names, and pieces of training
 BESIDE = ("consolidated", "adapter_model", "mm_projector", "non_lora_trainables", "optimizer", "training_args")
-MOST_SIDES = 8
-MOST_OPCODES = 1 << 18  # a tensor takes about 50
-_OLD_PICKLES = 5  # before torch 1.6: a magic number, a version, the system, the table, the storages' names
-_BUFFERS = re.compile(r"(?:rotary_emb\.inv_freq|\.position_ids|logit_scale)$")
-# peft's words around a module that was trained whole, or that a change is added to
-_TRAINED = re.compile(r"\.(?:modules_to_save(?:\.default)?|base_layer)(?=\.)")
-_WRAPPED = re.compile(r"^base_model\.(?:model\.(?=model\.|lm_head\b|transformer\.))?")
-_LEFT_OUT = re.compile(rf"{_BUFFERS.pattern}|^(?:text_model|text_projection|visual_projection)\.|^logit_bias$")
-_NESTED = re.compile(r"^model\.(?=(?:language_model|vision_tower|multi_modal_projector|image_newline)\b)")
-# what stands before a language model's tensors in checkpoints that transformers sees for
-LANGUAGE_OF_WHOLE = re.compile(r"^(?:model\.)?(?:language_model|text_model)\.(?:model\.)?")
-# what stands in front of a name -> the part it belongs to and what its canonical name begins with
-_RULES = [
-    (re.compile(r"^language_model\.lm_head\."), "language", "lm_head."),
-    (re.compile(r"^language_model\.(?:model\.)?"), "language", "model."),
-    (re.compile(r"^(?:model\.)?vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?"), "tower", ""),
-    (re.compile(r"^vision_model\."), "tower", ""),
-    (re.compile(r"^(?=(?:embeddings|pre_layrnorm|encoder|post_layernorm)\.)"), "tower", ""),
-    (re.compile(r"^(?:model\.)?mm_projector\."), "projector", ""),
-    (re.compile(r"^multi_modal_projector\.linear_1\."), "projector", "0."),
-    (re.compile(r"^multi_modal_projector\.linear_2\."), "projector", "2."),
-    (re.compile(r"^multi_modal_projector\."), "projector", ""),
-    (re.compile(r"^(?:model\.)?image_newline$"), "projector", "image_newline"),
-    (re.compile(r"^lm_head\."), "language", "lm_head."),
-    (re.compile(r"^transformer\.mm_projector\."), "projector", ""),
-    (re.compile(r"^transformer\."), "language", "transformer."),  # MPT's names
-    (re.compile(r"^model\."), "language", "model."),
-]
-
-
-def canonical(name: str) -> tuple[str, str] | None:
-    """The part (tower, projector, language) that a stored tensor belongs to, and its name there.
-
-    Every spelling of the original and the llava-hf layouts is known. None for buffers that old files
-    carry and for what is no part of LLaVA (CLIP's text half).
-    """
-    if _BUFFERS.search(name) or name.startswith(("text_model.", "text_projection.", "visual_projection.")):
-        return None
-    name = _NESTED.sub("", _WRAPPED.sub("", _TRAINED.sub("", name)))
-    for pattern, part, prefix in _RULES:
-        match = pattern.match(name)
-        if match:
-            return part, prefix + name[match.end() :]
-    return None
+_SPELLINGS = {
+    "float64": "F64", "int64": "I64", "float32": "F32", "int32": "I32", "float16": "F16", "bfloat16": "BF16",
+    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+}  # fmt: skip
 
 
 class Weights(Mapping[str, "torch.Tensor"]):
@@ -168,7 +125,7 @@ class Weights(Mapping[str, "torch.Tensor"]):
     def _pickle(self, file: Path) -> Mapping[str, torch.Tensor]:
         held = self._pickles[file]
         if held is None:
-            held = self._pickles[file] = _unpickled(file, self._allow_pickle)
+            held = self._pickles[file] = unpickled(file, self._allow_pickle)
         return held
 
 
@@ -190,49 +147,6 @@ class GgufWeights(Weights):
         """Type and shape of a tensor as it will be read."""
         info = self._part.info(name)
         return info.kind.name if info.kind.name in ("F16", "BF16") else "F32", info.shape
-
-
-def read_header(file: Path) -> dict[str, Any]:
-    """A safetensors file's header: dtype, shape and place of every tensor, checked against the file.
-
-    Raises:
-        CheckpointError: the file is missing, cut short, or its header makes no sense.
-    """
-    try:
-        size = size_of(file)
-        with file.open("rb") as opened:
-            start = opened.read(64)
-            if other := other_kind(start):
-                raise CheckpointError(f"{file}: this is {other}")
-            length = int.from_bytes(start[:8], "little")
-            if size < 8 or length > min(HEADER_LIMIT, size - 8):
-                raise CheckpointError(
-                    f"{file}: its header claims {length} bytes, the file has {size}: cut short, or no safetensors file"
-                )
-            opened.seek(8)
-            header: Any = json.loads(opened.read(length), object_pairs_hook=_once)
-    except _Twice as error:
-        raise CheckpointError(f"{file}: its header holds {error} twice: the file is damaged") from error
-    except OSError as error:
-        raise CheckpointError(f"{file}: {error.strerror or 'cannot be read'}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: its header is no JSON: the file is damaged") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{file}: its header is no table of tensors")
-    _check_header(file, header, size - 8 - length)
-    return header
-
-
-class _Twice(Exception):
-    """A name stands in a header twice."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _Twice(next(name for name in names if names.count(name) > 1))
-    return table
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -282,7 +196,7 @@ def part_weights(source: Path, part: str, *, allow_pickle: bool = False) -> Weig
 
     def rename(stored: str) -> str | None:
         found = canonical(stored)
-        if found is None and not _LEFT_OUT.search(stored):
+        if found is None and not LEFT_OUT.search(stored):
             strangers.append(stored)
         return found[1] if found and found[0] == part else None
 
@@ -329,50 +243,8 @@ def stored_names(folder: Path) -> list[str]:
     if isinstance(files, Path):
         return list(_weight_map(files))
     return [
-        name
-        for file in files
-        for name in (read_header(file) if file.suffix == ".safetensors" else _pickled_words(file))
+        name for file in files for name in (read_header(file) if file.suffix == ".safetensors" else pickled_words(file))
     ]
-
-
-def _pickled_words(file: Path) -> list[str]:
-    """All strings in a ``.bin`` file's pickle, tensors' names among them. Its opcodes are read, never followed."""
-    _whole_archive(file)
-    return [str(word) for name, word in _opcodes(file) if "UNICODE" in name]
-
-
-def _opcodes(file: Path) -> list[tuple[str, object]]:
-    """Names and arguments of the opcodes in a ``.bin`` file's pickles.
-
-    Raises:
-        CheckpointError: they can't be read, or are more than a table of tensors needs.
-    """
-    import pickletools
-    import zipfile
-
-    found: list[tuple[str, object]] = []
-    try:
-        if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:
-                entries = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
-                if not entries or max(entry.file_size for entry in entries) > HEADER_LIMIT:
-                    raise CheckpointError(f"{file}: no file of tensors: no table, or one over {HEADER_LIMIT} bytes")
-                streams = [io.BytesIO(archive.read(entry)) for entry in entries]
-        else:
-            with file.open("rb") as opened:
-                streams = [io.BytesIO(opened.read(HEADER_LIMIT))] * _OLD_PICKLES
-        for stream in streams:
-            for opcode, word, _ in pickletools.genops(stream):
-                found.append((opcode.name, word))
-                if len(found) > MOST_OPCODES:
-                    raise CheckpointError(
-                        f"{file}: its table takes more than {MOST_OPCODES} steps: no table of tensors"
-                    )
-    except CheckpointError:
-        raise
-    except Exception as error:  # whatever a damaged zip or pickle makes of their readers
-        raise CheckpointError(f"{file}: damaged, or a pickle that holds more than tensors; it was not run") from error
-    return found
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -386,99 +258,3 @@ def _weight_map(index: Path) -> dict[str, str]:
         if not isinstance(name, str) or os.path.basename(name) != name or name in (".", "..", ""):
             raise CheckpointError(f"{index}: {name!r} is no file beside the index")
     return names
-
-
-_SIZES = {
-    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
-    "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
-}  # fmt: skip
-
-_SPELLINGS = {
-    "float64": "F64", "int64": "I64", "float32": "F32", "int32": "I32", "float16": "F16", "bfloat16": "BF16",
-    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
-}  # fmt: skip
-
-
-def _check_header(file: Path, header: dict[str, Any], room: int) -> None:
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        try:
-            begin, end = entry["data_offsets"]
-            if entry["dtype"] not in _SIZES:
-                raise CheckpointError(f"{file}: {name} is of the type {entry['dtype']!r}; known: {', '.join(_SIZES)}")
-            if len(entry["shape"]) > MOST_SIDES or not all(type(side) is int for side in entry["shape"]):
-                raise TypeError("no shape")
-            size = _SIZES[entry["dtype"]]
-            for side in entry["shape"]:
-                size *= side
-            sound = 0 <= begin <= end and end - begin == size and all(side >= 0 for side in entry["shape"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{file}: the header's entry for {name} makes no sense") from error
-        if not sound:
-            raise CheckpointError(f"{file}: {name} should take {size} bytes, its place has {end - begin}")
-        if end > room:
-            raise CheckpointError(f"{file}: {name} ends at byte {end}, the file has {room}: it is cut short")
-    _check_places(file, header, room)
-
-
-def _check_places(file: Path, header: dict[str, Any], room: int) -> None:
-    """Tensors lie one behind the other, from the first byte to the last."""
-    at, before = 0, "the header"
-    spans = sorted((*entry["data_offsets"], name) for name, entry in header.items() if name != "__metadata__")
-    for begin, end, name in spans:
-        if begin != at:
-            what = "overlap" if begin < at else f"leave {begin - at} bytes between them"
-            raise CheckpointError(f"{file}: {before} and {name} {what}: the file is damaged")
-        at, before = end, name
-    if at != room:
-        raise CheckpointError(f"{file}: {room - at} bytes follow its last tensor: the file is damaged")
-
-
-def _unpickled(file: Path, allow_pickle: bool) -> Mapping[str, torch.Tensor]:
-    if not allow_pickle:
-        raise CheckpointError(
-            f"{file} is a pickle; say --allow-pickle to read it (no code in it is run), or convert it to safetensors"
-        )
-    import torch
-
-    size = _whole_archive(file)
-    _opcodes(file)
-    try:
-        try:
-            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except Exception:  # files of before torch 1.6 can't be mapped
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{file}: damaged, or a pickle that holds more than tensors; it was not run") from error
-    if not isinstance(loaded, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in loaded.items()
-    ):
-        raise CheckpointError(f"{file}: this is no table of tensors")
-    for name, tensor in loaded.items():
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            raise CheckpointError(f"{file}: {name} is no plain tensor with its numbers in the file")
-        if tensor.nbytes > size:
-            raise CheckpointError(f"{file}: {name} should take {tensor.nbytes} bytes, the whole file has {size}")
-    return loaded
-
-
-def _whole_archive(file: Path) -> int:
-    """Bytes of a ``.bin`` file whose content, if it is a zip, is no larger than itself: torch squeezes nothing."""
-    import zipfile
-
-    size = size_of(file)
-    try:
-        with file.open("rb") as opened:
-            if other := other_kind(opened.read(64)):
-                raise CheckpointError(f"{file}: this is {other}")
-        if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:
-                inside = sum(entry.file_size for entry in archive.infolist())
-            if inside > size:
-                raise CheckpointError(f"{file}: holds {inside} bytes in {size}: no file of torch is squeezed")
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{file}: damaged, or no file of tensors") from error
-    return size
