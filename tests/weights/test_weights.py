@@ -22,10 +22,10 @@ from trifocal.engines import load_engine
 from trifocal.errors import CheckpointError
 from trifocal.placement import Placement
 from trifocal.vision import load_vision
-from trifocal.weights import tensors
-from trifocal.weights.headers import read_header
+from trifocal.weights import pickles as own
+from trifocal.weights.headers import HEADER_LIMIT, read_header
 from trifocal.weights.names import canonical
-from trifocal.weights.tensors import HEADER_LIMIT, Weights, part_weights, stored_names, weight_files
+from trifocal.weights.tensors import Weights, part_weights, stored_names, weight_files
 from twins import is_found
 
 NAMES = {
@@ -411,5 +411,5 @@ def test_its_twin_that_unpickles_is_found(tmp_path: Path) -> None:
     careless = lambda file, **how: pickles(file, **{**how, "weights_only": False})  # noqa: E731
     pickles = torch.load
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tensors, "_opcodes", lambda file: None)
+        patch.setattr(own, "_opcodes", lambda file: None)
         is_found(nothing_runs, torch, "load", careless)
