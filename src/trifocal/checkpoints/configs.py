@@ -10,7 +10,8 @@ from typing import Any, Literal
 from trifocal.checkpoints.parts import Text, Tower
 from trifocal.checkpoints.reading import real, whole
 from trifocal.errors import CheckpointError
-from trifocal.weights.tensors import canonical, stored_names
+from trifocal.weights.names import canonical
+from trifocal.weights.tensors import stored_names
 
 __all__ = ["text_part", "tower_part"]
 
