@@ -90,6 +90,7 @@ def f{n}():
 
 """
 PARTS = 190
+LOW = {"viewport": {"width": 800, "height": 320}}  # what is painted at each step is no part of what is counted
 LONG = "".join(PIECE.replace("{n}", str(n)) for n in range(PARTS))
 WATCH = """() => { window.made = 0; window.tasks = [];
     new MutationObserver(list => { for (const each of list) for (const node of each.addedNodes) made += 1 +
@@ -103,7 +104,7 @@ WATCH = """() => { window.made = 0; window.tasks = [];
 def test_32000_characters_are_drawn_by_what_changed(visit: Open, browser: Any, echo: Live, step: int) -> None:
     """In pieces or in one burst: about as many elements are made as stand there at the end, not the square of it."""
     assert len(LONG) > 32_000
-    seen = visit(echo.url, context=fresh(browser, answering(LONG, step)))
+    seen = visit(echo.url, context=fresh(browser, answering(LONG, step), **LOW))
     seen.page.evaluate(WATCH)
     seen.ask("tell me all")
     seen.until(f"document.querySelectorAll('.turn.assistant .text h3').length === {PARTS}")
@@ -125,7 +126,7 @@ def test_one_long_block_is_drawn_by_what_changed(visit: Open, browser: Any, echo
         "table": "| a | b |\n|---|---|\n" + "| 1 | **2** |\n" * 700,
         "paragraph": "some *words* and `code` " * 400,
     }[kind]
-    seen = visit(echo.url, context=fresh(browser, answering(long, 60)))
+    seen = visit(echo.url, context=fresh(browser, answering(long, 60), **LOW))
     seen.page.evaluate(WATCH)
     seen.ask("tell me all")
     words = len(long.split())
