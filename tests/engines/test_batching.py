@@ -339,3 +339,22 @@ def together(engine: Batching, runner: Counting, count: int) -> list[Exception]:
 
 def settled(done: Callable[[], bool]) -> None:
     until(done, "rest")
+
+
+def test_a_thread_that_the_system_does_not_give_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loader's error is raised; nobody waits for the end of what never began."""
+
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(RuntimeError, match="new thread"):
+        engine_of(Counting())
+
+
+def test_a_request_that_can_not_even_wait_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(Counting())
+    monkeypatch.setattr(engine._loop.scheduler, "add", lambda _: failing(MemoryError(), [1])(1))
+    with pytest.raises(EngineError, match="MemoryError"):
+        ids(engine)
+    engine.close()

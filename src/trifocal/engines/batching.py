@@ -226,7 +226,12 @@ class _Loop:
         """Starts the thread and waits until the model is there, or raises why it is not."""
         self._thread = threading.Thread(target=self.run, args=(load,), name="engine", daemon=True)
         atexit.register(self.stop)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # the system has no thread for it: nobody waits for its end
+            atexit.unregister(self.stop)
+            self._gone.set()
+            raise
         error = self._started.get()
         if error is not None:
             raise error
@@ -327,9 +332,17 @@ class _Loop:
             item = self._inbox.get()
             wait = False
             if isinstance(item, Request):
-                self.scheduler.add(item)
+                self._add(item)
             else:
                 item()
+
+    def _add(self, request: Request[Drawing]) -> None:
+        """Has a request wait for its step; where even that fails nobody else knows of it, so it is told here."""
+        try:
+            self.scheduler.add(request)
+        except BaseException as error:
+            request.give(_ours(error))
+            raise
 
     def _prepare_more(self) -> None:
         """Does what will be needed later, bit by bit, until somebody asks or it is done."""
