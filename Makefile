@@ -42,7 +42,7 @@ unit:
 
 # tests at full size: 2,000 aborted requests, 1,200 slow clients, 500 examples an operation, all of thimble's questions
 test-hostile: install-test
-	TRIFOCAL_FULL=1 $(BIN)/pytest tests/api tests/model/test_bundled_model.py -n 2 --dist loadfile -o faulthandler_timeout=0
+	TRIFOCAL_FULL=1 $(BIN)/pytest tests/api tests/model/test_bundled_model.py -n 2 --dist loadfile --max-worker-restart 0 -o faulthandler_timeout=0
 
 # torch comes first and from its own index, since the plain registry has only the CUDA build for Linux.
 # The CPU build is held to the lock's hash; another build is the reader's own choice.

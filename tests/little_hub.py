@@ -135,7 +135,7 @@ def running_hub(repositories: dict[str, Path]) -> Iterator[LittleHub]:
     finally:
         server.shutdown()
         server.server_close()
-        thread.join()
+        thread.join(PATIENCE)
 
 
 def trifocal(hub: LittleHub, home: Path, *words: str, code: int = 0) -> str:

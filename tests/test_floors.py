@@ -13,6 +13,7 @@ import pytest
 
 import trifocal
 from floors import PAGE, SOURCE, floor, table
+from waiting import PATIENCE
 
 
 def module_name(path: Path) -> str:
@@ -97,7 +98,9 @@ def test_the_public_names_are_those_of_the_front_door() -> None:
 def test_importing_the_package_imports_nothing_heavy() -> None:
     heavy = ["torch", "transformers", "PIL", "numpy", "click", "rich", "fastapi"]
     program = f"import sys, trifocal; print([name for name in {heavy} if name in sys.modules])"
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE
+    )
     assert shown.stdout.strip() == "[]"
 
 
@@ -106,7 +109,9 @@ def test_loading_the_bundled_model_imports_neither_transformers_nor_a_compiler()
         "import sys, trifocal; trifocal.load().close()\n"
         "print([name for name in ('transformers', 'torch._dynamo', 'sympy') if name in sys.modules])"
     )
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE
+    )
     assert shown.stdout.strip() == "[]"
 
 
@@ -118,5 +123,7 @@ def test_the_help_imports_no_model() -> None:
         "except SystemExit: pass\n"
         "print([name for name in ('torch', 'transformers', 'fastapi') if name in sys.modules])"
     )
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE
+    )
     assert shown.stdout.strip().endswith("[]")

@@ -22,6 +22,7 @@ from layouts import family, save_original
 from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.engines.transformers.loading import Loaded
 from trifocal.quiet import quiet
+from waiting import PATIENCE
 
 # loads each folder, lays a picture out and answers, as a program of one's own does
 PROGRAM = """
@@ -42,7 +43,9 @@ for folder in sys.argv[2:]:
 def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TRANSFORMERS"))}
     environment = {**kept, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **more}
-    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, *words], env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
 
 
 def test_every_family_loads_and_answers_without_a_word(hf15: Path, v0: V0, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ class Scope:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # the collector may close an answer that was forgotten, and with it `remove`, in a thread that is in here
+        self._lock = threading.RLock()
         self._wakers: list[Callable[[], None]] = []
         self.cancelled = False
 

@@ -22,7 +22,7 @@ from trifocal.api.settings import ServerSettings
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.model.settings import Settings
 from twins import is_found
-from waiting import PATIENCE, until
+from waiting import PATIENCE, line_of, until
 
 FEW = f"import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))\n{SERVE}"
 
@@ -41,7 +41,7 @@ def test_a_crowd_of_silent_connections_is_told_and_logs_nothing() -> None:
     command = [sys.executable, "-c", FEW, "1"]
     with subprocess.Popen(command, env=environment, text=True, **pipes) as process:  # type: ignore[call-overload]
         try:
-            port = int(process.stdout.readline())
+            port = int(line_of(process))
             crowd = [socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) for _ in range(200)]
             last = crowd[-1]
             assert last.recv(4096).startswith(b"HTTP/1.1 503 ")

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
+import json
 import random
+import socket
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from live import Gated, error_of, make_llava, png, running, user
+from live import Gated, data_uri, error_of, make_llava, png, running, user
 
 from trifocal.api.admission import Admission
 from trifocal.api.errors import Refusal
 from trifocal.api.settings import hash_key
 from trifocal.engines.base import State
+from trifocal.web import routes
 from waiting import PATIENCE, until
 
 
@@ -184,4 +188,74 @@ def test_a_picture_is_seen_while_another_answer_has_the_only_place() -> None:
         assert (engine.open, live.server.admission.running, live.server.admission.waiting) == (1, 1, 1)
         engine.gate.set()
         for thread in threads:
-            thread.join()
+            thread.join(PATIENCE)
+
+
+def test_who_leaves_the_head_of_the_line_lets_those_behind_in() -> None:
+    async def main() -> None:
+        admission = Admission(8, 8, capacity=100)
+        first, large, small = (admission.enter("-") for _ in range(3))
+        await first.run(60, 1)
+        head, behind = asyncio.create_task(large.run(50, PATIENCE)), asyncio.create_task(small.run(10, PATIENCE))
+        await asyncio.sleep(0)
+        head.cancel()
+        await asyncio.wait_for(behind, PATIENCE / 2)  # though the first one is not done
+        assert (admission.running, admission.positions) == (2, 70)
+
+    tried(main())
+
+
+def test_an_error_that_nobody_waits_for_any_more_is_nobodys_surprise() -> None:
+    """What fails in a thread after its request left is not logged by asyncio as an exception that nobody took."""
+
+    async def main(threads: ThreadPoolExecutor) -> None:
+        told: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        admission, gate = Admission(1, 1), threading.Event()
+
+        def fails() -> None:
+            assert gate.wait(PATIENCE)
+            raise ValueError("a picture that is none")
+
+        place = admission.enter("a")
+        task = asyncio.create_task(place.during(threads, fails))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        place.release()
+        gate.set()
+        while admission.waiting:
+            await asyncio.sleep(0.001)
+        del place, task
+        gc.collect()
+        assert told == []
+
+    with ThreadPoolExecutor(1) as threads:
+        tried(asyncio.wait_for(main(threads), PATIENCE))
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/page/api/count"])
+def test_a_model_answers_until_the_thread_of_whoever_left_is_out(path: str) -> None:
+    """A model that is asked for beside it must not put it away under that thread."""
+    llava = make_llava()
+    held, free = threading.Event(), threading.Event()
+    looks = llava.gallery.vision.looks
+
+    def slowly(*given: Any) -> Any:
+        held.set()
+        assert free.wait(PATIENCE)
+        return looks(*given)
+
+    llava.gallery.vision.looks = slowly  # type: ignore[method-assign]
+    picture = {"type": "image_url", "image_url": {"url": data_uri()}}
+    with running(llava, routes()) as live, live.client() as client:
+        body = json.dumps({"messages": [user(picture)]}).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        with socket.create_connection(("127.0.0.1", live.port), PATIENCE) as other:
+            other.sendall(head + body)
+            assert held.wait(PATIENCE)
+        until(lambda: 'status="499"' in client.get("/metrics").text, "that it left")
+        assert live.server.answering
+        free.set()
+        until(lambda: not live.server.answering, "the thread's end")

@@ -32,7 +32,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from test_encoded import FAT, SLOW, chunk
-from waiting import PATIENCE, until
+from waiting import PATIENCE, line_of, until
 
 CHAT, RAW, COUNT, PREVIEW = "/v1/chat/completions", "/api/v1/generate", "/page/api/count", "/page/api/preview"
 RESPONSES = "/v1/responses"
@@ -129,8 +129,7 @@ def served(before: str = "") -> Iterator[Target]:
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", before + SERVE], env=environment, **pipes) as process:
         try:
-            assert process.stdout is not None
-            made = Target(process, int(process.stdout.readline()))
+            made = Target(process, int(line_of(process)))
             until(lambda: made.client.get("/readyz").status_code == 200, "the server")
             made.client.post(CHAT, json={"messages": [user("Hi")], "max_tokens": 1})
             yield made

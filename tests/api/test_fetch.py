@@ -74,7 +74,7 @@ def canary() -> Iterator[tuple[int, type[Canary]]]:
     thread.start()
     yield server.server_port, Mine
     server.shutdown()
-    thread.join()
+    thread.join(PATIENCE)
     server.server_close()
 
 

@@ -28,7 +28,7 @@ from trifocal.api.accepting import LimitedListener
 from trifocal.api.admission import Admission, Place
 from trifocal.api.serving import Server
 from twins import is_found
-from waiting import PATIENCE, until
+from waiting import PATIENCE, line_of, until
 
 CHAT = "/v1/chat/completions"
 PARTS = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": data_uri("red")}]
@@ -209,7 +209,7 @@ def test_a_client_that_leaves_the_queue_frees_its_place() -> None:
         until(lambda: not live.server.admission.waiting, "the place in the queue")
         assert engine.open == 1
         engine.gate.set()
-        holder.join()
+        holder.join(PATIENCE)
 
 
 async def crowd(port: int, count: int, refused: int, then: Callable[[], None]) -> list[tuple[str, bytes]]:
@@ -273,7 +273,7 @@ def test_a_refusal_waits_for_nobody() -> None:
                 assert other.post(CHAT, json={"messages": [user("Hello")]}).status_code == 503
         assert (engine.open, engine.made) == (1, 0)
         engine.gate.set()
-        holder.join()
+        holder.join(PATIENCE)
 
 
 def test_each_key_has_its_share() -> None:
@@ -410,8 +410,7 @@ def served(drain: float, before: str = "") -> Iterator[tuple[subprocess.Popen[st
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment, **pipes) as process:
         try:
-            assert process.stdout is not None
-            yield process, int(process.stdout.readline())
+            yield process, int(line_of(process))
         finally:
             process.kill()
 

@@ -30,7 +30,7 @@ from trifocal.errors import BadSampling, NotSupported, UnknownName, UsageError
 from trifocal.images import Image
 from trifocal.messages import Tool
 from trifocal.web import routes
-from waiting import PATIENCE, until
+from waiting import PATIENCE, line_of, until
 
 KEY = "a-key-of-more-than-thirty-two-characters"
 Draw = Callable[..., Image]
@@ -550,16 +550,18 @@ def _said(client: httpx.Client, number: int) -> str:
 def test_a_process_that_dies_in_the_middle() -> None:
     command = [sys.executable, "-m", "trifocal", "serve", "--port", "0", "--engine", "echo", "-e", "delay=0.05"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr
-        line = next(line for line in process.stderr if "is served at" in line)
-        url = next(word for word in line.split() if word.startswith("http")).rstrip(";,")
-        model = relay(url)
-        with closing(model.stream([Message("user", "word " * 200)], Sampling(max_tokens=200))) as chunks:
-            next(chunks)
-            os.kill(process.pid, signal.SIGKILL)
-            with pytest.raises(PeerError, match="in the middle"):
-                for _ in chunks:
-                    pass
+        try:
+            line = next(line for line in iter(lambda: line_of(process, errors=True), "") if "is served at" in line)
+            url = next(word for word in line.split() if word.startswith("http")).rstrip(";,")
+            model = relay(url)
+            with closing(model.stream([Message("user", "word " * 200)], Sampling(max_tokens=200))) as chunks:
+                next(chunks)
+                os.kill(process.pid, signal.SIGKILL)
+                with pytest.raises(PeerError, match="in the middle"):
+                    for _ in chunks:
+                        pass
+        finally:
+            process.kill()
         with pytest.raises(PeerError, match="can't be asked"):
             model.complete([Message("user", "Hi")])
         assert model.state().phase == "failed"
@@ -588,3 +590,14 @@ def test_work_that_is_not_wanted_wakes_whoever_waits() -> None:
 def test_tools_are_named_as_they_are(passing: Relay) -> None:
     written = passing.write([Message("user", "Hi")], tools=[Tool("look", "Looks.")])
     assert [tool.name for tool in written.tools] == ["look"]
+
+
+def test_an_answer_that_the_collector_closes_while_its_scope_is_cancelled_waits_for_nobody() -> None:
+    scope, woken = Scope(), list[int]()
+    scope.add(lambda: woken.append(1))
+    wake = lambda: None  # noqa: E731
+    scope.add(wake)
+    with scope._lock:  # as `cancel` has it
+        scope.remove(wake)
+    scope.cancel()
+    assert woken == [1]

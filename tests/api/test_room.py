@@ -31,7 +31,7 @@ def test_who_holds_nothing_waits_and_who_holds_some_comes_back() -> None:
                 third.take(30)
         assert (caught.value.status, caught.value.code) == (503, "decoder_overloaded")
     assert taken.wait(PATIENCE)
-    thread.join()
+    thread.join(PATIENCE)
     assert room.used == 0
 
 

@@ -201,7 +201,7 @@ def test_stop_stream_ends_only_answers_of_its_caller() -> None:
         strangers = live.server.stop("address 10.0.0.9")
         assert client.post("/api/v1/stop-stream").json() == {"results": "success"}
         engine.gate.set()
-        thread.join()
+        thread.join(PATIENCE)
         assert strangers == 0
         assert len(answers[0].json()["results"][0]["text"]) < 99
         assert live.settled()

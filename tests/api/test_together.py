@@ -126,6 +126,25 @@ def test_whoever_leaves_closes_all() -> None:
     assert not others()
 
 
+def test_a_thread_that_the_system_does_not_give_closes_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+    answers = [counted(name, 10**9, closed) for name in "abc"]
+    start, started = threading.Thread.start, list[threading.Thread]()
+
+    def second_refused(thread: threading.Thread) -> None:
+        started.append(thread)
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", second_refused)
+    with pytest.raises(RuntimeError, match="new thread"):
+        list(together(answers))
+    assert [answer.gi_frame for answer in answers] == [None] * 3  # what never began is closed, too
+    assert closed == ["a"]
+    assert not others()
+
+
 def test_they_run_at_the_same_time() -> None:
     both = threading.Barrier(2, timeout=PATIENCE)
 

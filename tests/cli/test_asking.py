@@ -20,6 +20,7 @@ from trifocal.cli.ask import ask, split_words
 from trifocal.cli.pictures import clipboard, is_picture_word, looks_like_a_name, read_picture
 from trifocal.errors import BadImage, UsageError
 from trifocal.tools.pictures import decode, is_picture, open_picture
+from waiting import PATIENCE
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_exit_codes_and_one_line(album: Path) -> None:
 @pytest.mark.parametrize(("where", "code"), [(">/dev/full", 1), (">&-", 0), ("2>&-", 0), ("| head -n 0", 0)])
 def test_outputs_that_take_nothing(where: str, code: int) -> None:
     command = f"{sys.executable} -m trifocal --help {where}"
-    done = subprocess.run(command, shell=True, capture_output=True, env=environment())
+    done = subprocess.run(command, shell=True, capture_output=True, env=environment(), timeout=PATIENCE)
     assert done.returncode == code, done
     assert b"Traceback" not in done.stderr
     assert (b"No space left" in done.stderr) == (where == ">/dev/full")
@@ -144,7 +145,11 @@ def test_a_terminal_is_not_waited_for(album: Path) -> None:
 
     main, other = pty.openpty()
     done = subprocess.run(
-        [sys.executable, "-m", "trifocal", "ask", "-", "what?"], stdin=other, capture_output=True, env=environment()
+        [sys.executable, "-m", "trifocal", "ask", "-", "what?"],
+        stdin=other,
+        capture_output=True,
+        env=environment(),
+        timeout=PATIENCE,
     )
     os.close(main)
     os.close(other)

@@ -18,7 +18,7 @@ from checkpoint_maker import V0
 from trifocal.messages import Sampling
 from trifocal.model.llava import load
 from trifocal.tools.caption import captions, find_pictures
-from waiting import until
+from waiting import PATIENCE, until
 
 
 @pytest.fixture
@@ -116,9 +116,13 @@ def test_stopped_and_started_again(echo: dict[str, str], tmp_path: Path) -> None
 
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment(**echo)}
     with subprocess.Popen(command, **pipes, preexec_fn=interruptible) as process:
-        until(lambda: (out.exists() and out.read_bytes().count(b"\n") > 2) or process.poll() is not None, "a caption")
-        process.send_signal(signal.SIGINT)
-        shown, told = process.communicate()
+        try:
+            began = lambda: out.exists() and out.read_bytes().count(b"\n") > 2  # noqa: E731
+            until(lambda: began() or process.poll() is not None, "a caption")
+            process.send_signal(signal.SIGINT)
+            shown, told = process.communicate(timeout=PATIENCE)
+        finally:
+            process.kill()
     assert process.returncode == 130, told
     assert b"the same command goes on there" in told
     assert b"Traceback" not in told

@@ -19,6 +19,7 @@ from trifocal.cli.caption import caption
 from trifocal.cli.chat import chat
 from trifocal.cli.inspect import inspect
 from trifocal.errors import UsageError
+from waiting import PATIENCE
 
 
 @pytest.fixture
@@ -142,7 +143,11 @@ def trifocal(*words: str, **environment: str) -> subprocess.CompletedProcess[str
     import os
 
     return subprocess.run(
-        [sys.executable, "-m", "trifocal", *words], capture_output=True, text=True, env={**os.environ, **environment}
+        [sys.executable, "-m", "trifocal", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=PATIENCE,
     )
 
 
@@ -172,7 +177,12 @@ def test_the_help_teaches() -> None:
 
 def test_a_reader_that_leaves_is_no_error(files: Path) -> None:
     shown = subprocess.run(
-        f"{sys.executable} -m trifocal --help | head -n 1", shell=True, capture_output=True, text=True, check=True
+        f"{sys.executable} -m trifocal --help | head -n 1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
     )
     assert shown.stderr == ""
 

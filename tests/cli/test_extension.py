@@ -22,6 +22,7 @@ from trifocal.conversation.templates import TEMPLATES, Control
 from trifocal.errors import UsageError
 from trifocal.messages import Message
 from trifocal.tools.convert import split
+from waiting import PATIENCE
 
 HOOKS = {"A": "input_hijack", "B": "chat_input tokenized_length", "C": "chat_input tokenized_length"}
 
@@ -77,7 +78,13 @@ def test_the_copy_works_by_itself_without_trifocal_installed(tmp_path: Path) -> 
         "print(trifocal.__file__, sorted(module.params)[:2], hasattr(module, 'tokenizer_modifier'))"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path, env={"HOME": "/"}
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={"HOME": "/"},
+        timeout=PATIENCE,
     )
     assert ran.stdout.startswith(str(script.parent))
     assert ran.stdout.strip().endswith("['add_all_images_to_prompt', 'allow_pickle'] True")

@@ -27,7 +27,7 @@ from trifocal.errors import EngineError, PromptTooLong, UnknownName
 from trifocal.messages import Sampling
 from trifocal.placement import Placement
 from trifocal.prompt import ImageSpan, Prompt, Span, TokenSpan
-from waiting import until
+from waiting import PATIENCE, until
 
 HERE = ["native", "transformers", "echo", pytest.param("llamacpp", marks=needs.engine("llamacpp", "llama_cpp"))]
 CPU = Placement("cpu", "float32")
@@ -184,7 +184,7 @@ def test_threads_get_what_they_would_get_alone(engine: Engine) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(PATIENCE)
     assert together == alone
 
 
@@ -206,7 +206,7 @@ def test_a_crowd_with_one_opening_and_pictures_gets_what_each_gets_alone(loader:
         thread.start()
     left.close()
     for thread in threads:
-        thread.join()
+        thread.join(PATIENCE)
     assert together == alone
     assert engine.state().phase == "ready"
     engine.close()

@@ -18,6 +18,7 @@ from trifocal.errors import UnknownName, UsageError
 from trifocal.messages import Sampling
 from trifocal.placement import Placement
 from trifocal.prompt import Prompt, TokenSpan
+from waiting import PATIENCE
 
 PROMPT, FOUR = Prompt([TokenSpan((1, 300, 310))]), Sampling(max_tokens=4, ignore_end=True)
 CHILD = f"""
@@ -56,7 +57,9 @@ def test_written_down_and_read_again_it_is_the_same(recipe: Recipe) -> None:
 def test_another_process_loads_the_same_engine_from_it(recipe: Recipe) -> None:
     with closing(load_engine(recipe)) as engine:
         expected = f"{said(engine)} {engine.context}"
-    told = subprocess.run([sys.executable, "-c", CHILD], input=recipe.to_json().encode(), capture_output=True)
+    told = subprocess.run(
+        [sys.executable, "-c", CHILD], input=recipe.to_json().encode(), capture_output=True, timeout=PATIENCE
+    )
     assert told.stdout.decode().strip() == expected, told.stderr.decode()
 
 

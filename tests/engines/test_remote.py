@@ -30,7 +30,7 @@ from trifocal.engines.remote import Remote, crew, load_remote, worker
 from trifocal.errors import BadSampling, EngineError, EngineLost, OutOfMemory, PromptTooLong, UnknownName, UsageError
 from trifocal.messages import Sampling
 from trifocal.prompt import ImageSpan, Prompt, TokenSpan
-from waiting import PATIENCE, until
+from waiting import PATIENCE, line_of, until
 
 FULL = os.environ.get("TRIFOCAL_FULL") == "1"
 LIMIT = 2.0  # seconds without a step
@@ -278,13 +278,14 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
         "time.sleep(1000)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
-        assert os.getpgid(pid) == pid
-        os.kill(pid, signal.SIGTERM)  # as a service's manager says it to everybody: the parent decides
-        os.kill(pid, signal.SIGINT)
-        assert alive(pid)
-        parent.kill()
+        try:
+            pid = int(line_of(parent))
+            assert os.getpgid(pid) == pid
+            os.kill(pid, signal.SIGTERM)  # as a service's manager says it to everybody: the parent decides
+            os.kill(pid, signal.SIGINT)
+            assert alive(pid)
+        finally:
+            parent.kill()
     until(lambda: not alive(pid), "its end")
 
 
@@ -365,3 +366,11 @@ def test_a_conversation_goes_where_its_beginning_is_and_others_where_there_is_ro
         until(lambda: engine.state().reason == "", "the second process")
         for stream in many:
             stream.close()
+
+
+def test_an_answer_that_the_collector_closes_while_its_crew_is_asked_waits_for_nobody(engine: Remote) -> None:
+    stream = engine.stream(prompt("left alone"), Sampling())
+    next(stream)
+    with engine._crew.workers[0]._lock:  # as whoever asks has it
+        stream.close()
+    until(lambda: engine.state().running == 0, "rest")

@@ -17,6 +17,7 @@ from trifocal.engines.speculation import Costs
 from trifocal.errors import EngineError
 from trifocal.prompt import Prompt, TokenSpan
 from twins import is_found
+from waiting import PATIENCE
 
 END = 0
 
@@ -394,7 +395,9 @@ class Free(Costs):
 @pytest.mark.parametrize("module", ["scheduler", "blocks", "speculation"])
 def test_no_torch_is_imported(module: str) -> None:
     program = f"import sys, trifocal.engines.{module}; print('torch' in sys.modules)"
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE
+    )
     assert shown.stdout.strip() == "False"
 
 

@@ -94,6 +94,19 @@ def test_states_of_one_scope_are_not_found_in_another() -> None:
     assert held.take([1, 2, 4], scope="b") == ("b.", 2)
 
 
+def test_an_answer_that_the_collector_closes_while_its_states_are_looked_at_waits_for_nobody() -> None:
+    def cut_meanwhile(state: str, positions: int) -> str:
+        held.put([7], "closed by the collector", 10)
+        return state[:positions]
+
+    held: Prefixes[str] = Prefixes(100, cut_meanwhile)
+    held.put([1, 2, 3], "abc", 10)
+    assert held.take([1, 2, 4]) == ("ab", 2)
+    assert held.take([7, 8]) == (None, 0)  # what could not be kept safely is not kept
+    held.put([7], "seven", 10)
+    assert held.take([7, 8]) == ("seven", 1)
+
+
 def test_the_prefix_cache_keeps_to_its_bytes() -> None:
     held: Prefixes[str] = Prefixes(25, cut)
     for name in "abc":

@@ -14,7 +14,7 @@ from visiting import EXAMPLE, LOADED, PHONE, Visit, drawn
 
 from trifocal.api.settings import hash_key
 from trifocal.web import routes
-from waiting import until
+from waiting import PATIENCE, until
 
 KEY = "correct-horse-battery-staple"
 
@@ -286,7 +286,7 @@ def test_a_full_context_and_a_busy_server_are_told(visit: Callable[..., Visit]) 
         seen.expect(".turn .problem").to_contain_text("1 requests run")
         seen.expect(".turn .problem").to_contain_text("Try again in a moment")
         engine.gate.set()
-        other.join()
+        other.join(PATIENCE)
         assert live.settled()
         seen.page.locator(".problem button", has_text="Try again").click()
         seen.page.wait_for_selector(".costs")

@@ -223,7 +223,7 @@ def test_count_and_preview_do_not_wait_for_answers_but_explain_does() -> None:
         answered = [*talk(turns=1), {"role": "assistant", "content": "Red."}]
         assert error_of(client.post("/page/api/explain", json={"messages": answered}), 503)["code"] == "server_busy"
         engine.gate.set()
-        chat.join()
+        chat.join(PATIENCE)
         assert live.settled()
 
 
@@ -246,7 +246,7 @@ def test_counting_cannot_be_used_to_flood() -> None:
             assert error_of(client.post(path, json=body), 503)["code"] == "server_busy"
         assert client.post("/v1/chat/completions", json={"messages": [user("Hi")], "max_tokens": 1}).status_code == 200
         free.set()
-        first.join()
+        first.join(PATIENCE)
         assert live.settled()
 
 

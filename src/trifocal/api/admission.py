@@ -45,7 +45,9 @@ class Place:
         A thread can't be stopped; whoever leaves meanwhile would let others in while it still works for him.
         """
         self._work = threads.submit(work, *values)
-        return await asyncio.shield(asyncio.wrap_future(self._work))
+        told = asyncio.wrap_future(self._work)
+        told.add_done_callback(_heard)
+        return await asyncio.shield(told)
 
     def release(self) -> None:
         """Gives it back, when no thread works for it any more; the longest waiting request gets it."""
@@ -55,6 +57,12 @@ class Place:
         elif self._held:
             self._held = False
             self._admission._give_back(self._caller, self._positions)
+
+
+def _heard(told: asyncio.Future[Any]) -> None:
+    """Takes notice of an error: where its request has left nobody else does, and asyncio would log that."""
+    if not told.cancelled():
+        told.exception()
 
 
 def _call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
@@ -134,6 +142,7 @@ class Admission:
         except BaseException as error:
             if turn in self._turns:
                 self._turns.remove(turn)
+                self._next()  # those behind may have waited for nothing but this one
             elif turn.come.done() and not turn.come.cancelled() and turn.come.exception() is None:
                 self._free(positions)  # our turn came in the very moment in which we left
             if isinstance(error, TimeoutError):

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from trifocal import __version__
 from trifocal.api import anthropic, health, ollama, openai, places, responses, textgen
+from trifocal.api.connection import ClientGone
 from trifocal.api.errors import ErrorBody, Refusal, error_model, explain
 from trifocal.api.guard import AccessCheck, BodyLimit, Reporter, Sockets
 from trifocal.api.model import Model
@@ -168,6 +169,8 @@ def create_app(
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, ClientGone):
+        raise error  # nobody is there to be told; an answer would be counted as ours
     refusal = _translated(request, error)
     return Json(refusal.body(request.scope["path"]), refusal.status, refusal.headers)
 

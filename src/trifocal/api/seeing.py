@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from trifocal.api.admission import Admission
-from trifocal.api.connection import caller_of, while_connected
+from trifocal.api.connection import ClientGone, caller_of, while_connected
 from trifocal.api.errors import Refusal, explain, refuse, server_busy, shutting_down
 from trifocal.api.guard import AccessCheck, BodyLimit, Reporter
 from trifocal.api.host import Host, WorkerPool
@@ -310,6 +310,8 @@ def _blank(size: Size, name: str, limits: Limits) -> Image:
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, ClientGone):
+        raise error  # nobody is there to be told
     if isinstance(error, BadImage):
         error = Refusal(400, error.rule, error.detail, param=error.name)
     elif isinstance(error, HTTPException):

@@ -237,8 +237,8 @@ class Server(Host):
 
     @property
     def answering(self) -> bool:
-        """Whether a request to this one's model is under way."""
-        return bool(self._runs) or bool(self.admission.running)
+        """Whether a request to this one's model is under way, or a thread that works on for one that has left."""
+        return bool(self._runs or self.admission.running or self.admission.waiting)
 
     @property
     def all_pools(self) -> Iterable[WorkerPool]:
@@ -381,7 +381,12 @@ class Server(Host):
             place = pool.admission.enter(run.caller)
             try:
                 start = await self._until(deadline, run, begin(place))
-                run.pump = pump = Pump(start, pool.threads, place.release, self.settings.write_seconds)
+
+                def ended() -> None:
+                    place.release()
+                    self._runs.discard(run)
+
+                run.pump = pump = Pump(start, pool.threads, ended, self.settings.write_seconds)
             except BaseException:
                 place.release()
                 raise
@@ -390,9 +395,10 @@ class Server(Host):
             while (item := await self._until(deadline, run, pump.next())) is not None:
                 yield item
         finally:
-            self._runs.discard(run)
             if run.pump:
-                run.pump.stop()
+                run.pump.stop()  # its thread may be in a step: the model stays until it is out
+            else:
+                self._runs.discard(run)
 
     @asynccontextmanager
     async def _getting_ready(self) -> AsyncGenerator[float, None]:

@@ -33,8 +33,10 @@ def together(generators: Sequence[Generator[Item, None, None]]) -> Generator[Ite
         return
     items: queue.SimpleQueue[Item | _Over] = queue.SimpleQueue()
     stop = threading.Event()
-    threads = [_started(generator, items, stop) for generator in generators]
+    threads: list[threading.Thread] = []
     try:
+        for generator in generators:
+            threads.append(_started(generator, items, stop))  # the system may refuse one
         left = len(threads)
         while left:
             item = items.get()
@@ -48,6 +50,8 @@ def together(generators: Sequence[Generator[Item, None, None]]) -> Generator[Ite
         stop.set()
         for thread in threads:
             thread.join()
+        for generator in generators[len(threads) :]:
+            generator.close()
 
 
 def _started(

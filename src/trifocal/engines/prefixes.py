@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -50,13 +51,14 @@ class Prefixes(Generic[State]):
         self._limit, self._branch, self._held = limit, branch, 0
         self._states: OrderedDict[int, _Held[State]] = OrderedDict()
         self._next, self._lock = 0, threading.Lock()
+        self._inside: int | None = None  # the thread that has the lock
 
     def take(self, keys: Sequence[Hashable], *, branch: bool = False, scope: str = "") -> tuple[State | None, int]:
         """A state with the longest beginning of ``keys`` that is known, and how many positions it holds.
 
         ``(None, 0)`` where none shares anything. With ``branch`` it is always one of its own, and all stays here.
         """
-        with self._lock:
+        with self._locked():
             found, longest = None, 0
             for name, held in self._states.items():
                 shared = _shared(held.keys, keys)
@@ -76,7 +78,9 @@ class Prefixes(Generic[State]):
 
         States that are no more than its beginning go for it, then the oldest.
         """
-        with self._lock:
+        if self._inside == threading.get_ident():
+            return  # the collector closes a forgotten answer while this very thread looks at what is here
+        with self._locked():
             if size > self._limit:
                 return
             new = _Held(scope, keys, state, size)
@@ -89,9 +93,18 @@ class Prefixes(Generic[State]):
 
     def clear(self) -> None:
         """Forgets everything."""
-        with self._lock:
+        with self._locked():
             self._states.clear()
             self._held = 0
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self._lock:
+            self._inside = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._inside = None
 
     def _drop(self, name: int) -> None:
         self._held -= self._states.pop(name).size

@@ -27,6 +27,7 @@ from trifocal.messages import Sampling
 from trifocal.placement import Placement
 from trifocal.prompt import ImageSpan, Prompt, TokenSpan
 from trifocal.source import source_of
+from waiting import PATIENCE
 
 pytestmark = needs.engine("llamacpp", "llama_cpp")
 
@@ -71,7 +72,7 @@ def together(engine: Engine, prompts: list[Prompt]) -> list[list[int]]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(PATIENCE)
     return found
 
 

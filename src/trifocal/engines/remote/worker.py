@@ -62,7 +62,8 @@ class Worker:
     ) -> None:
         self.name = name
         self._recipe, self._environment, self._limit = recipe, environment, limit
-        self._lock, self._changed = threading.Lock(), changed  # who calls the latter does not hold the former
+        self._changed = changed  # whoever calls it does not hold the lock
+        self._lock = threading.RLock()  # the collector may close a forgotten answer in a thread that has it
         self.facts: Mapping[str, Any] = {}
         self.unfit: TrifocalError | None = None  # why the latest process could not load it
         self.loaded = threading.Event()  # or not, for the first time
