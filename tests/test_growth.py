@@ -61,6 +61,7 @@ UNITS = (
     "<img ",
     "<img src= ",
     "data:",
+    "=data:",
     ",",
     "='",
     '"',

@@ -208,6 +208,16 @@ ATTACKS: dict[str, Callable[[], tuple[str, bytes]]] = {
     "30 MB of text and a tag": lambda: (RAW, json.dumps({"prompt": "word " * 6_000_000 + "<img"}).encode()),
     "30 MB of signs": lambda: (RAW, json.dumps({"prompt": "<" * 30_000_000}).encode()),
     "30 turns": lambda: (CHAT, json.dumps({"messages": [user("x" * (1 << 19))] * 30}).encode()),
+    "turns of tags": lambda: (CHAT, json.dumps({"messages": [user('<img src="' * 78_000)] * 32}).encode()),
+    "texts of tags for responses": lambda: (
+        RESPONSES,
+        response(*[{"type": "input_text", "text": '<img src="' * 78_000}] * 32),
+    ),
+    "tags that seem to hold pictures": lambda: (
+        COUNT,
+        json.dumps({"messages": [user("<img x=data:" * 65_000)] * 32}).encode(),
+    ),
+    "38 long turns": lambda: (CHAT, json.dumps({"messages": [user("x" * (768 << 10))] * 38}).encode()),
     "30 MB of empty lists": lambda: (CHAT, b"[" + b"[]," * 10_000_000 + b"[]]"),
     "30 MB of brackets": lambda: (CHAT, b"[]" * 15_000_000),
     "30 MB of backslashes": lambda: (CHAT, b'["' + b"\\\\" * 15_000_000 + b'"]'),

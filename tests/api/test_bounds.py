@@ -18,7 +18,7 @@ from test_doors import raw
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from trifocal.api import guard
+from trifocal.api import guard, wire
 from trifocal.conversation.jinja import find_template
 from trifocal.engines.echo import Echo
 from trifocal.messages import Sampling
@@ -76,6 +76,40 @@ def test_the_texts_of_a_request_are_bounded_together_before_one_is_tokenised(
     error = error_of(client.post(path, json=body))
     assert "786432" in error["message"]
     assert sum(read) < 1000
+
+
+SEVERAL = {
+    "turns": (CHAT, lambda text: {"messages": [user(text)] * 9}),
+    "parts": (CHAT, lambda text: {"messages": [user(*[{"type": "text", "text": text}] * 9)]}),
+    "items": ("/v1/responses", lambda text: {"input": [user(text)] * 9}),
+    "items to be counted": ("/v1/responses/input_tokens", lambda text: {"input": [user(text)] * 9}),
+    "another's chat": ("/v1/messages", lambda text: {"model": "echo", "max_tokens": 1, "messages": [user(text)] * 9}),
+    "a third one's": ("/api/chat", lambda text: {"model": "echo", "messages": [user(text)] * 9}),
+    "turns to be tokenised": ("/tokenize", lambda text: {"messages": [user(text)] * 9}),
+    "the page": ("/page/api/count", lambda text: {"messages": [user(text)] * 9}),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_the_texts_of_a_request_are_bounded_together_before_they_are_looked_through(
+    name: str, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop looks for pictures in them, and stands still meanwhile."""
+    looked: list[int] = []
+    stray = wire.stray
+    monkeypatch.setattr(wire, "stray", lambda text: looked.append(len(text)) or stray(text))
+    path, body = SEVERAL[name]
+    for _ in range(2):  # a request's texts are not counted for the next one
+        error = error_of(client.post(path, json=body('<img src="' * (MANY // 10))))
+        assert "786432" in error["message"]
+    assert [size for size in looked if size] == [MANY // 10 * 10] * 2
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_tags_that_seem_to_hold_pictures_are_bounded_together(name: str, client: httpx.Client) -> None:
+    path, body = SEVERAL[name]
+    error = error_of(client.post(path, json=body("<img x=data:" * 600)))
+    assert "5000 <img> tags" in error["message"]
 
 
 @pytest.mark.parametrize(

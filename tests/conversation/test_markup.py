@@ -95,3 +95,39 @@ def test_no_base64_ever_stays_text(words: list[str]) -> None:
         return
     for part in parts:
         assert isinstance(part, Image) or markup._STRAY.search(part) is None
+
+
+PIECES = (
+    "<img ",
+    "<IMG",
+    "src",
+    "=",
+    "'",
+    '"',
+    ">",
+    "<",
+    " ",
+    "data:",
+    "DATA:",
+    "a",
+    "\n",
+    "src=",
+    "x=",
+    "<img src='data:",
+)
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=14))
+@settings(max_examples=500, deadline=None)
+def test_a_tag_that_holds_a_picture_is_found_by_what_stands_in_it(pieces: list[str]) -> None:
+    """Whoever looks for pictures alone finds those that are found among all tags."""
+    text = "".join(pieces)
+    found = [tag for place in markup.places(text) for tag in markup.tags(place)]
+    assert [tag.source for tag in found if tag.holds_data] == [
+        tag.source for tag in markup.tags(text) if tag.holds_data
+    ]
+
+
+def test_only_what_may_hold_a_picture_is_looked_at() -> None:
+    text = '<img src="' * 70_000 + "data:" + "<img src=data:,> and data:image/png <b x=data:>"
+    assert list(markup.places(text)) == ['<img src="data:', "<img src=data:,> and data:image/png ", "<b x=data:>"]

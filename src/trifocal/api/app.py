@@ -24,7 +24,7 @@ from trifocal.api.models import Offered
 from trifocal.api.needs import check_needs
 from trifocal.api.serving import Server, Uses
 from trifocal.api.settings import ServerSettings
-from trifocal.api.wire import Json, invalid
+from trifocal.api.wire import Json, invalid, one_request
 from trifocal.errors import TrifocalError
 
 __all__ = ["DIALECTS", "App", "create_app"]
@@ -142,7 +142,8 @@ class _StrictRoute(APIRoute):
             ours = _StrictRequest(scope, request.receive)
             if self.body_field:
                 await ours.json()  # here, since FastAPI would hide what is wrong with it
-            return await handler(ours)
+            with one_request():
+                return await handler(ours)
 
         return strict
 

@@ -96,6 +96,7 @@ class Server(Host):
         self._preparing = ThreadPoolExecutor(PREPARING, thread_name_prefix="answer-prepare")
         self._ahead = asyncio.Semaphore(AHEAD)
         self._runs: set[_Run] = set()
+        self._threads = 0  # that work for a run, or for one that has left
         if llava is not None:
             self.take(llava)
 
@@ -119,7 +120,7 @@ class Server(Host):
         mine = Admission(slots, answers.admission.queue, answers.admission.per_caller)
         pool = WorkerPool(mine, ThreadPoolExecutor(slots, thread_name_prefix="answer"))
         other.pools, other.admission = {**self.pools, "answers": pool}, mine
-        other._called, other._runs = name, set()
+        other._called, other._runs, other._threads = name, set(), 0
         self.metrics.admissions.append(mine)
         return other
 
@@ -238,7 +239,7 @@ class Server(Host):
     @property
     def answering(self) -> bool:
         """Whether a request to this one's model is under way, or a thread that works on for one that has left."""
-        return bool(self._runs or self.admission.running or self.admission.waiting)
+        return bool(self._runs or self._threads or self.admission.running or self.admission.waiting)
 
     @property
     def all_pools(self) -> Iterable[WorkerPool]:
@@ -384,9 +385,10 @@ class Server(Host):
 
                 def ended() -> None:
                     place.release()
-                    self._runs.discard(run)
+                    self._threads -= 1
 
                 run.pump = pump = Pump(start, pool.threads, ended, self.settings.write_seconds)
+                self._threads += 1
             except BaseException:
                 place.release()
                 raise
@@ -395,10 +397,9 @@ class Server(Host):
             while (item := await self._until(deadline, run, pump.next())) is not None:
                 yield item
         finally:
+            self._runs.discard(run)
             if run.pump:
-                run.pump.stop()  # its thread may be in a step: the model stays until it is out
-            else:
-                self._runs.discard(run)
+                run.pump.stop()
 
     @asynccontextmanager
     async def _getting_ready(self) -> AsyncGenerator[float, None]:

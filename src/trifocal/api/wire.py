@@ -6,7 +6,9 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -17,7 +19,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from trifocal.api.errors import Refusal, refuse
 from trifocal.api.parameters import BOUNDS, ECHOED, HINTS, NEUTRAL, UNTOLD, is_neutral, is_off
-from trifocal.conversation.markup import letters, reading, stray, tags
+from trifocal.conversation.markup import letters, places, reading, stray, tags
 from trifocal.embedded import Embedded
 from trifocal.embedded import from_base64 as embeddings_from
 from trifocal.errors import BadImage
@@ -43,6 +45,7 @@ __all__ = [
     "notes_header",
     "notes_of",
     "octets",
+    "one_request",
     "picture",
     "too_long",
     "user_text",
@@ -52,6 +55,7 @@ _BARE = re.compile(r"\s*[A-Za-z0-9+/_-]{64}")
 _URL_SAFE = str.maketrans("-_", "+/")
 LONGEST_TEXT = 768 << 10  # bytes of all texts of a request: a tokenizer takes up to 350 for each; settings may say less
 _MOST_SIGNS = 10_000  # letters "<" of a longer text, in which pictures are looked for
+_MOST_TAGS = 5000  # of a request that seem to hold a picture and hold none
 
 
 def hasty(schema: CoreSchema) -> CoreSchema:
@@ -232,6 +236,27 @@ def dump(content: Any) -> str:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
+@dataclass(slots=True, eq=False)
+class _Looked:
+    """What of one request's texts was looked through."""
+
+    letters: int = 0
+    tags: int = 0
+
+
+_looked: ContextVar[_Looked | None] = ContextVar("trifocal_looked", default=None)
+
+
+@contextmanager
+def one_request() -> Iterator[None]:
+    """The texts that are looked through within are one request's: together they may be no longer than one alone."""
+    token = _looked.set(_Looked())
+    try:
+        yield
+    finally:
+        _looked.reset(token)
+
+
 def user_text(text: str, param: str) -> str | Tagged:
     """A user's text; ``<img src="data:...">`` inside it will be a picture, as old clients send it.
 
@@ -239,8 +264,14 @@ def user_text(text: str, param: str) -> str | Tagged:
         Refusal: it is too long, or has base64 in it, which would be read as a hundred thousand words.
     """
     check_signs(text, param)
-    if any(tag.holds_data for tag in tags(text)):
-        return Tagged(text)
+    looked = _looked.get() or _Looked()
+    for place in places(text):
+        if any(tag.holds_data for tag in tags(place)):
+            return Tagged(text)
+        looked.tags += 1
+        if looked.tags > _MOST_TAGS:
+            words = f"over {_MOST_TAGS} <img> tags seem to hold pictures and hold none"
+            raise refuse("invalid_value", words, param)
     check_text(text, param)
     return text
 
@@ -263,7 +294,9 @@ def octets(text: str) -> int:
 
 def check_text(text: str, param: str) -> None:
     """Refuses text that is too long, or a picture in disguise; other base64, as in a Secret of Kubernetes, is text."""
-    if len(text) > LONGEST_TEXT:
+    looked = _looked.get() or _Looked()
+    looked.letters += len(text)
+    if looked.letters > LONGEST_TEXT:
         raise too_long(LONGEST_TEXT, param)
     if stray(text) is not None:
         raise refuse("invalid_value", "a picture's base64 is inside a text; send the picture as an image part", param)
