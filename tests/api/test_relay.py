@@ -230,7 +230,7 @@ def test_a_server_without_raw_prompts() -> None:
     assert any("does not tell what the answer cost" in note for note in last.end.notes)
 
 
-def test_what_it_can_not_tell(passing: Relay) -> None:
+def test_what_it_can_not_tell(passing: Relay, behind: Live) -> None:
     talk = [passing.question("Hi")]
     template = trifocal.load(engine="echo").template
     for act in (
@@ -246,7 +246,7 @@ def test_what_it_can_not_tell(passing: Relay) -> None:
             act()  # type: ignore[no-untyped-call]
     assert passing.write(talk, room=9).notes
     assert passing.preview(trifocal.open_image("docs/example.png")) is None
-    assert (passing.context, passing.explains_not is not None) == (None, True)
+    assert (passing.context, passing.explains_not is not None) == (behind.llava.context, True)  # which was told
 
 
 def test_a_key_that_is_not_the_right_one(behind: Live, monkeypatch: pytest.MonkeyPatch) -> None:
