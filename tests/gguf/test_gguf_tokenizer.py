@@ -17,6 +17,7 @@ from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.errors import CheckpointError
 from trifocal.gguf.container import GgufFile
 from trifocal.gguf.tokenizer import tokenizer
+from trifocal.tokens.bytelevel import PRE
 from trifocal.tokens.words import Words
 
 
@@ -118,6 +119,33 @@ def test_qwen_cuts_digits_one_by_one(tmp_path: Path) -> None:
     metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": ["1 2"]}
     assert shown(words(tmp_path, {**metadata, "tokenizer.ggml.pre": "qwen2"}), "12") == ["1", "2"]
     assert shown(words(tmp_path, {**metadata, "tokenizer.ggml.pre": "llama-bpe"}), "12") == ["12"]
+
+
+# of which llama.cpp takes a word that is a token as it is, whatever its merges make of it (`ignore_merges`)
+WHOLE = {
+    "llama3",
+    "llama-v3",
+    "llama-bpe",
+    "falcon3",
+    "falcon-h1",
+    "pixtral",
+    "midm-2.0",
+    "lfm2",
+    "jina-v5-nano",
+    "glm4",
+    "glm5",
+    "tekken",
+    "granite-embed-multi-97m",
+    "minicpm5",
+    "youtu",
+}
+
+
+def test_a_word_that_no_merge_makes_is_taken_whole_where_its_family_does(tmp_path: Path) -> None:
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ze", "zebra"]
+    metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": ["z e"]}
+    found = {pre: shown(words(tmp_path, {**metadata, "tokenizer.ggml.pre": pre}), "zebra") for pre in PRE}
+    assert found == {pre: ["zebra"] if pre in WHOLE else ["ze", "b", "r", "a"] for pre in PRE}
 
 
 def test_a_family_begins_where_its_file_does_not_say(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_generations import Slow, folder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from checkpoint_maker import bytes_tokenizer, llama_tokenizer, save_tokenizer
@@ -265,3 +266,14 @@ def test_ranks_of_tiktoken_beside_a_tokenizer_are_not_what_slow_tokenizers_read(
     (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
     ours = FileTokenizer(read_words(tmp_path, slow=True))
     assert ours.encode("The picture shows", start=False) == source.encode("The picture shows").ids
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_an_original_checkpoint_is_read_from_its_pieces_whatever_lies_beside_them(tmp_path: Path, slow: bool) -> None:
+    """A ``tokenizer.json`` was made of them later, by rules of another day; all others are read from theirs."""
+    folder(tmp_path, "4.31.0", legacy=False, plain=True)
+    made = bytes_tokenizer(["</s>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    theirs = Slow("4.31.0", legacy=False, plain=True).encode if slow else lambda text: made.encode(text).ids
+    ours = FileTokenizer(read_words(tmp_path, slow=slow))
+    assert ours.encode("The picture", start=False, after=None) == theirs("The picture")
