@@ -15,6 +15,9 @@ from hosts import Component, Host, hub_of_2023
 from tiny_parts import PATCHES, Parts
 from torch.nn import functional
 
+from trifocal.conversation.exported import exported
+from trifocal.conversation.templates import TEMPLATES
+
 AGES = ["A", "B", "C"]
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
@@ -844,6 +847,18 @@ def test_the_speaker_of_2023_s_chat_is_followed_by_a_space(start: Start) -> None
     host, image = start("A"), tag(picture())
     host.chat(f"What?\n{image}", mode="chat", name1="### Human", name2="### Assistant")
     assert host.generated[-1]["prompt"].endswith("### Assistant: ")
+
+
+@pytest.mark.parametrize("age", ["B", "C"])
+@pytest.mark.parametrize(
+    ("name", "mode", "ends"),
+    [("llava_v0_webui", "instruct", True), ("llava_v0_webui", "chat", False), ("llava_v1", "instruct", False)],
+)
+def test_an_answer_ends_where_a_v0_model_s_turn_does(age: str, name: str, mode: str, ends: bool, start: Start) -> None:
+    host = start(age)
+    template = exported(TEMPLATES[name])
+    state = host.state(mode=mode, instruction_template_str=template, stopping_strings=["END"])
+    assert host.extension.state_modifier(state)["stopping_strings"] == ["END", *["\n###"] * ends]
 
 
 def test_the_shown_message_has_its_picture_where_the_text_has_it_though_v4_escapes_it(start: Start) -> None:

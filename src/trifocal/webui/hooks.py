@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PARAMS", "Extension"]
 
+_V0_TURNS, _V0_STOP = ("### Human:", "### Assistant:"), "\n###"
 _TURN = "trifocal_turn"  # where a chat's state keeps what is being answered, from prompt to tokens
 PARAMS: dict[str, Any] = {
     # the seed's names, with its defaults; None: chosen by the loaded model
@@ -172,12 +173,20 @@ class Extension:
 
     @_telling
     def state_modifier(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Leaves the state as it is, but says what the host would trip over: no model, or a picture of no user's."""
+        """Says what the host would trip over, no model or a picture of no user's, and where a v0 model's turn ends.
+
+        v4 finds the letters after which an answer stops in the template, but not those of v0's.
+        """
         if self.host.model is None and has_images(state):
             self.host.check_loader()
         place = None if self.host.sees_natively else misplaced(state)
         if place is not None:
             raise UsageError(f"{place}: this host takes pictures in the user's messages alone; move it into one")
+        if state.get("mode") == "instruct" and all(
+            turn in state.get("instruction_template_str", "") for turn in _V0_TURNS
+        ):
+            given = state.get("stopping_strings")
+            state["stopping_strings"] = [*(given if isinstance(given, list) else ()), _V0_STOP]
         return state
 
     @_telling
