@@ -300,3 +300,12 @@ def test_a_model_answers_as_if_it_had_seen_the_picture() -> None:
             llava.explain([llava.question("What?", [sent]), trifocal.Message("assistant", "A star.")])
         assert llava.preview(sent) is None
         assert isinstance(sent, Embedded)
+
+
+def test_an_archive_of_many_members_is_refused_before_an_object_is_made_of_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    many = by_hand(b"", **{f"data/{at}x": b"" for at in range(100)})
+    monkeypatch.setattr(zipfile, "ZipInfo", None)
+    with pytest.raises(BadImage, match="embeddings are a dense tensor"):
+        from_base64(base64.b64encode(many).decode())

@@ -31,6 +31,7 @@ from trifocal.api.strict_json import loads
 from trifocal.api.tools import Offer, Reader
 from trifocal.api.wire import user_text
 from trifocal.conversation.markup import parse
+from trifocal.conversation.sandbox import rendered
 from trifocal.conversation.templates import get_template
 from trifocal.engines import schemas
 from trifocal.errors import BadImage, TrifocalError
@@ -255,6 +256,23 @@ def called(text: str) -> None:
     reader.finish()
 
 
+TEMPLATE = (
+    "{% for message in messages %}{% if message.role == 'user' %}USER: {{ message.content | trim }} "
+    "{% else %}ASSISTANT: {{ message['content'] }}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+def written(source: str) -> None:
+    """What a template of strangers writes, or what is said to be wrong with it."""
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
+    told = rendered(source, {"messages": talk, "add_generation_prompt": True})
+    if "error" in told:
+        assert isinstance(told["error"], str)
+        raise ValueError(told["error"])
+    assert isinstance(told["text"], str)
+
+
 TARGETS: dict[str, tuple[Target, int, int]] = {
     "pictures": (Target(lambda data: from_bytes(data, limits=SMALL), pictures, (BadImage,)), 200_000, 600),
     "prompts": (
@@ -308,6 +326,16 @@ TARGETS: dict[str, tuple[Target, int, int]] = {
             tokenizers("tokenizer.json"),
             (TrifocalError,),
             (b'"type": "BPE"', b"null", b"{}", b"[]", b"-1"),
+        ),
+        100_000,
+        100,
+    ),
+    "templates": (
+        Target(
+            texts(written),
+            lambda: [TEMPLATE.encode()],
+            (ValueError,),
+            (b"{{", b"}}", b"{%", b"%}", b"|join", b"~", b"loop.index", b"{% endfor %}", b"messages", b"['a']", b"{#"),
         ),
         100_000,
         100,

@@ -15,7 +15,7 @@ from test_hostile import BOMBS
 
 from test_encoded import FAT, SLOW
 
-__all__ = ["BODIES", "MOST", "Attack", "attack"]
+__all__ = ["BODIES", "MOST", "SOCKETS", "Attack", "attack", "over_socket"]
 
 MOST = 32 << 20  # bytes that a body may have
 PICTURE = {"type": "image_url", "image_url": {"url": data_uri()}}
@@ -102,6 +102,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/page/api/preview": {"image": data_uri()},
     "/page/api/explain": {"messages": [*TALK, {"role": "assistant", "content": "Fine."}]},
 }
+SOCKETS = {"/api/v1/generate": "/api/v1/stream", "/api/v1/chat": "/api/v1/chat-stream"}
 READ = (
     "/v1/models",
     "/v1/models/{}",
@@ -152,6 +153,11 @@ def attack(number: int) -> Attack:
     if dice.random() < 0.05:
         kinds = {"Content-Type": dice.choice(["multipart/form-data; boundary=x", "text/plain", "application/x+json"])}
     return Attack("POST", path, data, kinds)
+
+
+def over_socket(one: Attack) -> Attack | None:
+    """The same as a websocket's frame, where there is one for it."""
+    return Attack("WEBSOCKET", SOCKETS[one.path], one.body) if one.path in SOCKETS else None
 
 
 def repeated(dice: Dice, most: int = MOST) -> str:

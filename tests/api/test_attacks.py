@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from attacking import Attack, attack
+from attacking import SOCKETS, Attack, attack, over_socket
 from live import NO_AUTHORITIES, full, user
 from PIL import Image as Pictures
 from silence import Listener, longest
@@ -304,7 +304,10 @@ def test_nor_does_a_form(target: Target, kind: str) -> None:
 
 
 def test_generated_requests_neither_end_nor_fatten_nor_silence_the_server(target: Target) -> None:
-    struck = [strike(target, attack(number)) for number in (*KEPT, *range(full(2000, 50)))]
+    attacks = [attack(number) for number in (*KEPT, *range(full(2000, 50)))]
+    framed = [frame for number in range(full(2000, 105)) if (frame := over_socket(attack(number)))]
+    assert {frame.path for frame in framed} == set(SOCKETS.values())
+    struck = [strike(target, one) for one in (*attacks, *framed)]
     statuses = Counter(each.status for each in struck)
     grown, silent = max(each.grown for each in struck) >> 20, max(each.silent for each in struck)
     print(f"{dict(statuses)}, {grown} MB at most, silent for {silent * 1000:.0f} ms at most")

@@ -9,6 +9,7 @@ import random
 import struct
 import zlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,7 +18,9 @@ from live import Live, data_uri, error_of, full, png, user
 from PIL import Image as Pictures
 from PIL import ImageFile
 
+from hostile import no_side_effects
 from trifocal import images
+from trifocal.api.serving import Server
 from trifocal.conversation import markup
 from trifocal.engines.echo import CONTROLS, Bytes
 from twins import is_found
@@ -315,3 +318,27 @@ def test_its_twin_that_overlooks_tags_is_found(client: httpx.Client) -> None:
 def test_its_twin_that_takes_any_number_of_stop_strings_is_found(live: Live, client: httpx.Client) -> None:
     boundless = replace(live.server.settings, stops=1000)
     is_found(lambda: test_costs_are_capped(client, {"stop": ["x"] * 17}), live.server, "settings", boundless)
+
+
+def written_while(client: httpx.Client) -> list[str]:
+    """Files that are opened to be written while every dialect answers, streams and refuses."""
+    with no_side_effects() as found:
+        for path, (body, _) in FIELDS.items():
+            for more in ({}, {"stream": True}, {"max_tokens": "many"}):
+                assert client.post(path, json={**body, **more}).status_code in (200, 400)
+        picture = {"type": "image_url", "image_url": {"url": data_uri()}}
+        assert client.post(CHAT, json={"messages": [user(picture)]}).status_code == 200
+        assert client.post("/v1/responses", json={"input": "Hi", "store": True}).status_code == 200
+        return list(found)
+
+
+def test_the_server_writes_no_file(client: httpx.Client) -> None:
+    """No cache, no history, no log: a full or broken disk is nothing to it, and a crash loses nothing."""
+    assert written_while(client) == []
+
+
+def test_its_twin_that_writes_is_found(client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = Server.check_model
+    kept = tmp_path / "history"
+    monkeypatch.setattr(Server, "check_model", lambda *given: kept.write_text("a question") and check(*given))
+    assert any(str(kept) in each for each in written_while(client))

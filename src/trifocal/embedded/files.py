@@ -70,6 +70,8 @@ def read_torch(data: bytes) -> Stored:
     Raises:
         ValueError: it is anything else.
     """
+    if data.count(b"PK\1\2") > MEMBERS:  # each begins so in the directory, of which an object is made for each
+        raise ValueError(OTHER)
     try:
         with zipfile.ZipFile(BytesIO(data)) as archive:
             members = archive.infolist()
