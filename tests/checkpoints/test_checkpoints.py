@@ -28,7 +28,7 @@ from trifocal.checkpoints import (
 from trifocal.conversation.templates import get_template
 from trifocal.engines.language import open_language
 from trifocal.engines.tokenizer import FileTokenizer
-from trifocal.errors import CheckpointError
+from trifocal.errors import CheckpointError, UsageError
 from trifocal.images import Image
 from trifocal.model.composer import Composer
 from trifocal.tokens.folder import read_words
@@ -441,7 +441,7 @@ def test_what_is_not_there_is_named(tmp_path: Path, hf15: Path) -> None:
         from_folder(tmp_path)
     with pytest.raises(CheckpointError, match="a checkpoint is a folder"):
         from_folder(hf15 / "config.json")
-    with pytest.raises(CheckpointError, match="no file or folder here"):
+    with pytest.raises(UsageError, match="no file or folder here"):
         from_folder(hf15, tower=str(tmp_path / "absent"))
 
 

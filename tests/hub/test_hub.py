@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from trifocal.errors import CheckpointError
+from trifocal.errors import CheckpointError, UsageError
 from trifocal.hub.locate import CONFIGS, PICKLES, WEIGHTS, is_here, locate
 
 EVERYTHING = (*CONFIGS, *WEIGHTS, *PICKLES)
@@ -131,6 +131,6 @@ def test_a_hub_out_of_reach_says_how_to_go_on(
 
 @pytest.mark.parametrize("name", ["nowhere", "/not/there", "./not/there", "a/b/c/d", "~/x", "bad name/x y", "a/--b"])
 def test_what_is_neither_path_nor_id_is_refused(put: Put, name: str) -> None:
-    with pytest.raises(CheckpointError, match="no file or folder here"):
+    with pytest.raises(UsageError, match="no file or folder here"):
         locate(name, EVERYTHING)
     assert not is_here(name)
