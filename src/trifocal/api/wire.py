@@ -417,7 +417,7 @@ def invalid(errors: Sequence[Any], body: Any) -> Refusal:
     kind = str(first["type"])
     code = codes.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
     if kind == "union_tag_invalid":
-        words[kind] = f"there is no type {first['ctx']['tag']!r:.80}; known: {first['ctx']['expected_tags']}"
+        words[kind] = f"there is no type {str(first['ctx']['tag'])[:80]!r:.80}; known: {first['ctx']['expected_tags']}"
     more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
     return refuse(code, f"{place or 'body'}: {words.get(kind, str(first['msg']))[:200]}{more}", place or None)
 
