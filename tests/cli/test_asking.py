@@ -95,6 +95,7 @@ def test_exit_codes_and_one_line(album: Path) -> None:
         (("ask", "https://10.0.0.1/cat.png", "what?", "--url-host", "10.0.0.1"), 2, "not by an address"),
         (("ask", "http://example.org/a.png", "what?", "--url-host", "example.org"), 2, "https only"),
         (("ask", "red.png", "--explain", "none/looked.png"), 2, "there is no folder none"),
+        (("bench", "--plot", "-"), 2, "name a file"),
         (("ask", b"caf\xe9.png", "what?"), 2, "caf"),
     ]:
         done = trifocal(*words, folder=album)
@@ -197,7 +198,7 @@ def test_what_nothing_reads_is_called_what_it_is(tmp_path: Path) -> None:
         (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC"),
         (b"%PDF-1.7", "PDF"),
         (b"<svg>", "SVG"),
-        (b"hello", "no picture"),
+        (b"hello", "no picture; JPEG, PNG, WebP, GIF, BMP, TIFF and more are read here"),
     ]:
         with pytest.raises(BadImage, match=told):
             decode(data, "x")

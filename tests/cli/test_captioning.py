@@ -73,7 +73,7 @@ def test_a_whole_album_in_one_process(album: Path, echo: dict[str, str], tmp_pat
     assert "the last line was half written" in told
     assert "broken.png: the file is damaged" in told
     assert "h.heic: this is HEIC; pip install" in told
-    assert done.stdout == b"6 captions written, 1 were there, 3 files refused; 2 other files are no pictures\n"
+    assert done.stdout == b"6 captions written, 1 was there, 3 files refused; 2 other files are no pictures\n"
     lines = [json.loads(line) for line in out.read_bytes().split(b"\n") if line]
     assert sorted(line["file"] for line in lines) == sorted(
         ["-f g'.png", "a.png", "b.JFIF", "c.bmp", "caf\udce9.png", "d.tiff", "e"]
@@ -87,6 +87,7 @@ def test_what_can_not_be_written_is_said_before_the_first_picture(album: Path, t
         (("--out", str(tmp_path)), "this is a folder"),
         (("--out", str(tmp_path / "none" / "x.jsonl")), "there is no folder"),
         (("--out", "/dev/full"), "a device or a pipe"),
+        (("--out", "-"), "name a file, such as captions.jsonl"),
         (("--out", str(tmp_path / "notes.jsonl")), "line 1: this is no caption"),
     ]:
         done = trifocal("caption", str(album), *words)

@@ -101,7 +101,7 @@ def test_captions_are_written_once_and_damaged_files_are_told(files: Path) -> No
         (folder / name).write_bytes((files / name).read_bytes())
     result = CliRunner().invoke(caption, [str(folder), "what?"])
     assert result.exit_code == 1
-    assert "2 captions written, 0 were there, 1 files refused" in result.stdout
+    assert "2 captions written, 0 were there, 1 file refused" in result.stdout
     assert "text.png" in result.stderr
     assert "[picture: 16" in (folder / "red.txt").read_text()
     assert not (folder / "text.txt").exists()

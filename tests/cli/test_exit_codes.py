@@ -25,7 +25,7 @@ def test_captions_that_were_refused_leave_with_1(tmp_path: Path) -> None:
     assert trifocal("caption", str(tmp_path)).returncode == 0
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     done = trifocal("caption", str(tmp_path), "--out", str(tmp_path / "out.csv"))
-    assert b"0 captions written, 0 were there, 1 files refused" in done.stdout
+    assert b"0 captions written, 0 were there, 1 file refused" in done.stdout
     assert b"refused: " in done.stderr
     assert done.returncode == 1
 

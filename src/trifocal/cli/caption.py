@@ -11,7 +11,7 @@ import click
 
 from trifocal.cli.configuration import Configured
 from trifocal.cli.options import load_shown, model_options, sampling_options
-from trifocal.cli.telling import tell_refused
+from trifocal.cli.telling import counted, tell_refused
 from trifocal.errors import UsageError
 from trifocal.messages import Sampling
 from trifocal.model.settings import Settings
@@ -72,7 +72,9 @@ def caption(
         refused = _captioned(kept, question, todo, workers, settings, sampling)
         kept.finish()
     written, refused = len(todo) - len(refused), [*found.closed, *refused]
-    click.echo(f"{written} captions written, {len(done)} were there, {len(refused)} files refused{_beside(found)}")
+    there = f"{len(done)} {'was' if len(done) == 1 else 'were'} there"
+    gone = f"{counted(len(refused), 'file')} refused"
+    click.echo(f"{counted(written, 'caption')} written, {there}, {gone}{_beside(found)}")
     for refusal in refused:
         tell_refused(refusal)
     raise click.exceptions.Exit(1 if refused else 0)
@@ -99,7 +101,7 @@ def _write(made: Iterable[Captioned], kept: CaptionStore, total: int) -> list[st
             else:
                 refused.append(each.refusal)
     except BaseException:
-        click.echo(f"{written} captions written before this; the same command goes on there", err=True)
+        click.echo(f"{counted(written, 'caption')} written before this; the same command goes on there", err=True)
         raise
     return refused
 
@@ -121,4 +123,6 @@ def _shown(made: Iterable[Captioned], total: int) -> Iterator[Captioned]:
 
 
 def _beside(found: Found) -> str:
-    return f"; {found.others} other files are no pictures" if found.others else ""
+    if not found.others:
+        return ""
+    return f"; {counted(found.others, 'other file')} {'is no picture' if found.others == 1 else 'are no pictures'}"

@@ -183,13 +183,18 @@ class Conversation:
         if not self.turns:
             raise UsageError("nothing was said yet")
         write_conversation(path, [*self.start, *self.turns])
-        click.echo(f"[{path}: {len(self.turns) // 2} questions and answers; /load goes on with them]", err=True)
+        click.echo(f"[{path}: {_exchanges(self.turns)}; /load goes on with them]", err=True)
 
     def _load(self, rest: str) -> None:
         path = _file_in(rest, "/load")
         self.start, self.turns = _parted(read_conversation(path))
         self.going.forget()
-        click.echo(f"[{path}: {len(self.turns) // 2} questions and answers]", err=True)
+        click.echo(f"[{path}: {_exchanges(self.turns)}]", err=True)
+
+
+def _exchanges(turns: Sequence[Message]) -> str:
+    count = len(turns) // 2
+    return "1 question and its answer" if count == 1 else f"{count} questions and answers"
 
 
 def _parted(messages: Sequence[Message]) -> tuple[list[Message], list[Message]]:

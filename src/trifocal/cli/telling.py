@@ -10,7 +10,7 @@ import click
 
 from trifocal.messages import End
 
-__all__ = ["coloured", "tell_error", "tell_refused", "told_of"]
+__all__ = ["coloured", "counted", "tell_error", "tell_refused", "told_of"]
 
 
 def coloured() -> bool:
@@ -26,6 +26,11 @@ def tell_error(text: str) -> None:
 def tell_refused(text: str) -> None:
     """Says what was left out, while the rest went on."""
     _tell("refused:", text)
+
+
+def counted(count: int, what: str) -> str:
+    """So many of something, in words: "1 file", "2 files"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def told_of(end: End) -> Iterator[str]:

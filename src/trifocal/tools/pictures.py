@@ -24,6 +24,8 @@ ENDINGS = frozenset(
     + (".heic", ".heif", ".hif", ".psd", ".xbm", ".xpm", ".svg", ".jxl", ".tga", ".dng", ".cr2", ".cr3", ".nef", ".arw")
 )
 
+TAKEN = "JPEG, PNG, WebP, GIF, BMP, TIFF and more are read here"
+
 _PHONES = {
     b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
 }
@@ -124,4 +126,4 @@ def _explained(data: bytes, refusal: BadImage) -> BadImage:
     kind = refusal.detail.partition(";")[0].removeprefix("this is ")
     if kind.replace(" ", "") in FORMATS:
         return BadImage("damaged", f"the {kind} is damaged or cut short; save it anew", refusal.name)
-    return refusal
+    return BadImage(refusal.rule, f"{refusal.detail.partition(';')[0]}; {TAKEN}", refusal.name)

@@ -14,8 +14,10 @@ def check_place(file: Path, option: str, like: str) -> None:
     """Refuses what no file can be written to; ``like`` is a name that people could give in its place.
 
     Raises:
-        UsageError: it is a folder, a device or a pipe, or in no folder that is there.
+        UsageError: it is standard output, a folder, a device or a pipe, or in no folder that is there.
     """
+    if str(file) == "-":
+        raise UsageError(f"{option} -: name a file, such as {like}; ./- is one that is called so")
     if file.is_dir():
         raise UsageError(f"{option} {file}: this is a folder; name a file in it, such as {like}")
     if not file.parent.is_dir():
