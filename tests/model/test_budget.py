@@ -67,7 +67,7 @@ def test_what_would_be_next_is_what_is_left_out_next(drawn: Drawn) -> None:
     assert just.next is not None
     assert just.next.endswith("when more than 0 positions are added")
     less = with_context(whole.total + 9)
-    assert less.left_out == ("2 oldest messages with 1 pictures (context is full)",)
+    assert less.left_out == ("the 2 oldest messages with 1 picture (context is full)",)
     assert just.next == f"the 2 oldest messages with 1 picture ({whole.total - less.total} positions), " + (
         "when more than 0 positions are added"
     )

@@ -12,7 +12,7 @@ from trifocal.errors import UsageError
 from trifocal.images import Image
 from trifocal.messages import Message, Part
 
-__all__ = ["Keep", "Trimmed", "keep_images", "parse_keep", "shortened", "trim"]
+__all__ = ["Keep", "Trimmed", "keep_images", "oldest", "parse_keep", "shortened", "trim"]
 
 Keep = Literal["all", "last"] | int
 
@@ -54,8 +54,14 @@ def trim(messages: Sequence[Message], keep: Keep, fits: Callable[[Sequence[Messa
     turns = len(chosen) - len(shorter)
     if turns:
         pictures = sum(len(m.images) for m in chosen) - sum(len(m.images) for m in shorter)
-        notes.append(f"{turns} oldest messages with {pictures} pictures (context is full)")
+        notes.append(f"{oldest(turns, pictures)} (context is full)")
     return Trimmed(tuple(shorter), dropped, turns, tuple(notes))
+
+
+def oldest(turns: int, pictures: int) -> str:
+    """The oldest messages of a conversation in words, with what goes with them."""
+    what = f"the {turns} oldest messages" if turns > 1 else "the oldest message"
+    return what + (f" with {pictures} picture{'s' * (pictures > 1)}" if pictures else "")
 
 
 def keep_images(messages: Sequence[Message], keep: Keep) -> tuple[list[Message], int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from trifocal.conversation.history import Trimmed
+from trifocal.conversation.history import Trimmed, oldest
 from trifocal.conversation.templates import IMAGE_MARK
 from trifocal.images import Image
 from trifocal.messages import Message
@@ -101,10 +101,7 @@ def _next(messages: Sequence[Message], outlines: Outlines, total: int, free: int
         return None
     freed = total - len(outlines.of([*messages[:start], *messages[later[0] :]]))
     count, pictures = later[0] - start, sum(len(message.images) for message in messages[start : later[0]])
-    what = f"the {count} oldest messages" if count > 1 else "the oldest message"
-    if pictures:
-        what += f" with {pictures} picture{'s' * (pictures > 1)}"
-    return f"{what} ({freed} positions), when more than {max(free, 0)} positions are added"
+    return f"{oldest(count, pictures)} ({freed} positions), when more than {max(free, 0)} positions are added"
 
 
 def _start(messages: Sequence[Message]) -> int:
