@@ -1,5 +1,6 @@
 // The chat that this tab shows: the conversation as the store has it, and what can be changed in it.
 
+import { goTo } from "./address";
 import { currentChat, keepCurrentChat } from "./choices";
 import type { Store } from "./store";
 import { toast } from "./toast";
@@ -35,13 +36,16 @@ export class OpenChat {
   }
 
   async open(id: string): Promise<void> {
-    this.show(await this.store.load(id));
+    const found = await this.store.load(id);
+    this.show(found, !found);
   }
 
-  /** Shows a conversation; none is a new one. */
-  show(conversation: Conversation | null): void {
+  /** Shows a conversation; none is a new one. `instead` says that there is no way back to what was shown before. */
+  show(conversation: Conversation | null, instead = false): void {
+    const empty = instead || !this.kept;
     this.kept = conversation !== null;
     this.conversation = conversation ?? freshConversation();
+    goTo(this.id, empty);
     keepCurrentChat(this.id);
     this.opened(this.conversation);
   }

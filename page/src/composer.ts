@@ -6,6 +6,8 @@ import type { Picture, Piece } from "./types";
 
 const FINGERS = matchMedia("(pointer: coarse) and (hover: none)"); // where Enter makes a new line, and the button sends
 
+const LONG = 4000; // characters; longer texts are not put in by the browser's own editing
+
 export class Composer {
   readonly field: HTMLDivElement;
   private dragged: HTMLElement | null = null;
@@ -220,12 +222,30 @@ export class Composer {
   paste(event: ClipboardEvent): void {
     event.preventDefault();
     const files = [...(event.clipboardData?.files ?? [])];
-    if (files.length) {
-      this.on.files(files);
-      return;
-    }
+    const words = event.clipboardData?.getData("text/plain") ?? "";
+    const written = event.clipboardData?.getData("text/html");
+    // a word processor gives its text as a picture, too; a file manager gives a file's name as text, but not written out
+    if (files.length && !(words.trim() && written)) return this.on.files(files);
     // plain text alone: what else a page put on the clipboard has no place in a question
-    document.execCommand("insertText", false, event.clipboardData?.getData("text/plain") ?? "");
+    this.write(words);
+  }
+
+  /** Writes text where the caret is, as if it were typed. */
+  write(words: string): void {
+    if (words.length < LONG) return void document.execCommand("insertText", false, words);
+    // the browser would take minutes for some thousand lines
+    const text = document.createTextNode(words.replaceAll(/\r\n?/g, "\n"));
+    const caret = this.caret();
+    if (caret) {
+      caret.deleteContents();
+      caret.insertNode(text);
+    } else this.field.append(text);
+    // behind a line break at the very end browsers put no caret
+    if (!text.nextSibling?.textContent) text.data = text.data.replace(/\n+$/, "");
+    const after = document.createRange();
+    after.setStart(text, text.length);
+    this.select(after);
+    this.changed();
   }
 
   private dragStart(event: DragEvent): void {
@@ -243,10 +263,13 @@ export class Composer {
   }
 
   private drop(event: DragEvent): void {
-    if (!this.dragged) return; // files are the page's affair, which takes them anywhere
+    const range = caretAt(event.clientX, event.clientY);
+    if (!this.dragged) {
+      if (range && this.field.contains(range.startContainer)) this.select(range);
+      return; // what it is is the page's affair, which takes it anywhere
+    }
     event.preventDefault();
     event.stopPropagation();
-    const range = caretAt(event.clientX, event.clientY);
     if (range && this.field.contains(range.startContainer) && !this.dragged.contains(range.startContainer)) {
       range.insertNode(this.dragged);
       this.field.normalize();

@@ -30,3 +30,8 @@ export function shortTime(time: number, now = Date.now()): string {
   if (time >= new Date(now).setHours(0, 0, 0, 0)) return clock;
   return `${date.toLocaleDateString("en", { day: "numeric", month: "short" })}, ${clock}`;
 }
+
+/** The day as the people here write it down to sort by: 2026-01-31. */
+export function today(now = new Date()): string {
+  return new Date(now.getTime() - now.getTimezoneOffset() * 60_000).toISOString().slice(0, 10);
+}

@@ -28,6 +28,16 @@ export function h<K extends keyof HTMLElementTagNameMap>(
   return element;
 }
 
+/** Puts the children of an element in order. Those that stand right are not touched: they keep the focus, and a press that is under way. */
+export function arrange(parent: HTMLElement, children: readonly HTMLElement[]): void {
+  const wanted = new Set<Node>(children);
+  for (const child of [...parent.childNodes]) if (!wanted.has(child)) child.remove();
+  for (const [at, child] of children.entries()) {
+    const there = parent.childNodes[at];
+    if (there !== child) parent.insertBefore(child, there ?? null);
+  }
+}
+
 const SVG = "http://www.w3.org/2000/svg";
 
 const ICONS = {

@@ -22,7 +22,7 @@ const inText: InlineRule = (state, silent) => {
   const pair = PAIRS.find(({ open }) => state.src.startsWith(open, state.pos));
   if (!pair) return false;
   const from = state.pos + pair.open.length;
-  const to = closing(state.src, from, pair.close);
+  const to = closing(state, from, pair.close);
   if (to < 0 || to >= state.posMax || (pair.open === "$" && !isFormula(state.src, from, to))) return false;
   if (!silent) {
     const token = state.push("formula", "math", 0);
@@ -33,12 +33,26 @@ const inText: InlineRule = (state, silent) => {
   return true;
 };
 
-function closing(text: string, from: number, close: string): number {
-  for (let at = text.indexOf(close, from); at >= 0; at = text.indexOf(close, at + 1)) {
+function closing(text: { src: string }, from: number, close: string): number {
+  for (let at = next(text, close, from); at >= 0; at = next(text, close, at + 1)) {
     if (at === from) return -1;
-    if (close !== "$" || text[at - 1] !== "\\") return at;
+    if (close !== "$" || text.src[at - 1] !== "\\") return at;
   }
   return -1;
+}
+
+/** For each text that is read: what was found last, so that a mark that closes many, or none, is looked for once. */
+const found = new WeakMap<object, Map<string, { from: number; at: number }>>();
+
+/** Where a mark stands next in a text; -1 where it does not. */
+function next(text: { src: string }, mark: string, from: number): number {
+  const known = found.get(text) ?? new Map<string, { from: number; at: number }>();
+  found.set(text, known);
+  const last = known.get(mark);
+  if (last && from >= last.from && (last.at < 0 || from <= last.at)) return last.at;
+  const at = text.src.indexOf(mark, from);
+  known.set(mark, { from, at });
+  return at;
 }
 
 /** Whether what stands between two dollars is a formula and not two prices. */
@@ -47,22 +61,27 @@ function isFormula(text: string, from: number, to: number): boolean {
 }
 
 const asBlock: BlockRule = (state, start, end, silent) => {
-  const line = (at: number): string => state.src.slice(state.bMarks[at]! + state.tShift[at]!, state.eMarks[at]);
-  const first = line(start).trimEnd();
-  const pair = PAIRS.find(({ open, display }) => display && first.startsWith(open));
+  const begin = state.bMarks[start]! + state.tShift[start]!;
+  const pair = PAIRS.find(({ open, display }) => display && state.src.startsWith(open, begin));
   if (!pair) return false;
-  const lines = [first.slice(pair.open.length)];
-  let at = start;
-  while (!lines.at(-1)!.trimEnd().endsWith(pair.close)) {
-    if (lines.at(-1)!.includes(pair.close) || ++at >= end) return false; // text goes on behind it, or it is not closed yet
-    lines.push(line(at));
-  }
+  const to = next(state, pair.close, begin + pair.open.length);
+  if (to < 0 || to >= state.eMarks[end - 1]!) return false; // it is not closed yet
+  if (/\S/.test(lineFrom(state.src, to + pair.close.length))) return false; // text goes on behind it
   if (silent) return true;
+  const lines: string[] = [];
+  let after = start;
+  do lines.push(state.src.slice(state.bMarks[after]! + state.tShift[after]!, state.eMarks[after]));
+  while (state.eMarks[after++]! < to);
   const token = state.push("formula", "math", 0);
-  token.content = lines.join("\n").trimEnd().slice(0, -pair.close.length).trim();
+  token.content = lines.join("\n").trimEnd().slice(pair.open.length, -pair.close.length).trim();
   token.info = "display";
-  token.map = [start, at + 1];
+  token.map = [start, after];
   token.block = true;
-  state.line = at + 1;
+  state.line = after;
   return true;
 };
+
+function lineFrom(text: string, at: number): string {
+  const end = text.indexOf("\n", at);
+  return text.slice(at, end < 0 ? text.length : end);
+}

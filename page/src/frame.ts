@@ -98,13 +98,20 @@ export class Frame {
     addEventListener("dragleave", (event) => {
       if (files(event)) this.root.classList.toggle("dropping", --depth > 0);
     });
-    addEventListener("dragover", (event) => event.preventDefault());
+    addEventListener("dragover", (event) => (files(event) || !isOwnField(event.target)) && event.preventDefault());
     addEventListener("drop", (event) => {
-      event.preventDefault();
       depth = 0;
       this.root.classList.remove("dropping");
+      if (!files(event) && isOwnField(event.target)) return;
+      event.preventDefault();
       const dropped = [...(event.dataTransfer?.files ?? [])];
-      if (dropped.length) this.on.add(dropped);
+      const words = event.dataTransfer?.getData("text/plain") ?? "";
+      if (dropped.length) return this.on.add(dropped);
+      if (!words || event.target instanceof Element && event.target.closest("dialog, .popover")) return;
+      const { composer } = this.parts;
+      if (!composer.field.contains(event.target as Node)) composer.focus();
+      composer.field.focus();
+      composer.write(words);
     });
     addEventListener("paste", (event) => {
       if (elsewhere(event.target)) return;
@@ -142,6 +149,11 @@ export class Frame {
     if (this.root.classList.contains("talks-open")) this.toggle("talks-open", false);
     else if (!this.on.escape()) this.toggle("settings-open", false);
   }
+}
+
+/** Whether the browser knows better what to do with a text that is dropped there. */
+function isOwnField(target: EventTarget | null): boolean {
+  return target instanceof Element && target.closest("input, textarea") !== null;
 }
 
 /** Whether what is typed there is meant for something else than the question. */

@@ -1,6 +1,7 @@
 // The page put together: the chats, the one that is open, its composer and its meter, and the server behind them.
 
 import { Adding } from "./adding";
+import { chatOfAddress } from "./address";
 import { Answering, begin } from "./answering";
 import type { Run } from "./answering";
 import * as api from "./api";
@@ -10,6 +11,7 @@ import { Composer } from "./composer";
 import { Connection } from "./connection";
 import { Counting, NOTHING } from "./counting";
 import { openDatabase } from "./database";
+import { today } from "./days";
 import { pictureDialog } from "./dialogs";
 import { announce, h, icon, later, logo } from "./dom";
 import { Follower } from "./follow";
@@ -28,8 +30,8 @@ import { applyTheme } from "./theme";
 import { toast } from "./toast";
 import { Transcript } from "./transcript";
 import { OddFile, exported, handOut, imported } from "./transfer";
-import type { AssistantTurn, Conversation, Draft, Info, Look, Sample, Settings, UserTurn } from "./types";
-import { answerOf, keptPictures, picturesOf, textOf, trimmed } from "./types";
+import type { AssistantTurn, Conversation, Draft, Info, Look, Piece, Sample, Settings, UserTurn } from "./types";
+import { answerOf, keptPictures, picturesIn, picturesOf, textOf, trimmed } from "./types";
 import { welcome } from "./welcome";
 import { whole } from "./wire";
 
@@ -56,14 +58,18 @@ class App {
   private leftOut = NOTHING;
   private readonly unread = new Set<string>();
   private unsaved = false;
+  private drafted = false; // the open chat's draft has been read: before that, saving would write over it
   private typed = 0; // counts changes of what is being written
+  private lists = 0;
   private recounts = 0;
   private opening: Promise<void> = Promise.resolve();
   private greeting: { info: Info | null; element: HTMLElement } | null = null;
 
   constructor(database: Awaited<ReturnType<typeof openDatabase>>) {
     const info = (): Info | null => this.connection.info;
-    this.store = new Store(database, this.tabs, () => toast("The browser has no room to keep this; it lasts as long as the page. Export the chats, or delete older ones."));
+    this.store = new Store(database, this.tabs, (again = false) => toast(again
+      ? "There is room again: all is kept."
+      : "The browser has no room to keep this; it lasts as long as the page. Export the chats, or delete older ones."));
     this.chat = new OpenChat(this.store, this.tabs.own, () => this.draw(), (conversation) => void (this.opening = this.opened(conversation)));
     this.answering = new Answering(this.store, this.tabs, {
       grown: (run) => this.grown(run),
@@ -105,6 +111,12 @@ class App {
     toEnd.append(this.follower.button);
     this.follower.watch(this.frame.content, this.frame.foot);
     addEventListener("pagehide", () => this.saveDraftNow());
+    addEventListener("popstate", () => {
+      const id = chatOfAddress();
+      if (id && id !== this.chat.id) void this.switchTo(() => this.chat.open(id));
+    });
+    addEventListener("beforeunload", (event) => this.store.holds && event.preventDefault());
+    addEventListener("unhandledrejection", ({ reason }) => toast(`This did not work: ${reason instanceof Error ? reason.message : String(reason)}`));
   }
 
   async start(): Promise<void> {
@@ -157,7 +169,7 @@ class App {
       rename: (id, title) => this.rename(id, title),
       remove: (id) => void this.remove(id),
       search: (words) => this.store.search(words),
-      save: () => void exported(this.store).then((blob) => handOut(blob, `trifocal-chats-${new Date().toISOString().slice(0, 10)}.json`)),
+      save: () => void exported(this.store).then((blob) => handOut(blob, `trifocal-chats-${today()}.json`)),
       read: (file) => void this.import(file),
       close: () => this.frame.toggle("talks-open", false),
     });
@@ -201,6 +213,7 @@ class App {
     if (!info) return;
     this.transcript.explains = info.engine.explains || (info.engine.explains_not ?? "This engine can't tell where it looked.");
     document.title = `${info.name} · Trifocal`;
+    this.panel.takeWritten();
     this.panel.draw();
     this.draw();
     this.recount();
@@ -227,7 +240,7 @@ class App {
       this.composer.pieces = pieces;
       this.written();
       toast("This chat was deleted in another tab. What you were writing is here.");
-    } else if (news.what === "draft" && here && !this.unsaved) {
+    } else if (news.what === "draft" && here && this.drafted && !this.unsaved) {
       await this.takeDraft(false);
     } else if (news.what === "changed" && here) {
       const found = await this.store.load(news.conversation);
@@ -272,14 +285,22 @@ class App {
     const { editing } = this;
     const { id } = this.chat;
     this.editing = null;
+    this.unsaved = true;
     this.composer.pieces = editing?.before ?? [];
     this.drawNotices();
     const answer = await this.chat.say(pieces, editing?.turn ?? null, this.model);
     if (id === this.chat.id) this.saveDraftNow();
-    if (!answer) return;
+    if (!answer) return this.giveBack(pieces);
     this.follower.toEnd();
     announce("Answering");
     await this.answering.ask(id, answer.id);
+  }
+
+  /** The chat of a question was deleted in another tab while it was sent. */
+  private giveBack(pieces: Piece[]): void {
+    this.composer.pieces = [...pieces, ...this.composer.pieces];
+    this.written();
+    toast("This chat was deleted in another tab. What you asked is in the field again.");
   }
 
   private async look(turn: AssistantTurn): Promise<{ look: Look; pictures: string[] }> {
@@ -331,6 +352,7 @@ class App {
   private readonly saveDraft = later(250, () => this.saveDraftNow());
 
   private saveDraftNow(): void {
+    if (!this.unsaved || !this.drafted) return;
     this.unsaved = false;
     void this.store.keepDraft(this.chat.conversation, { pieces: this.composer.pieces, editing: this.editing }).then(() => this.drawSidebar());
   }
@@ -343,6 +365,7 @@ class App {
     const meanwhile = this.typed !== before;
     if (id !== this.chat.id || (meanwhile && !opening)) return;
     const pieces = meanwhile ? [...draft.pieces, ...this.composer.pieces] : draft.pieces;
+    this.drafted = true;
     this.editing = draft.editing;
     const focused = document.activeElement === this.composer.field;
     if (JSON.stringify(pieces) !== JSON.stringify(this.composer.pieces)) this.composer.pieces = pieces;
@@ -365,7 +388,7 @@ class App {
   private async opened(conversation: Conversation): Promise<void> {
     const { typed } = this;
     this.editing = null;
-    this.unsaved = false;
+    this.unsaved = this.drafted = false;
     this.leftOut = NOTHING;
     this.unread.delete(conversation.id);
     this.composer.pieces = [];
@@ -384,11 +407,12 @@ class App {
 
   /** Looks up all pictures of a conversation, before it is shown. */
   private async lookUp(conversation: Conversation | null): Promise<void> {
-    await this.store.fetch((conversation?.turns ?? []).flatMap((turn) => (turn.role === "user" ? picturesOf(turn.pieces) : [])));
+    await this.store.fetch(conversation ? picturesIn(conversation) : []);
   }
 
   private async switchTo(act: () => Promise<void> | void): Promise<void> {
-    if (this.unsaved) this.saveDraftNow();
+    await this.opening.catch(() => undefined); // what was typed before a chat was all there belongs to it
+    this.saveDraftNow();
     await act();
     await this.drawSidebar();
   }
@@ -489,9 +513,12 @@ class App {
   }
 
   private async drawSidebar(): Promise<void> {
+    const mine = ++this.lists;
+    const list = await this.store.list();
+    if (mine !== this.lists) return; // a later one draws
     const marks = new Map<string, Mark>([...this.unread].map((id) => [id, "answered"]));
     for (const run of this.answering.runs.values()) marks.set(run.conversation, "answering");
-    this.sidebar.draw(await this.store.list(), this.chat.id, marks);
+    this.sidebar.draw(list, this.chat.id, marks);
   }
 
   private drawSend(): void {

@@ -5,6 +5,7 @@ import MarkdownIt from "markdown-it";
 import { copyButton } from "./copying";
 import { h } from "./dom";
 import { formulas } from "./formulas";
+import { inTurn, nextFrame } from "./frames";
 import { branch, patch } from "./tree";
 import type { Branch, Leaf } from "./tree";
 
@@ -22,6 +23,7 @@ export class Written {
   private text = "";
   private shown = 0;
   private ended = false;
+  private again = false; // the whole text is looked at once more: a link may be explained below the place where it stands
   private frame = 0;
   private settled = 0; // where the last block begins, which may still change
   private blocks: Leaf[] = [];
@@ -30,9 +32,11 @@ export class Written {
   private inlines = new Map<string, readonly Leaf[]>();
 
   /** Shows this text; `ended` says that nothing will be added to it. */
-  set(text: string, ended: boolean): void {
+  set(given: string, ended: boolean): void {
+    const text = given.includes("\r") || given.includes("\0") ? given.replaceAll(/\r\n?/g, "\n").replaceAll("\0", "\ufffd") : given;
     if (text === this.text && ended === this.ended) return;
     if (!text.startsWith(this.text)) this.forget();
+    this.again &&= ended;
     this.text = text;
     this.ended = ended;
     if (!this.frame) this.draw();
@@ -41,17 +45,15 @@ export class Written {
   private readonly draw = (): void => {
     this.frame = 0;
     this.shown = Math.min(this.text.length, this.shown + SLICE);
+    if (this.shown === this.text.length && this.ended && !this.again && this.text.includes("]:")) this.lookAgain();
     const whole = this.shown === this.text.length;
-    // a link may be explained below the place where it stands: such a text is looked at once more when it is whole
-    if (whole && this.ended && this.text.includes("]:")) this.unsettle();
     this.show(this.text.slice(this.settled, this.shown), whole && this.ended);
     this.element.setAttribute("aria-busy", String(!whole));
-    if (!whole) this.frame = next(this.draw);
+    if (!whole) this.frame = nextFrame(this.draw);
   };
 
-  private show(open: string, last: boolean): void {
+  private show(source: string, last: boolean): void {
     const tokens: Token[] = [];
-    const source = open.replaceAll(/\r\n?/g, "\n").replaceAll("\0", "\ufffd");
     const environment = { references: { ...this.explained.references } }; // one that is half written is not kept
     markdown.block.parse(source, markdown, environment, tokens);
     const starts = tokens.flatMap((token, at) => (token.level === 0 && token.nesting >= 0 && token.map ? [at] : []));
@@ -59,15 +61,27 @@ export class Written {
     const inlines = new Map<string, readonly Leaf[]>();
     const made = this.leaves(tokens, environment, inlines, last);
     this.inlines = inlines;
-    patch(this.element, this.drawn, [...this.blocks, ...made]);
-    this.drawn = [...this.blocks, ...made];
-    // carriage returns shift the lines' offsets; texts with them are drawn whole each time
-    if (!last && final !== undefined && starts.length > 1 && source.length === open.length) {
+    this.place(made, last);
+    if (!last && final !== undefined && starts.length > 1) {
       const start = lineStart(source, tokens[final]!.map![0]);
       if (source.includes("]:")) markdown.block.parse(source.slice(0, start), markdown, this.explained, []);
       this.blocks.push(...made.slice(0, -1));
       this.settled += start;
     }
+  }
+
+  private place(made: readonly Leaf[], last: boolean): void {
+    const all = [...this.blocks, ...made];
+    if (this.again && !last) all.splice(-1, 1, ...this.drawn.slice(all.length - 1)); // what was not looked at again yet stays
+    patch(this.element, this.drawn, all);
+    this.drawn = all;
+  }
+
+  private lookAgain(): void {
+    this.unsettle();
+    this.again = true;
+    this.shown = Math.min(this.text.length, SLICE);
+    markdown.block.parse(this.text, markdown, this.explained, []);
   }
 
   private unsettle(): void {
@@ -76,7 +90,7 @@ export class Written {
 
   private forget(): void {
     cancelAnimationFrame(this.frame);
-    Object.assign(this, { frame: 0, shown: 0 });
+    Object.assign(this, { frame: 0, shown: 0, again: false });
     this.unsettle();
   }
 
@@ -102,12 +116,6 @@ export class Written {
     inlines.set(content, made);
     return made;
   }
-}
-
-function next(act: () => void): number {
-  if (!document.hidden) return requestAnimationFrame(act);
-  act(); // nobody sees it, and hidden pages have no frames
-  return 0;
 }
 
 function lineStart(text: string, line: number): number {
@@ -174,7 +182,7 @@ function code(content: string, language: string, open: boolean): Leaf {
 function coloured(text: string, language: string): HTMLElement {
   const element = h("code", {}, text);
   if (language && text.length <= COLOURED) {
-    busy(element, import("./colours").then(({ colour }) => colour(element, text, language.toLowerCase()))); // plain is good enough
+    busy(element, import("./colours").then(({ colour }) => inTurn(() => colour(element, text, language.toLowerCase())))); // plain is good enough
   }
   return element;
 }
@@ -185,7 +193,7 @@ function formula(tex: string, display: boolean): Leaf {
     make: () => {
       const element = h(display ? "div" : "span", { class: display ? "formula display" : "formula" }, tex);
       if (display) element.tabIndex = 0; // wide ones scroll: keys must reach them
-      busy(element, import("./math").then(({ drawFormula }) => drawFormula(element, tex, display)).catch(() => {
+      busy(element, import("./math").then(({ drawFormula }) => inTurn(() => drawFormula(element, tex, display))).catch(() => {
         element.textContent = tex; // shown as it was written
       }));
       return element;

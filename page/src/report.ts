@@ -1,17 +1,18 @@
 // One chat as a Markdown file that any program shows: questions, pictures in it, answers.
 
+import { today } from "./days";
 import type { Store } from "./store";
 import type { Conversation, UserTurn } from "./types";
-import { answerOf, picturesOf } from "./types";
+import { answerOf, picturesIn } from "./types";
 import { whole } from "./wire";
 
 export async function asMarkdown(conversation: Conversation, model: string, store: Store): Promise<Blob> {
-  const ids = [...new Set(conversation.turns.flatMap((turn) => (turn.role === "user" ? picturesOf(turn.pieces) : [])))];
+  const ids = [...new Set(picturesIn(conversation))];
   await store.fetch(ids);
-  const parts = [`# ${conversation.title || "Chat"}`, `${model}, ${new Date(conversation.updated).toISOString().slice(0, 10)}`];
+  const parts = [`# ${plain(conversation.title) || "Chat"}`, `${plain(model)}, ${today(new Date(conversation.updated))}`];
   for (const turn of conversation.turns) {
     if (turn.role === "user") parts.push("## Question", questionOf(turn, ids, store));
-    else if (answerOf(turn).text) parts.push("## Answer", answerOf(turn).text);
+    else if (answerOf(turn).text) parts.push("## Answer", closed(answerOf(turn).text));
   }
   const links = await Promise.all(ids.map(async (id, at) => {
     const picture = store.picture(id);
@@ -22,10 +23,27 @@ export async function asMarkdown(conversation: Conversation, model: string, stor
 
 function questionOf(turn: UserTurn, ids: readonly string[], store: Store): string {
   return turn.pieces.map((piece) => {
-    if ("text" in piece) return piece.text;
-    const name = (store.picture(piece.picture)?.name ?? "missing picture").replace(/[[\]\\\n]/g, " ");
+    if ("text" in piece) return piece.text.split("\n").map(plain).join("\\\n");
+    const name = plain(store.picture(piece.picture)?.name ?? "missing picture");
     return `![${name}][picture-${ids.indexOf(piece.picture) + 1}]`;
   }).join("");
+}
+
+/** A line that is read as it was written, not as Markdown or HTML. */
+function plain(line: string): string {
+  return line.replace(/\s+/g, " ").replace(/[\\`*_[\]<>&|~$]/g, "\\$&").replace(/^( *)([#+\-=]|\d+(?=[.)]))/, (_, space: string, mark: string) => (/\d/.test(mark) ? `${space}${mark}\\` : `${space}\\${mark}`));
+}
+
+/** An answer that ends what it began: code that was cut off would take the rest of the chat in. */
+function closed(text: string): string {
+  let open: string | null = null;
+  for (const line of text.split("\n")) {
+    const mark: string | undefined = /^ {0,3}(`{3,}|~{3,})/.exec(line)?.[1];
+    if (!mark) continue;
+    if (open === null) open = mark;
+    else if (mark.startsWith(open) && !line.trim().slice(mark.length)) open = null;
+  }
+  return open === null ? text : `${text}\n${open}`;
 }
 
 /** A file's name out of a title. */

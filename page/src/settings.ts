@@ -32,6 +32,12 @@ export class SettingsPanel {
       h("header", {}, h("h2", {}, "Settings"), iconButton("close", "Close the settings", on.close)), this.body);
   }
 
+  /** Takes what is half written in a field as if it were left: it is about to be drawn anew. */
+  takeWritten(): void {
+    const writing = document.activeElement;
+    if (writing?.matches("textarea, input[type=number]") && this.body.contains(writing)) writing.dispatchEvent(new Event("change"));
+  }
+
   draw(): void {
     const info = this.info();
     const focused = document.activeElement?.id;

@@ -4,7 +4,7 @@ import type { ConversationRecord, Database, Tables } from "./database";
 import { Held } from "./database";
 import type { Tabs } from "./tabs";
 import type { Conversation, Draft, Picture, Summary, Turn } from "./types";
-import { picturesOf, textOf } from "./types";
+import { picturesIn, picturesOf, textOf } from "./types";
 
 const OLD = 24 * 3600 * 1000; // pictures that nothing mentions are kept so long: another tab may be about to use them
 const EMPTY: Draft = { pieces: [], editing: null };
@@ -15,15 +15,22 @@ export class Store {
   private readonly urls = new Map<string, string>();
   private readonly overflow = new Held(); // what the browser had no room for lasts as long as the page
   private readonly overflowed = new Set<string>();
+  private readonly unkept = new Set<string>(); // pictures that the browser had no room for
 
   constructor(
     private readonly database: Database,
     private readonly tabs: Tabs,
-    private readonly full: () => void,
+    /** The browser has no room; or, with `again`, it has some again, and everything is kept. */
+    private readonly full: (again?: boolean) => void,
   ) {}
 
   get lasting(): boolean {
     return this.database.lasting;
+  }
+
+  /** Whether something here ends with the page, since the browser had no room for it. */
+  get holds(): boolean {
+    return this.overflowed.size > 0 || this.unkept.size > 0;
   }
 
   /** All conversations without their turns, the newest first. */
@@ -62,16 +69,23 @@ export class Store {
   async remove(id: string): Promise<{ conversation: Conversation; draft: Draft } | null> {
     const conversation = await this.load(id);
     const draft = await this.draft(id);
+    await this.fetch(conversation ? picturesIn(conversation) : []);
     await this.write(id, async (tables) => {
       for (const turn of await tables.turns.all(id)) await tables.turns.remove([id, turn.id]);
       await tables.conversations.remove(id);
       await tables.drafts.remove(id);
     });
     this.tabs.tell({ what: "removed", conversation: id });
+    if (this.holds) await this.makeUp();
     return conversation && { conversation, draft };
   }
 
   async restore(conversation: Conversation, draft: Draft = EMPTY): Promise<void> {
+    for (const id of picturesIn(conversation)) {
+      const picture = this.known.get(id);
+      const kept = await this.database.transact(false, (tables) => tables.pictures.get(id));
+      if (picture && !kept) await this.keep(picture); // room was made in its place
+    }
     await this.edit(conversation.id, () => undefined, conversation);
     await this.keepDraft(conversation, draft);
   }
@@ -125,7 +139,18 @@ export class Store {
     if (url) URL.revokeObjectURL(url);
     this.urls.delete(picture.id);
     this.known.set(picture.id, picture);
-    await this.database.transact(true, (tables) => tables.pictures.put(picture)).catch(() => this.full());
+    await this.put(picture).catch(async () => {
+      await this.tidy();
+      await this.put(picture).catch(() => {
+        this.unkept.add(picture.id);
+        this.full();
+      });
+    });
+  }
+
+  private async put(picture: Picture): Promise<void> {
+    await this.database.transact(true, (tables) => tables.pictures.put(picture));
+    this.unkept.delete(picture.id);
   }
 
   /** An address of a picture for an `img`; the same one every time, empty where it is missing. */
@@ -140,7 +165,7 @@ export class Store {
   /** Lets go of old pictures that nothing mentions any more. */
   async tidy(): Promise<void> {
     await this.database.transact(true, async (tables) => {
-      const asked = (await tables.turns.all()).flatMap((turn) => (turn.role === "user" ? picturesOf(turn.pieces) : []));
+      const asked = picturesIn({ turns: await tables.turns.all() });
       const drafts = (await tables.drafts.all()).flatMap(({ pieces, editing }) => picturesOf([...pieces, ...(editing?.before ?? [])]));
       const mentioned = new Set([...asked, ...drafts]);
       for (const { id, added } of await tables.pictures.all()) {
@@ -150,6 +175,28 @@ export class Store {
   }
 
   // ------------------------------------------------------------------ where things lie
+
+  /** Keeps what there was no room for, as far as there is some now. */
+  private async makeUp(): Promise<void> {
+    try {
+      await this.tidy();
+      for (const id of [...this.unkept]) await this.put(this.known.get(id)!);
+      for (const id of [...this.overflowed]) {
+        const [held, draft] = [await this.load(id), await this.draft(id)];
+        await this.database.transact(true, async (tables) => {
+          const before = new Map((await tables.turns.all(id)).map((turn) => [turn.id, ""]));
+          if (held) await keepChanged(tables, held, before);
+          if (held) await tables.drafts.put({ ...draft, conversation: id });
+        });
+        this.overflowed.delete(id);
+        await this.overflow.transact(true, (tables) => tables.conversations.remove(id));
+        this.tabs.tell({ what: "changed", conversation: id });
+      }
+      this.full(true);
+    } catch (error) {
+      console.info("there is still no room:", error);
+    }
+  }
 
   private where(id: string): Database {
     return this.overflowed.has(id) ? this.overflow : this.database;

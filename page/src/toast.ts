@@ -5,6 +5,8 @@ import { h, iconButton } from "./dom";
 /** Where messages appear; the frame puts it above the field. */
 export const toasts = h("div", { class: "toasts", role: "status" });
 
+const MOST = 3; // stand there at once: one message does not take another away, with what it offers to undo
+
 export function toast(message: string, more: { label?: string; act?: () => void; seconds?: number } = {}): void {
   const { label, act, seconds = 8 } = more;
   const element = h("div", { class: "toast" }, h("span", {}, message));
@@ -22,6 +24,8 @@ export function toast(message: string, more: { label?: string; act?: () => void;
   element.addEventListener("focusin", () => clearTimeout(timer));
   element.addEventListener("pointerleave", wait);
   element.addEventListener("focusout", wait);
-  toasts.replaceChildren(element);
+  for (const same of [...toasts.children].filter((each) => !act && each.textContent === element.textContent)) same.remove();
+  toasts.append(element);
+  while (toasts.children.length > MOST) toasts.firstElementChild!.remove();
   wait();
 }

@@ -2,7 +2,7 @@
 
 import type { AnswerActions } from "./answers";
 import { AnswerView } from "./answers";
-import { h } from "./dom";
+import { arrange, h } from "./dom";
 import { keepingFocus } from "./popover";
 import type { QuestionActions, QuestionState } from "./questions";
 import { picturesKnown, question } from "./questions";
@@ -47,7 +47,7 @@ export class Transcript {
     });
     const first = turns.findIndex((turn) => !leftOut.turns.has(turn.id));
     if (first > 0) elements.splice(first, 0, this.line);
-    this.place(elements);
+    arrange(this.element, elements);
     this.forget(new Set(turns.map((turn) => turn.id)));
   }
 
@@ -77,16 +77,6 @@ export class Transcript {
     const elsewhere = turn.answers.some((answer) => answer.writer !== null && answer.writer !== this.own);
     view.update(turn, { busy, outside, last, elsewhere, explains: this.explains });
     return view.element;
-  }
-
-  /** Puts the elements in order; those that stand right are not touched, so that they keep the focus. */
-  private place(elements: readonly HTMLElement[]): void {
-    const wanted = new Set<Node>(elements);
-    for (const child of [...this.element.childNodes]) if (!wanted.has(child)) child.remove();
-    for (const [at, element] of elements.entries()) {
-      const there = this.element.childNodes[at];
-      if (there !== element) this.element.insertBefore(element, there ?? null);
-    }
   }
 
   private forget(kept: Set<string>): void {

@@ -1,11 +1,12 @@
 // Conversations as a file: JSON with the pictures in it, written and read back. Nothing is kept before all was looked at.
 
+import { megabytes } from "./dom";
 import { kindOf } from "./kinds";
 import { CLOSED, soundConversation, soundDraft } from "./sound";
 import type { Store } from "./store";
 import type { Conversation, Draft, Picture, Piece, Turn } from "./types";
-import { newId, picturesOf } from "./types";
-import { whole } from "./wire";
+import { newId, picturesIn, picturesOf } from "./types";
+import { dataUri } from "./wire";
 
 const FORMAT = "trifocal-chats";
 
@@ -19,20 +20,29 @@ interface WrittenPicture {
 /** Why a file can't be read, as a sentence. */
 export class OddFile extends Error {}
 
+// A line for each chat and each picture: a browser's longest text is half a gigabyte, and a file of many pictures is longer.
+const HEAD = `{"format":"${FORMAT}","version":1,"conversations":[\n`;
+const BETWEEN = `],"pictures":{`;
+const END = "}}";
+
 export async function exported(store: Store): Promise<Blob> {
-  const pictures: Record<string, WrittenPicture> = {};
+  const ids = new Set<string>();
   const conversations = [];
   for (const conversation of await store.all()) {
     const draft = await store.draft(conversation.id);
-    const ids = [...picturesOf(draft.pieces), ...picturesIn(conversation)];
-    await store.fetch(ids);
-    for (const id of ids) {
-      const picture = store.picture(id);
-      if (picture && !pictures[id]) pictures[id] = { name: picture.name, width: picture.width, height: picture.height, data: await whole(picture) };
-    }
-    conversations.push({ ...conversation, draft: { pieces: draft.pieces } });
+    for (const id of [...picturesOf(draft.pieces), ...picturesIn(conversation)]) ids.add(id);
+    conversations.push(JSON.stringify({ ...conversation, draft: { pieces: draft.pieces } }));
   }
-  return new Blob([JSON.stringify({ format: FORMAT, version: 1, conversations, pictures }, null, 1)], { type: "application/json" });
+  await store.fetch([...ids]);
+  const pictures: Blob[] = [];
+  for (const id of ids) {
+    const picture = store.picture(id);
+    if (!picture) continue;
+    const { name, width, height } = picture;
+    const written: WrittenPicture = { name, width, height, data: await dataUri(picture.blob) };
+    pictures.push(new Blob([pictures.length ? ",\n" : "", JSON.stringify(id), ":", JSON.stringify(written)]));
+  }
+  return new Blob([HEAD, conversations.join(",\n"), "\n", BETWEEN, "\n", ...pictures, "\n", END, "\n"], { type: "application/json" });
 }
 
 /**
@@ -70,25 +80,77 @@ interface Read {
 }
 
 async function read(file: File): Promise<Read> {
-  let found: { format?: unknown; conversations?: unknown; pictures?: unknown };
-  try {
-    found = JSON.parse(await file.text()) as typeof found;
-  } catch {
-    throw new OddFile(`${file.name} is no JSON file, or was cut short; choose a file that “Export all” wrote.`);
+  const ours = (await file.slice(0, HEAD.length).text()) === HEAD;
+  const found = await (ours ? byLines(file) : atOnce(file));
+  const drafts = new Map<Conversation, Draft>();
+  const conversations = found.conversations.map((each, at) => {
+    const conversation = soundConversation(each);
+    if (!conversation) throw new OddFile(`${file.name}: chat ${at + 1} of ${found.conversations.length} is damaged. Nothing was imported.`);
+    drafts.set(conversation, soundDraft((each as { draft?: unknown }).draft));
+    return conversation;
+  });
+  return { conversations, drafts, pictures: found.pictures };
+}
+
+type Found = Pick<Read, "pictures"> & { conversations: unknown[] };
+
+async function byLines(file: File): Promise<Found> {
+  const conversations: unknown[] = [];
+  const pictures = new Map<string, Omit<Picture, "id">>();
+  let [head, between, ended] = [true, false, false];
+  for await (const line of linesOf(file)) {
+    if (head) head = false;
+    else if (line === BETWEEN && !between) between = true;
+    else if (line === END) ended = true;
+    else if (line && !between) conversations.push(parsed(line.replace(/,$/, ""), file));
+    else if (line) {
+      for (const [id, each] of Object.entries(parsed(`{${line.replace(/,$/, "")}}`, file) as Record<string, WrittenPicture>)) pictures.set(id, await pictureOf(each, file.name));
+    }
   }
+  if (!ended) throw noJson(file);
+  return { conversations, pictures };
+}
+
+async function* linesOf(file: File): AsyncGenerator<string> {
+  const reader = file.stream().pipeThrough(new TextDecoderStream()).getReader();
+  let held: string[] = [];
+  while (true) {
+    const { done, value = "" } = await reader.read();
+    const [first = "", ...lines] = value.split("\n");
+    held.push(first);
+    for (const next of lines) {
+      yield held.join("");
+      held = [next];
+    }
+    if (done) break;
+  }
+  yield held.join("");
+}
+
+/** A file that another program may have written anew. */
+async function atOnce(file: File): Promise<Found> {
+  const text = await file.text().catch(() => {
+    throw new OddFile(`${file.name} can't be read: it is ${megabytes(file.size)}, or was moved or deleted meanwhile.`);
+  });
+  const found = parsed(text, file) as { format?: unknown; conversations?: unknown; pictures?: unknown } | null;
   if (found?.format !== FORMAT || !Array.isArray(found.conversations)) {
     throw new OddFile(`${file.name} holds no chats of Trifocal; choose a file that “Export all” wrote.`);
   }
-  const drafts = new Map<Conversation, Draft>();
-  const conversations = found.conversations.map((each: { draft?: unknown }, at) => {
-    const conversation = soundConversation(each);
-    if (!conversation) throw new OddFile(`${file.name}: chat ${at + 1} of ${(found.conversations as unknown[]).length} is damaged. Nothing was imported.`);
-    drafts.set(conversation, soundDraft(each.draft));
-    return conversation;
-  });
   const pictures = new Map<string, Omit<Picture, "id">>();
   for (const [id, each] of Object.entries((found.pictures ?? {}) as Record<string, WrittenPicture>)) pictures.set(id, await pictureOf(each, file.name));
-  return { conversations, drafts, pictures };
+  return { conversations: found.conversations as unknown[], pictures };
+}
+
+function parsed(text: string, file: File): unknown {
+  try {
+    return JSON.parse(text) as unknown;
+  } catch {
+    throw noJson(file);
+  }
+}
+
+function noJson(file: File): OddFile {
+  return new OddFile(`${file.name} is no JSON file, or was cut short; choose a file that “Export all” wrote.`);
 }
 
 async function pictureOf(value: Partial<WrittenPicture> | null, file: string): Promise<Omit<Picture, "id">> {
@@ -141,10 +203,6 @@ function settled(conversation: Conversation, renamed: Map<string, string>, id: s
 
 function relabelled(pieces: readonly Piece[], renamed: Map<string, string>): Piece[] {
   return pieces.map((piece) => ("text" in piece ? piece : { picture: renamed.get(piece.picture) ?? piece.picture }));
-}
-
-function picturesIn(conversation: Conversation): string[] {
-  return conversation.turns.flatMap((turn) => (turn.role === "user" ? picturesOf(turn.pieces) : []));
 }
 
 /** Gives a file to the browser to keep. */

@@ -243,6 +243,11 @@ export function picturesOf(pieces: readonly Piece[]): string[] {
   return pieces.flatMap((piece) => ("picture" in piece ? [piece.picture] : []));
 }
 
+/** All pictures that stand in questions. */
+export function picturesIn({ turns }: { turns: readonly Turn[] }): string[] {
+  return turns.flatMap((turn) => (turn.role === "user" ? picturesOf(turn.pieces) : []));
+}
+
 /** The pictures of a question that are shown to the model. */
 export function keptPictures(turn: UserTurn): string[] {
   return picturesOf(turn.pieces).filter((id) => !turn.leftOut.includes(id));

@@ -22,15 +22,20 @@ export class MissingPicture extends Error {
 export const whole: Source = (picture) => {
   const known = uris.get(picture.blob);
   if (known) return known;
-  const made = new Promise<string>((resolve, reject) => {
-    const reader = new FileReader();
-    reader.onload = () => resolve(String(reader.result));
-    reader.onerror = () => reject(new MissingPicture()); // the browser lost its bytes
-    reader.readAsDataURL(picture.blob);
-  });
+  const made = dataUri(picture.blob);
   uris.set(picture.blob, made);
   return made;
 };
+
+/** @throws MissingPicture the browser lost its bytes */
+export function dataUri(blob: Blob): Promise<string> {
+  return new Promise<string>((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(String(reader.result));
+    reader.onerror = () => reject(new MissingPicture());
+    reader.readAsDataURL(blob);
+  });
+}
 
 /** How many bytes a picture takes in a request. */
 export function bytesOf(picture: Picture): number {

@@ -234,7 +234,7 @@ def test_edit_delete_undo_rename_and_a_file_of_all(visit: Callable[..., Visit], 
     seen.page.locator(".turn.user").hover()
     seen.page.locator("[aria-label='Delete the question and its answer']").click()
     seen.expect(".turn").to_have_count(0)
-    seen.page.locator(".toast button", has_text="Undo").click()
+    seen.page.locator(".toast button", has_text="Undo").last.click()
     seen.expect(".turn").to_have_count(2)
     seen.page.locator(".talk").hover()
     seen.page.locator(".talk [aria-label^='Rename']").click()
@@ -305,9 +305,12 @@ def test_a_restart_loses_nothing(visit: Callable[..., Visit]) -> None:
     seen.page.keyboard.press("Enter")
     seen.page.wait_for_selector(".banner:not([hidden])")
     seen.expect(".banner").to_contain_text("Nothing is lost")
+    seen.page.locator("#settings-button").click()
+    seen.page.fill("#set-system", "half written")  # and not left yet
     with running(make_llava(), routes(), port=port):
         seen.until("[...document.querySelectorAll('.turn.assistant .text')].at(-1)?.innerText.includes('after')")
         seen.expect(".banner").to_be_hidden()
+        seen.expect("#set-system").to_have_value("half written")
 
 
 def test_a_server_with_a_key_asks_for_it_once(visit: Callable[..., Visit]) -> None:

@@ -103,10 +103,12 @@ WATCH = """() => { window.made = 0; window.tasks = [];
 @pytest.mark.parametrize("step", [100, 40_000])
 def test_32000_characters_are_drawn_by_what_changed(visit: Open, browser: Any, echo: Live, step: int) -> None:
     """In pieces or in one burst: about as many elements are made as stand there at the end, not the square of it."""
-    assert len(LONG) > 32_000
-    seen = visit(echo.url, context=fresh(browser, answering(LONG, step), **LOW))
+    text = LONG.replace("`code`", "[link below][1]") + "[1]: https://example.com/below\n"
+    assert len(text) > 32_000
+    seen = visit(echo.url, context=fresh(browser, answering(text, step), **LOW))
     seen.page.evaluate(WATCH)
     seen.ask("tell me all")
+    seen.until(f"document.querySelectorAll('.text a[href$=below]').length === {PARTS}")
     seen.until(f"document.querySelectorAll('.turn.assistant .text h3').length === {PARTS}")
     seen.until(f"document.querySelectorAll('.turn.assistant .text .code code').length === {PARTS}")
     seen.until("[...document.querySelectorAll('.text .formula')].every(each => each.querySelector('math'))")
@@ -154,6 +156,27 @@ def test_what_grows_ends_as_what_is_read_whole(visit: Open, browser: Any, echo: 
     grown = seen.page.evaluate("document.querySelector('.text').innerHTML")
     seen.page.reload()
     seen.until(f"document.querySelector('.text')?.innerHTML === {json.dumps(grown)}")
+
+
+LOOKED = """() => { window.looked = 0; const real = {...Object.fromEntries(['indexOf', 'includes', 'endsWith', 'slice']
+    .map(name => [name, String.prototype[name]]))};
+    for (const [name, act] of Object.entries(real)) String.prototype[name] = function (...given) {
+        const found = act.apply(this, given);
+        const from = name === 'indexOf' ? (given[1] ?? 0) : 0;
+        looked += 1 + (name === 'indexOf' ? (found < 0 ? this.length : found) - from : 0);
+        return found; }; }"""
+
+
+@pytest.mark.parametrize("line", ["\\[ x = 1\n", "\\( x "])
+def test_formulas_that_never_close_are_looked_for_once(visit: Open, browser: Any, echo: Live, line: str) -> None:
+    """Not once for each that opens: the characters that are looked at grow with the text, not with its square."""
+    text = line * (16_000 // len(line))
+    seen = visit(echo.url, context=fresh(browser, answering(text, 40_000), **LOW))
+    seen.page.evaluate(LOOKED)
+    seen.ask("go")
+    seen.page.wait_for_selector(".costs")
+    slices = len(text) // 1200 + 1
+    assert seen.page.evaluate("window.looked") < 10 * slices * len(text)
 
 
 def test_formulas_keep_their_backslashes(visit: Open, browser: Any, echo: Live) -> None:
@@ -269,6 +292,61 @@ def test_focus_typing_and_pasting_reach_the_field(visit: Open, echo: Live) -> No
         document.body.dispatchEvent(new ClipboardEvent('paste', {clipboardData: data, bubbles: true})); }"""
     )
     seen.expect(".field").to_have_text("typed anywhere, pasted")
+    seen.page.evaluate(DROP, "dropped ")
+    seen.expect(".field").to_have_text("typed anywhere, pasteddropped ")
+
+
+DROP = """words => { const data = new DataTransfer(); data.setData('text/plain', words);
+    for (const name of ['dragenter', 'dragover', 'drop']) document.querySelector('.scroll').dispatchEvent(
+        new DragEvent(name, {dataTransfer: data, bubbles: true, cancelable: true})); }"""
+
+
+def test_a_long_text_is_pasted_at_once(visit: Open, echo: Live) -> None:
+    """The browser's own editing would take minutes for some thousand lines: it is handed none of such length."""
+    seen = visit(echo.url)
+    seen.say("See:")
+    seen.page.evaluate(
+        """() => { const real = document.execCommand.bind(document); window.longest = 0;
+        document.execCommand = (name, shown, text) => {
+            longest = Math.max(longest, text.length); return real(name, shown, text); };
+        const data = new DataTransfer(); data.setData('text/plain', 'a line of many\\r\\n'.repeat(2000));
+        document.activeElement.dispatchEvent(
+            new ClipboardEvent('paste', {clipboardData: data, bubbles: true, cancelable: true})); }"""
+    )
+    seen.say("end")
+    seen.until(
+        "document.querySelector('.field').textContent ==="
+        " 'See:' + Array(2000).fill('a line of many').join('\\n') + 'end'"
+    )
+    assert seen.page.evaluate("window.longest") < 10_000
+
+
+def test_back_and_forward_go_from_chat_to_chat(visit: Open, echo: Live) -> None:
+    seen = visit(echo.url)
+    for words in ("one", "two"):
+        seen.page.locator(".new-talk").click()
+        seen.ask(words)
+    seen.say("a draft of two")
+    seen.page.go_back()
+    seen.expect_said("one")
+    seen.expect(".field").to_have_text("")
+    seen.page.go_forward()
+    seen.expect_said("two")
+    seen.expect(".field").to_have_text("a draft of two")
+
+
+def test_each_deletion_keeps_its_undo(visit: Open, echo: Live) -> None:
+    seen = visit(echo.url)
+    for words in ("one", "two"):
+        seen.page.locator(".new-talk").click()
+        seen.ask(words)
+    for words in ("one", "two"):
+        seen.page.locator(".talk", has_text=words).hover()
+        seen.page.locator(f".talk [aria-label='Delete {words}']").click()
+        seen.expect(".talk-open", has_text=words).to_have_count(0)
+    for words in ("one", "two"):
+        seen.page.locator(".toast button", has_text="Undo").first.click()
+        seen.expect(".talk-open", has_text=words).to_have_count(1)
 
 
 def test_a_sample_erases_nothing(visit: Open, thimble: Live) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,52 @@ def test_an_edit_under_way_survives_a_reload(visit: Open) -> None:
         seen.expect(".field").to_have_text("a draft")
 
 
+LATE = """(() => { const real = window.setTimeout, get = IDBObjectStore.prototype.get; let held = [];
+    window.setTimeout = (act, wait = 0, ...given) => wait === 250 ? (held.push(act), 0) : real(act, wait, ...given);
+    IDBObjectStore.prototype.get = function (key) { const found = get.call(this, key);
+        if (this.name === 'drafts' && window.late) for (const act of held.splice(0)) act(); return found; }; })()"""
+
+
+def test_a_draft_is_not_written_over_while_it_is_read(visit: Open, context: Any) -> None:
+    """What was still to be saved when another chat was opened is none of that chat's affair."""
+    context.add_init_script(LATE)
+    with running(make_llava(), routes()) as live:
+        seen = visit(live.url, context=context)
+        seen.ask("one")
+        seen.say("the draft of one")
+        seen.page.locator(".new-talk").click()
+        seen.expect(".field").to_have_text("")
+        seen.say("two")
+        seen.page.evaluate("window.late = true")
+        seen.page.locator(".talk-open", has_text="one").click()
+        seen.expect(".field").to_have_text("the draft of one")
+        seen.page.reload()
+        seen.expect(".field").to_have_text("the draft of one")
+
+
+def test_the_list_of_chats_follows_what_happens_elsewhere(visit: Open, context: Any) -> None:
+    """A search finds what was said since, and a press is not lost because the list was drawn in its middle."""
+    with running(make_llava(), routes()) as live:
+        one = visit(live.url, context=context)
+        one.ask("about giraffes")
+        two = visit(live.url, context=context)
+        two.page.locator(".new-talk").click()
+        two.page.fill(".talk-search", "elephants")
+        two.page.wait_for_selector(".talk-none:not([hidden])")
+        one.ask("and elephants")
+        two.expect(".talk-open").to_have_text("about giraffes")
+        place = two.page.locator(".talk-open").bounding_box()
+        two.page.mouse.move(place["x"] + 20, place["y"] + 10)
+        two.page.mouse.down()
+        one.page.locator("[aria-label='This chat']").click()
+        one.page.locator(".menu-item", has_text="Rename").click()
+        one.page.fill(".title-rename", "Of animals")
+        one.page.press(".title-rename", "Enter")
+        two.expect(".talk-open").to_have_text("Of animals")
+        two.page.mouse.up()
+        two.expect_said("about giraffes", "and elephants")
+
+
 def test_a_chat_that_is_deleted_elsewhere_does_not_come_back(visit: Open, context: Any) -> None:
     with running(make_llava(), routes()) as live:
         one = visit(live.url, context=context)
@@ -220,6 +267,16 @@ def test_a_browser_without_room_goes_on_and_says_so(visit: Open, context: Any) -
         seen.page.locator(".new-talk").click()
         seen.page.locator(".talk-open", has_text="kept").click()
         seen.until("document.querySelectorAll('.turn').length === 4")
+        seen.page.locator(".new-talk").click()
+        seen.ask("in its way")
+        seen.page.evaluate("window.full = false")
+        seen.page.locator(".talk", has_text="in its way").hover()
+        seen.page.locator(".talk [aria-label='Delete in its way']").click()
+        seen.toast("There is room again: all is kept.")
+        seen.page.reload()
+        seen.page.locator(".talk-open", has_text="kept").click()
+        seen.expect_said("kept", "not kept")
+        seen.until("document.querySelector('.sent img')?.naturalWidth > 0")
 
 
 def test_a_private_window_that_keeps_nothing_still_answers(visit: Open, context: Any) -> None:
@@ -311,6 +368,44 @@ def test_an_odd_import_changes_nothing(visit: Open, tmp_path: Path) -> None:
         seen.page.wait_for_selector(".costs")
         seen.expect(".talk").to_have_count(1)
         assert "again" in seen.ask("again")
+
+
+CUT_OFF = {  # a file that another program wrote anew
+    "format": "trifocal-chats",
+    "version": 1,
+    "conversations": [
+        {
+            "id": "c",
+            "title": "About <b> & [x]\n# not a heading",
+            "turns": [
+                {"role": "user", "id": "q", "pieces": [{"text": "# 2*3*4\n1. <b>?"}], "leftOut": []},
+                {"role": "assistant", "id": "a", "answers": [{"text": "So:\n```python\nx = 1", "stopped": "here"}]},
+                {"role": "user", "id": "r", "pieces": [{"text": "Next"}], "leftOut": []},
+            ],
+        }
+    ],
+}
+
+
+def test_a_chat_as_markdown_says_what_was_said(visit: Open, tmp_path: Path) -> None:
+    """A question is no Markdown, and code that was cut off does not take in what follows."""
+    file = tmp_path / "chats.json"
+    file.write_text(json.dumps(CUT_OFF, indent=1))
+    with running(make_llava(), routes()) as live:
+        seen = visit(live.url)
+        seen.page.set_input_files("nav input[type=file]", str(file))
+        seen.expect(".turn").to_have_count(3)
+        with seen.page.expect_download() as download:
+            seen.page.locator("[aria-label='This chat']").click()
+            seen.page.locator(".menu-item", has_text="Markdown").click()
+        download.value.save_as(tmp_path / "chat.md")
+    head, *parts = (tmp_path / "chat.md").read_text("utf-8").split("\n## ")
+    assert head.startswith("# About \\<b\\> \\& \\[x\\] # not a heading\n")
+    assert parts == [
+        "Question\n\n\\# 2\\*3\\*4\\\n1\\. \\<b\\>?\n",
+        "Answer\n\nSo:\n```python\nx = 1\n```\n",
+        "Question\n\nNext\n\n\n",
+    ]
 
 
 def test_the_same_file_twice_is_not_everything_twice(visit: Open, tmp_path: Path, browser: Any) -> None:
