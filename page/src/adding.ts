@@ -7,15 +7,19 @@ import type { Store } from "./store";
 import { toast } from "./toast";
 import type { Info, Picture } from "./types";
 
+const SLOW = 500; // milliseconds after which it is said what is waited for
+
 export class Adding {
   readonly notices = h("div", { class: "notices" });
   private readonly progress = h("p", { class: "adding", role: "status", hidden: true });
   private queue: Promise<void> = Promise.resolve();
+  private waiting = 0;
+  private refused = 0;
 
   constructor(
     private readonly store: Store,
     private readonly composer: Composer,
-    private readonly info: () => Promise<Info | null>,
+    private readonly info: () => Promise<Info>,
   ) {
     this.notices.append(this.progress);
   }
@@ -23,13 +27,31 @@ export class Adding {
   /** Adds the pictures of these files, after those that are being added. */
   add(files: Iterable<File>): Promise<void> {
     const given = [...files];
-    this.queue = this.queue.then(() => this.addNow(given));
+    this.waiting += 1;
+    this.queue = this.queue
+      .then(() => this.addNow(given))
+      .catch((error: unknown) => this.refuse(`${given.map((file) => file.name).join(", ")} could not be added.`, String(error)))
+      .finally(() => (this.waiting -= 1));
     return this.queue;
   }
 
+  /** Whether pictures are on their way into the question. */
+  get busy(): boolean {
+    return this.waiting > 0;
+  }
+
+  /** Waits for all that are on their way; whether all of them came. */
+  async allThere(): Promise<boolean> {
+    const { refused } = this;
+    await this.queue;
+    return this.refused === refused;
+  }
+
   private async addNow(files: readonly File[]): Promise<void> {
+    this.progress.textContent = "The pictures are added as soon as the server tells what it takes…";
+    const slow = setTimeout(() => (this.progress.hidden = false), SLOW);
     const info = await this.info();
-    if (!info) return toast("The server is away; add the picture again when it is back.");
+    clearTimeout(slow);
     const shrunk: { file: File; picture: Picture }[] = [];
     for (const [at, file] of files.entries()) {
       this.progress.hidden = files.length < 2;
@@ -62,7 +84,6 @@ export class Adding {
 
   private async keepOriginals(shrunk: { file: File; picture: Picture }[]): Promise<void> {
     const info = await this.info();
-    if (!info) return toast("The server is away; add the pictures again when it is back.");
     for (const { file, picture } of shrunk) {
       const taken = await take(file, info.limits, true);
       if ("problem" in taken) this.refuse(taken.problem.message, taken.problem.advice);
@@ -73,6 +94,7 @@ export class Adding {
   }
 
   private refuse(message: string, advice: string): void {
+    this.refused += 1;
     const notice = h("div", { class: "problem", role: "alert" }, h("strong", {}, message), " ", advice,
       h("div", { class: "actions" }, h("button", { type: "button", onClick: () => notice.remove() }, "Dismiss")));
     this.notices.append(notice);

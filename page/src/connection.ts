@@ -19,8 +19,8 @@ export class Connection {
   private model: string | null = null;
   private readonly known = new Map<string, Info>();
   private looking = false;
-  private tried: () => void = () => undefined;
-  private readonly first = new Promise<void>((resolve) => (this.tried = resolve));
+  private answered: (info: Info) => void = () => undefined;
+  private readonly first = new Promise<Info>((resolve) => (this.answered = resolve));
   private asking = false;
 
   /** `there` is called whenever the server has (again) told what it is, `changed` when another model of its is shown. */
@@ -29,9 +29,9 @@ export class Connection {
     private readonly changed: () => void,
   ) {}
 
-  /** What the server is, once it was asked; null where it is away. */
-  get told(): Promise<Info | null> {
-    return this.first.then(() => this.info);
+  /** What the server is, as soon as it has told that. */
+  get told(): Promise<Info> {
+    return this.first.then((first) => this.info ?? first);
   }
 
   async connect(): Promise<void> {
@@ -40,9 +40,8 @@ export class Connection {
       this.known.clear(); // it may be another server than before
       this.known.set(info.name, info);
       this.info = info;
-      this.tried(); // who waits for it reads what is known now
+      this.answered(info); // who waits for it reads what is known now
     } catch (error) {
-      this.tried();
       if (error instanceof ApiError && error.code === "invalid_api_key") return this.askKey();
       return error instanceof ApiError && error.code === "model_loading" ? this.away("The model is being loaded. What you write is kept.") : this.away();
     }

@@ -61,6 +61,7 @@ class App {
   private drafted = false; // the open chat's draft has been read: before that, saving would write over it
   private typed = 0; // counts changes of what is being written
   private lists = 0;
+  private waits = false; // a question waits for its pictures
   private recounts = 0;
   private opening: Promise<void> = Promise.resolve();
   private greeting: { info: Info | null; element: HTMLElement } | null = null;
@@ -281,6 +282,7 @@ class App {
     }
     if (this.composer.empty) return this.composer.focus();
     if (this.chat.conversation.turns.some((turn) => turn.role === "assistant" && answerOf(turn).writer)) return toast("Another tab is writing an answer in this chat; it is sent when that has ended.");
+    if (this.adding.busy && !(await this.withPictures())) return;
     const pieces = trimmed(this.composer.pieces);
     const { editing } = this;
     const { id } = this.chat;
@@ -294,6 +296,17 @@ class App {
     this.follower.toEnd();
     announce("Answering");
     await this.answering.ask(id, answer.id);
+  }
+
+  /** Waits for the pictures that are on their way into the question; whether it is to be sent then. It never goes without them. */
+  private async withPictures(): Promise<boolean> {
+    if (this.waits) return false;
+    this.waits = true;
+    const { id } = this.chat;
+    toast("This is sent as soon as its pictures are there.");
+    const all = await this.adding.allThere();
+    this.waits = false;
+    return all && id === this.chat.id && !this.answering.in(id);
   }
 
   /** The chat of a question was deleted in another tab while it was sent. */

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import struct
 import zlib
@@ -159,16 +160,20 @@ def test_a_picture_added_before_the_server_told_what_it_is_waits_for_that(browse
     held: list[Any] = []
     free: list[bool] = []
     context.route("**/page/api/info", lambda route: route.continue_() if free else held.append(route))
+    loading = json.dumps({"error": {"message": "the model is being loaded", "code": "model_loading"}})
     with running(make_llava(), routes()) as live:
         seen = visit(live.url, context=context)
         seen.page.set_input_files("#files", str(EXAMPLE))
         while not held:
             seen.page.evaluate("new Promise(done => requestAnimationFrame(done))")
         free.append(True)
-        for route in held:
-            route.continue_()
-        seen.until("document.querySelectorAll('.chip').length === 1")
-        assert "And this" in seen.ask(" And this?")
+        for route in held:  # the server is there, and its model is not yet
+            route.fulfill(status=503, body=loading, content_type="application/json")
+        bodies = seen.bodies()
+        seen.say("And this?")
+        seen.page.keyboard.press("Enter")  # it waits for its picture
+        seen.page.wait_for_selector(".costs")
+        assert [part["type"] for part in bodies[0]["messages"][-1]["content"]] == ["image_url", "text"]
 
 
 def test_a_picture_taken_away_comes_back(visit: Open) -> None:
