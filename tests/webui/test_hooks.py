@@ -611,6 +611,20 @@ def test_a_model_of_another_width_is_named_with_the_setting_that_helps(
         host.completions(f"See {tag(picture())}")
 
 
+@pytest.mark.parametrize("age", AGES)
+def test_a_chat_is_told_of_damaged_eyes_in_the_same_words_as_a_completion(
+    age: str, start: Start, settings: dict[str, Any], tmp_path: Any
+) -> None:
+    (tmp_path / "p.bin").write_bytes(b"PK\x03\x04 cut")
+    own = {**settings, "llava-projector_repo": str(tmp_path), "llava-projector_filename": "p.bin"}
+    said = []
+    for ask in ("completions", "chat"):
+        with pytest.raises(Exception, match=r"p\.bin") as raised:
+            getattr(start(age, own=own), ask)(f"See {tag(picture())}")
+        said.append(str(raised.value))
+    assert said[0] == said[1]
+
+
 def test_errors_reach_the_page_and_the_api_in_their_own_shape(start: Start) -> None:
     host = start("C")
     with pytest.raises(host.invalid) as raised:

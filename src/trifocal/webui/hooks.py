@@ -114,6 +114,8 @@ def _telling(hook: Callable[Asked, Given]) -> Callable[Asked, Given]:
             host.log.error(f"Trifocal: {error}")
             raise host.told(error) from error
         except Exception as error:  # of a library of the host's own date, which can be any; the host says nothing of it
+            if getattr(error, "is_told", False):  # by a hook that the host called while it was within this one
+                raise
             sentence = f"the picture can't be shown: {type(error).__name__}: {error} (the host's log says where)"
             host.log.error(f"Trifocal: {sentence}", exc_info=True)
             raise host.told(TrifocalError(sentence)) from error

@@ -181,7 +181,7 @@ class Host:
         if gradio is not None:
             begun.append((gradio.Error, {"message": str(error)}))
         kinds = tuple(kind for kind, _ in begun) or (RuntimeError,)
-        told: type[Exception] = type("PictureError", kinds, {"__str__": lambda self: str(error)})
+        told: type[Exception] = type("PictureError", kinds, {"__str__": lambda self: str(error), "is_told": True})
         exception = told.__new__(told, str(error))
         for kind, values in begun:
             kind.__init__(exception, **values)
