@@ -26,4 +26,4 @@ def test_it_answers_about_a_picture_and_says_what_it_is(visit: Callable[..., Vis
     page.page.get_by_role("button", name="Model", exact=False).first.click()
     page.expect("body").to_contain_text("passed on to the server that has the model")
     page.expect("body").not_to_contain_text("null")
-    page.expect("body").not_to_contain_text("of context")
+    page.expect("body").to_contain_text("4,096 positions of context")  # as that server lists it
