@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import marshal
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 
 __all__ = ["Blocks", "beginning", "chained", "names_of"]
-
-_PLAIN = 2  # the version of marshal in which equal keys are equal bytes: later ones tell what is one object
 
 
 class Blocks:
@@ -136,8 +133,23 @@ def chained(before: bytes, keys: Sequence[Hashable]) -> bytes:
     Equal names mean equal positions from the start of the prompt: a digest, since people who share an engine must not
     be able to make two that collide.
     """
-    told = marshal.dumps(tuple(keys), _PLAIN)  # type: ignore[arg-type]  # ids, and pairs of a digest and a row
-    return hashlib.blake2b(before + told, digest_size=16).digest()
+    return hashlib.blake2b(before + repr(_short(keys)).encode(), digest_size=16).digest()
+
+
+def _short(keys: Sequence[Hashable]) -> list[Hashable]:
+    """Keys as few words: a picture's digest once, and its rows below zero, where no id is."""
+    told: list[Hashable] = []
+    picture = None
+    for key in keys:
+        if not isinstance(key, tuple):
+            told.append(key)
+            continue
+        digest, row = key
+        if digest != picture:
+            picture = digest
+            told.append(digest)
+        told.append(-1 - row)
+    return told
 
 
 def names_of(keys: Sequence[Hashable], size: int, names: list[bytes] | None = None, *, scope: str = "") -> list[bytes]:

@@ -146,8 +146,28 @@ def test_the_next_turn_shares_with_the_one_that_leaves(monkeypatch: pytest.Monke
     monkeypatch.setattr(cells, "restore", lambda sequence, saved: restored.append(saved))
     scheduler.add(request([1] * 12 + first.ids + [2], 3))
     [run] = step(scheduler, sequences, cells)
-    assert run.start == 12
+    assert run.start == 15  # three blocks, and what was begun of the fourth: the last id of an answer is never computed
     assert not restored
+
+
+def test_a_turn_that_comes_later_goes_on_in_the_block_that_was_begun() -> None:
+    scheduler, sequences, cells = made(16, 2)
+    first = request([1] * 12, 4)
+    scheduler.add(first)
+    while scheduler.busy:
+        step(scheduler, sequences, cells)
+    for _ in range(2):  # somebody else runs meanwhile, and again after it
+        scheduler.add(request([3] * 5, 2))
+        while scheduler.busy:
+            step(scheduler, sequences, cells)
+    scheduler.add(request([1] * 12 + first.ids + [2], 3))
+    [run] = step(scheduler, sequences, cells)
+    assert run.start == 15
+    while scheduler.busy:
+        step(scheduler, sequences, cells)
+    scheduler.add(request([1] * 12 + first.ids + [4], 3))
+    [run] = step(scheduler, sequences, cells)
+    assert run.start == 16  # and it is full by now
 
 
 def test_after_a_fault_everything_begins_anew() -> None:

@@ -25,7 +25,7 @@ from trifocal.engines.scheduler import Run
 from trifocal.engines.shape import FAMILIES, shape_of
 from trifocal.engines.speculation import Costs
 from trifocal.engines.transformers import load as load_transformers
-from trifocal.errors import CheckpointError, EngineError
+from trifocal.errors import CheckpointError, UsageError
 from trifocal.messages import Sampling
 from trifocal.placement import Placement
 from trifocal.prompt import ImageSpan, Prompt, TokenSpan
@@ -300,8 +300,9 @@ def test_heads_kept_as_bytes_are_within_half_a_step() -> None:
 
 def test_another_way_to_keep_keys_and_values_is_refused_by_name(tokenizer: Path) -> None:
     half, _ = language(KINDS["llama"], tokenizer)
-    with pytest.raises(EngineError, match="kv=fp8: exact or int8 was expected"):
-        load(half, CPU, kv="fp8")
+    for name, value in (("kv", "fp8"), ("table", "disk")):
+        with pytest.raises(UsageError, match=f"{name}.*{value}"):
+            load_engine(replace(half, engine="native", options={name: value}))
 
 
 @pytest.mark.parametrize("ids", [[7, 8, 9, 10], [7]])

@@ -35,7 +35,7 @@ class Memory(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Held:
-    """A running request's sequence: the ``blocks`` that it has so far, of which it found the first ``shared``."""
+    """A running request's sequence: the ``blocks`` that it has so far; its first ``shared`` positions were found."""
 
     number: int
     shared: int
@@ -50,7 +50,8 @@ class Sequences:
     One more saves and restores. The memory has what running requests hold and nothing else, since each step passes over
     all that it has. What an ended one computed and may be found again is saved outside, block by block, and goes when
     its block is taken for something else. Who begins with a block shares it with whoever runs with it, or has it
-    restored. So no more positions are in use than the pool has, in the memory and outside of it.
+    restored; one that was begun and not filled is gone on with by one request alone. So no more positions are in use
+    than the pool has, in the memory and outside of it.
 
     Belongs to one thread.
     """
@@ -74,9 +75,12 @@ class Sequences:
         for request, held in leaving:
             self._leave(request, held)
         for held in entering:
-            for at in range(held.shared):
+            for at in range(len(held.blocks)):
                 if not self._share(held, at):
                     self._restore(held, at)
+            if begun := held.shared % self.size:  # what may stand behind it was guessed and did not come
+                self.memory.remove(held.number, held.shared, held.shared - begun + self.size)
+                self._saved.pop(held.blocks[-1], None)
         return [self._write(run, self._running[run.request]) for run in runs]
 
     def clear(self) -> None:
@@ -91,10 +95,7 @@ class Sequences:
         left = []
         for request, held in list(self._running.items()):
             start = starts.get(request, held.computed)
-            if (
-                request.blocks[: len(held.blocks)] != held.blocks
-                or not held.shared * self.size <= start <= held.computed
-            ):
+            if request.blocks[: len(held.blocks)] != held.blocks or not held.shared <= start <= held.computed:
                 left.append((request, self._running.pop(request)))
             elif start < held.computed:
                 self._cut(held, start)
@@ -102,9 +103,9 @@ class Sequences:
 
     def _enter(self, run: Run[Any]) -> _Held:
         """A sequence for a request, with those of the blocks it found that somebody runs with."""
-        shared = run.start // self.size
-        held = self._running[run.request] = _Held(self._free.pop(), shared, list(run.blocks[:shared]), run.start)
-        for at in range(shared):
+        found = list(run.blocks[: self._count(run.start)])
+        held = self._running[run.request] = _Held(self._free.pop(), run.start, found, run.start)
+        for at in range(len(found)):
             self._share(held, at)
         return held
 
@@ -132,7 +133,7 @@ class Sequences:
     def _write(self, run: Run[Any], held: _Held) -> int:
         """Notes what a run computes in its new blocks; what they held before is gone."""
         end = run.start + run.count
-        for at in range(len(held.blocks), -(-end // self.size)):
+        for at in range(len(held.blocks), self._count(end)):
             block = run.blocks[at]
             self._saved.pop(block, None)
             self._live[block] = [held]
@@ -150,7 +151,8 @@ class Sequences:
     def _leave(self, request: Request[Any], held: _Held) -> None:
         """What of a request may be found again is saved where nobody else runs with it, and all of it goes."""
         self._part(held, held.blocks)
-        for at, block in enumerate(held.blocks[: held.computed // self.size]):
+        kept = max(held.computed // self.size, self._count(request.computed))
+        for at, block in enumerate(held.blocks[:kept]):
             if request.prompt.scope is not None and block not in self._live and block not in self._saved:
                 self._save(held, at)
         self.memory.remove(held.number, 0, held.computed)
@@ -162,6 +164,10 @@ class Sequences:
             self._live[block].remove(held)
             if not self._live[block]:
                 del self._live[block]
+
+    def _count(self, positions: int) -> int:
+        """How many blocks so many positions fill or begin."""
+        return -(-positions // self.size)
 
     def _span(self, at: int) -> tuple[int, int]:
         """The positions of a prompt's block."""
