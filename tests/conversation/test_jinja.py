@@ -167,6 +167,21 @@ def test_letters_that_a_template_would_change_are_told_where_a_conversation_has_
         loud.render(TURNS)
 
 
+LATE = (  # the system text stands before the last of several questions
+    "{% set ns = namespace(s='') %}{% for m in messages %}{% if m.role == 'system' %}{% set ns.s = m.content %}"
+    "{% else %}{% if loop.last and messages | length > 2 %}{{ ns.s }} / {% endif %}{{ m.role }}: {{ m.content }} / "
+    "{% endif %}{% endfor %}"
+)
+
+
+def test_what_is_not_written_everywhere_is_not_called_changed() -> None:
+    talk = [Message("system", "told"), Message("user", "q"), Message("assistant", "a"), Message("user", "b")]
+    assert written(mine(LATE).render(talk)) == "user: q / assistant: a / told / user: b / "
+    with pytest.raises(BadMessages, match="it does not write the system text down"):
+        mine(LATE).render(talk[:2])
+    assert "<q>" in written(mine(EACH.format("'<' ~ m.content ~ '>'")).render([Message("user", "q")]))
+
+
 def test_a_conversation_that_the_template_refuses_is_told() -> None:
     strict = CHATML + "{% if messages | length > 2 %}{{ raise_exception('two turns at most') }}{% endif %}"
     with pytest.raises(BadMessages, match=r"mine\.jinja, line 1: two turns at most"):

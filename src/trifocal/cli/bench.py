@@ -65,7 +65,7 @@ def bench(
     """
     for file, option, like in ((out, "--json", "bench.json"), (drawn, "--plot", "bench.svg")):
         if file is not None:
-            check_place(file, option, like)
+            check_place(file, option, like, once=True)
     counts, others = _counts(streams), _names(against)
     with ExitStack() as stack:
         if shape is not None:

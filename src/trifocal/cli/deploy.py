@@ -52,7 +52,7 @@ def deploy(settings: Settings, write: Path | None, address: str | None, host: st
     """
     settings.check()
     if write is not None:
-        check_place(write, "--write", "serve.yaml")
+        check_place(write, "--write", "serve.yaml", once=True)
     plan = _plan(settings, host, values)
     if write is not None:
         write.write_text(plan.to_yaml(host, port), "utf-8")

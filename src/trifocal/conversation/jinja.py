@@ -224,12 +224,12 @@ class JinjaTemplate:
         self._listed.update(dict.fromkeys(("assistant", "system"), self._listed["user"]))
         answered = [asked, Message("assistant", "said"), Message("user", "more")]
         instructed = [Message("system", "told"), asked]
-        self._ask_shape("assistant", answered)
-        self._ask_shape("system", instructed)
+        talks: dict[Role, list[Message]] = {"assistant": answered, "system": instructed}
+        whole = [role for role, talk in talks.items() if not self._ask_shape(role, talk)]
         if self._changes([asked]) or self._changes([Message("user", "seen")]):
             raise UsageError(f"the template {self._changed('user')}")
-        talks: dict[Role, list[Message]] = {"assistant": answered, "system": instructed}
-        self._changing = [role for role, talk in talks.items() if self._changes(talk)]
+        # what does not come through at all is not changed: a conversation that has it is told the template's own reason
+        self._changing = [role for role in whole if self._changes(talks[role])]
 
     def _changes(self, talk: Sequence[Message]) -> bool:
         """Whether the template would write other letters if it were shown what people typed."""
@@ -237,7 +237,9 @@ class JinjaTemplate:
             pieces = self._written(talk, self._listed, clear=True)
         except _Failed:
             return False
-        written = "".join(piece for piece in pieces if isinstance(piece, str))
+        # a word between marks of the template's own may look like a token
+        named = (piece.name if isinstance(piece, Control) else piece for piece in pieces)
+        written = "".join(piece for piece in named if isinstance(piece, str))
         return any(message.text not in written for message in talk)
 
     def _changed(self, role: Role) -> str:

@@ -185,7 +185,7 @@ class Extension:
         if place is not None:
             raise UsageError(f"{place}: this host takes pictures in the user's messages alone; move it into one")
         if state.get("mode") == "instruct" and all(
-            turn in state.get("instruction_template_str", "") for turn in _V0_TURNS
+            turn in (state.get("instruction_template_str") or "") for turn in _V0_TURNS
         ):
             given = state.get("stopping_strings")
             state["stopping_strings"] = [*(given if isinstance(given, list) else ()), _V0_STOP]
