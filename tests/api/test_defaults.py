@@ -10,6 +10,7 @@ import httpx
 import pytest
 from live import HIDDEN, Live, data_uri, error_of, events_of, make_llava, png, running, user
 
+import trifocal
 from trifocal.api.errors import Refusal
 from trifocal.api.openai import ChatRequest
 from trifocal.api.places import place_of
@@ -499,6 +500,16 @@ def test_what_a_kept_response_repeats_counts() -> None:
     stored.put("me", "small", Stored({"output": []}, (), ()))
     stored.put("me", "large", Stored({"output": [{"id": "item"}], "tools": ["x" * 9_000]}, (), ()))
     assert (stored.get("me", "small"), stored.get("me", "large"), stored.item("me", "item")) == (None, None, None)
+
+
+def test_log_probabilities_of_a_stream_count_among_what_is_kept() -> None:
+    with trifocal.load() as llava, running(llava) as live, live.client() as client:
+        asked = {"input": "Hi", "max_output_tokens": 16, "top_logprobs": 5, "include": ["message.output_text.logprobs"]}
+        assert "response.completed" in client.post("/v1/responses", json={**asked, "stream": True}).text
+        kept = live.server.responses
+        [(key, stored)] = kept._kept.items()
+        assert len(stored.response["output"][0]["content"][0]["logprobs"]) > 1
+        assert kept._sizes[key] == stored.size
 
 
 def test_a_truncation_that_is_not_followed_is_told(client: httpx.Client) -> None:

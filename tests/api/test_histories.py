@@ -51,12 +51,16 @@ def test_what_another_service_s_tools_did_is_read(client: httpx.Client, item: di
     assert listed[1] == {name: value for name, value in given[1].items() if value is not None}
 
 
-def test_functions_that_an_item_adds_are_offered(client: httpx.Client) -> None:
-    added = {"type": "additional_tools", "role": "developer", "tools": [{"type": "function", "name": "paint"}]}
+@pytest.mark.parametrize("kind", ["additional_tools", "configuration_update"])
+def test_functions_that_an_item_adds_are_offered(client: httpx.Client, kind: str) -> None:
+    added = {"type": kind, "role": "developer", "tools": [{"type": "function", "name": "paint"}]}
     body = {"input": [user("Hi"), added]}
     assert "tools were not offered" in str(client.post("/v1/responses", json=body).json()["trifocal"]["notes"])
     counted = client.post("/v1/responses/input_tokens", json=body)
     assert counted.status_code == 200, counted.text
+    first = client.post("/v1/responses", json=body).json()["id"]
+    again = client.post("/v1/responses", json={"input": "And?", "previous_response_id": first}).json()
+    assert "tools were not offered" in str(again["trifocal"]["notes"])
 
 
 def test_a_call_with_a_text_is_read_in_a_chat(client: httpx.Client) -> None:

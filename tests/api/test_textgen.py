@@ -49,7 +49,7 @@ def test_numbers_may_come_as_text_as_the_host_took_them(client: httpx.Client) ->
     assert response.json() == {"results": [{"text": "He"}]}
 
 
-@pytest.mark.parametrize("alias", [{"max_length": 3}, {"max_new_tokens": 3}])
+@pytest.mark.parametrize("alias", [{"max_length": 3}, {"max_new_tokens": 3}, {"max_length": 3, "max_new_tokens": 3}])
 def test_aliases_of_the_host_are_known(client: httpx.Client, alias: dict[str, int]) -> None:
     neutral = {"typical": 1, "rep_pen": 1.0, "max_context_length": 2048}
     response = client.post(GENERATE, json={"prompt": "Hello", **alias, **neutral})

@@ -258,6 +258,31 @@ def test_a_block_that_was_begun_is_gone_on_with_by_one_and_only_where_all_of_it_
     assert positions(ledger, Client([*whole[:10], 92, 94])) == 4  # and it is full by now: shared whole or not at all
 
 
+def test_for_room_ahead_of_an_answer_nobody_gives_way() -> None:
+    scheduler: Scheduler[None] = Scheduler(Blocks(100, 4))
+    stream, big, late = Client(range(1, 173), limit=12), Client(range(200, 411), limit=40), Client([5], limit=2)
+    ledger = ask(scheduler, stream)
+    ledger.step()
+    assert scheduler.blocks.free == scheduler.blocks.empty == 54  # 53 hold the prompt, not what may come
+    for client in (big, late):
+        scheduler.add(client.request)
+    ledger.step()
+    assert scheduler.running[:2] == [stream.request, big.request]
+    ledger.finish()
+    assert [client.got for client in (stream, big, late)] == [client.wanted for client in (stream, big, late)]
+
+
+def test_for_room_ahead_of_an_answer_nothing_known_is_forgotten() -> None:
+    scheduler: Scheduler[None] = Scheduler(Blocks(100, 4))
+    first = Client(range(1, 81), limit=4)
+    ledger = ask(scheduler, first)
+    ledger.finish()
+    scheduler.add(Client(range(100, 100 + 4 * 74), limit=60).request)  # of 79 blocks that were never used
+    ledger.step()
+    assert scheduler.blocks.empty == 0
+    assert scheduler.blocks.free == 21  # all of the first one's, the begun one too
+
+
 @pytest.mark.parametrize(("share", "counts"), [(True, [2, 4, 4, 1]), (False, [2, 4, 4, 4])])
 def test_a_block_that_was_begun_is_found_in_its_scope_alone(share: bool, counts: list[int]) -> None:
     ledger = Ledger(Scheduler(Blocks(100, 4), share=share))

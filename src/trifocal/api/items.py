@@ -43,7 +43,8 @@ class Said:
     def tools(self) -> Sequence[Any]:
         """The functions that are offered too from here on."""
         if isinstance(self.item, dict):
-            return self.item.get("tools", ()) if self.item["type"] == "additional_tools" else ()
+            offers = self.item["type"] in ("additional_tools", "configuration_update")
+            return self.item.get("tools", ()) if offers else ()
         return self.item.tools or () if isinstance(self.item, SettingItem) else ()
 
     @property

@@ -40,7 +40,12 @@ class Pump(Generic[Item]):
         self._room = threading.Semaphore(BUFFER)
         self._stop = threading.Event()
         self._scope = Scope()
-        executor.submit(self._work)
+        try:
+            executor.submit(self._work)
+        except BaseException:  # no thread was to be had; the work may be queued all the same, and is nobody's
+            self._stop.set()
+            self._ended = lambda: None
+            raise
 
     def stop(self) -> None:
         """Says that nobody reads on. Returns at once."""

@@ -294,12 +294,14 @@ class _Told:
             **more,
         }
 
-    def whole(self, text: str, step: Step) -> dict[str, Any]:
-        """The response when it is done; it is kept from here on."""
+    def whole(self, text: str, step: Step, scores: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+        """The response when it is done; it is kept from here on. ``scores`` are those of a streamed text."""
         assert step.end is not None
         cut = step.end.finish == "length"
         status = "incomplete" if cut else "completed"
         message = [self.said(text, status, step)] if text or not step.calls else []
+        if message and scores is not None:
+            message[0]["content"][0]["logprobs"] = scores
         response = self.object(
             status,
             output=[*message, *(self.called(call) for call in step.calls)],
@@ -378,10 +380,9 @@ def _ends(
     told: _Told, text: str, has_message: bool, step: Step, scores: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """The message is whole, the calls come, the response is done."""
-    whole = told.whole(text, step)
+    whole = told.whole(text, step, scores)
     output = whole["output"]
     if has_message:
-        output[0]["content"][0]["logprobs"] = scores
         yield {"type": "response.output_text.done", **_place(told), "text": text, "logprobs": scores}
         yield {"type": "response.content_part.done", **_place(told), "part": output[0]["content"][0]}
         yield {"type": "response.output_item.done", "output_index": 0, "item": output[0]}

@@ -18,7 +18,7 @@ from trifocal.api.errors import explain, refuse
 from trifocal.api.jobs import Job
 from trifocal.api.needs import needs
 from trifocal.api.serving import Server, Serving
-from trifocal.api.wire import Draft, Json, Tagged, check_names, dump, hasty, invalid, notes_header, notes_of
+from trifocal.api.wire import Draft, Json, Tagged, check_names, dump, hasty, invalid, notes_header, notes_of, once
 from trifocal.messages import Sampling
 
 __all__ = ["ChatRequest", "GenerateRequest", "router"]
@@ -35,6 +35,11 @@ class Lenient(BaseModel):
     """
 
     model_config = ConfigDict(extra="allow", protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _once(cls, given: Any) -> Any:
+        return once(cls.model_fields, dict(given)) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _all_known(self) -> Self:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 
 from fastapi.responses import Response
 from pydantic import AliasChoices, BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
+from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
@@ -45,6 +46,7 @@ __all__ = [
     "notes_header",
     "notes_of",
     "octets",
+    "once",
     "one_request",
     "picture",
     "too_long",
@@ -87,11 +89,7 @@ class Wire(BaseModel):
     def _without_nulls(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        said = {name: value for name, value in given.items() if value is not None}
-        for name, field in cls.model_fields.items():
-            if isinstance(field.validation_alias, AliasChoices):
-                _say_once([str(each) for each in field.validation_alias.choices if each in said], said, name)
-        return said
+        return once(cls.model_fields, {name: value for name, value in given.items() if value is not None})
 
     @model_validator(mode="after")
     def _all_known(self) -> Self:
@@ -137,6 +135,18 @@ def notes_of(extra: Mapping[str, Any], untold: Set[str] = UNTOLD) -> tuple[str, 
     known = untold | NEUTRAL.keys()
     told = [name for name, value in sorted(extra.items()) if (name in HINTS or name not in known) and not is_off(value)]
     return tuple(f"{name} has no effect here" for name in told)
+
+
+def once(fields: Mapping[str, FieldInfo], given: dict[str, Any]) -> dict[str, Any]:
+    """What is given, without what is said a second time in other words.
+
+    Raises:
+        PydanticCustomError: two names of one thing contradict each other.
+    """
+    for name, field in fields.items():
+        if isinstance(field.validation_alias, AliasChoices):
+            _say_once([str(each) for each in field.validation_alias.choices if each in given], given, name)
+    return given
 
 
 def _say_once(names: Sequence[str], given: dict[str, Any], what: str) -> None:

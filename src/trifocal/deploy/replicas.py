@@ -66,8 +66,8 @@ class LanguageReplica:
         self.asked += 1
         if len(self._open) == 1:
             self._moved = time.monotonic()
-        threading.Thread(target=self._work, args=(answer, head, body, give), name="answer", daemon=True).start()
         try:
+            threading.Thread(target=self._work, args=(answer, head, body, give), name="answer", daemon=True).start()
             while True:
                 each = [await said.get()]
                 while not said.empty():

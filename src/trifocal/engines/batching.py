@@ -399,7 +399,8 @@ class _Loop:
                 self._probe()
         finally:
             for request in ended:
-                request.give(_ours(error))
+                with suppress(Exception):  # who can't be told is gone, and keeps nobody else from hearing it
+                    request.give(_ours(error))
 
     def _probe(self) -> None:
         probe = Request(Prompt([TokenSpan((0,))]), 1, frozenset(), lambda _: None, Drawing(Sampling()))

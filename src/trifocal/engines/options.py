@@ -35,7 +35,7 @@ def check_options(engine: str, load: Callable[..., Any], options: Mapping[str, A
 def _kinds(load: Callable[..., Any]) -> dict[str, Any]:
     try:
         return get_type_hints(load)
-    except (NameError, TypeError):  # names that are imported for type checkers alone
+    except Exception:  # a stranger's annotations, whatever they are: names for type checkers alone
         return {}
 
 
@@ -58,4 +58,4 @@ def _words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(str(one) for one in get_args(kind))
     names = {int: "a whole number of 0 or more", float: "a number of 0 or more", bool: "true or false", str: "a text"}
-    return names[kind]
+    return names.get(kind, "another value")

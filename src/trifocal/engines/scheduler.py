@@ -331,10 +331,12 @@ class Scheduler(Generic[Row]):
         """Gives a request the blocks of its whole prompt, so that nobody else is promised them, and what lies together.
 
         Of its answer, too, while most of the pool was never used: what is one stretch of memory is read without a copy.
+        For that nobody gives way, and nothing that is known is forgotten.
         """
         spare = self.blocks.empty > self.blocks.count // 2
         ahead = min(request.limit - len(request.ids), AHEAD) if spare else 0
-        self._make_room(request, len(request.keys) + ahead)
+        unused = (len(request.blocks) + self.blocks.empty) * self.blocks.size
+        self._make_room(request, max(len(request.keys), min(len(request.keys) + ahead, unused)))
 
     def _give_way(self, request: Request[Row]) -> None:
         """Takes a request's blocks away; it is the next to begin again."""

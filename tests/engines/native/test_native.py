@@ -106,6 +106,14 @@ def test_ids_and_probabilities_are_those_of_transformers(kind: dict[str, Any], t
     torch.testing.assert_close(torch.tensor(ours), theirs[list(ids)], atol=1e-4, rtol=0)
 
 
+def test_a_table_of_eight_bits_is_read_as_the_rest_is(tokenizer: Path) -> None:
+    half, _ = language(KINDS["llama"], tokenizer)
+    weights = dict(open_language(half).weights)
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"].to(torch.float8_e4m3fn)
+    with closing(load(written(tokenizer, half.config, weights, tokenizer), CPU)) as engine:
+        assert engine.runner.model.embedding.dtype == torch.float32
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_table_that_is_only_looked_up_stays_as_narrow_as_it_is_stored(tied: bool, tokenizer: Path) -> None:
     half, _ = language({**KINDS["llama"], "tie_word_embeddings": tied}, tokenizer)

@@ -86,7 +86,8 @@ class _Source:
         """
         device = torch.device("cpu") if apart and only_looked_up else self._device
         stored = self._language.weights[name].dtype if name in self._language.weights else self._dtype
-        narrow = only_looked_up and device.type == "cpu" and torch.promote_types(stored, self._dtype) != stored
+        halves = (torch.float16, torch.bfloat16)
+        narrow = only_looked_up and device.type == "cpu" and stored in halves and self._dtype == torch.float32
         return self.tensor(name, (None, hidden), stored if narrow else None, device)
 
     def tensor(

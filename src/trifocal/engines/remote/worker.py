@@ -273,7 +273,10 @@ class Worker:
             self.state = State("failed" if up else "starting", reason=self._words(why, up=up))
             for call in calls:
                 self._orphaned(call, how)
-            self._again = deque(sorted(self._again, key=lambda call: -call.deaths))  # the most suspect first
+            # the most suspect first; of a list of its own, since the collector may have somebody leave meanwhile
+            again = [*self._again]
+            again.sort(key=lambda call: -call.deaths)
+            self._again = deque(call for call in again if call in self._again)
             if up:
                 for call in self._again:
                     call.said.put(EngineLost(self.state.reason))
