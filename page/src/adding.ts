@@ -5,7 +5,7 @@ import { h, megabytes, plural } from "./dom";
 import { take } from "./pictures";
 import type { Store } from "./store";
 import { toast } from "./toast";
-import type { Info, Picture } from "./types";
+import type { Conversation, Info, Limits, Picture } from "./types";
 
 const SLOW = 500; // milliseconds after which it is said what is waited for
 
@@ -20,16 +20,21 @@ export class Adding {
     private readonly store: Store,
     private readonly composer: Composer,
     private readonly info: () => Promise<Info>,
+    /** The open chat. */
+    private readonly chat: () => Conversation,
+    /** Puts a picture into what is being written in a chat that is not open any more; whether that chat is still there. */
+    private readonly elsewhere: (chat: Conversation, picture: Picture) => Promise<boolean>,
   ) {
     this.notices.append(this.progress);
   }
 
-  /** Adds the pictures of these files, after those that are being added. */
+  /** Adds the pictures of these files to the chat that is open now, after those that are being added. */
   add(files: Iterable<File>): Promise<void> {
     const given = [...files];
+    const chat = this.chat();
     this.waiting += 1;
     this.queue = this.queue
-      .then(() => this.addNow(given))
+      .then(() => this.addNow(given, chat))
       .catch((error: unknown) => this.refuse(`${given.map((file) => file.name).join(", ")} could not be added.`, String(error)))
       .finally(() => (this.waiting -= 1));
     return this.queue;
@@ -40,35 +45,50 @@ export class Adding {
     return this.waiting > 0;
   }
 
-  /** Waits for all that are on their way; whether all of them came. */
+  /** Waits for all that are on their way, with those that come meanwhile; whether all of them came. */
   async allThere(): Promise<boolean> {
     const { refused } = this;
-    await this.queue;
+    while (this.busy) await this.queue;
     return this.refused === refused;
   }
 
-  private async addNow(files: readonly File[]): Promise<void> {
+  private async addNow(files: readonly File[], chat: Conversation): Promise<void> {
     this.progress.textContent = "The pictures are added as soon as the server tells what it takes…";
     const slow = setTimeout(() => (this.progress.hidden = false), SLOW);
-    const info = await this.info();
-    clearTimeout(slow);
+    try {
+      const { limits } = await this.info();
+      clearTimeout(slow);
+      await this.takeAll(files, limits, chat);
+    } finally {
+      clearTimeout(slow);
+      this.progress.hidden = true;
+    }
+    this.composer.field.focus();
+  }
+
+  private async takeAll(files: readonly File[], limits: Limits, chat: Conversation): Promise<void> {
     const shrunk: { file: File; picture: Picture }[] = [];
     for (const [at, file] of files.entries()) {
       this.progress.hidden = files.length < 2;
       this.progress.textContent = `Adding picture ${at + 1} of ${files.length}…`;
-      const taken = await take(file, info.limits);
+      const taken = await take(file, limits);
       if ("problem" in taken) {
         this.refuse(taken.problem.message, taken.problem.advice);
         continue;
       }
       await this.store.keep(taken.picture);
-      this.composer.insert(taken.picture);
+      await this.insert(taken.picture, chat);
       if (taken.picture.note.includes("made smaller")) shrunk.push({ file, picture: taken.picture });
       else if (taken.picture.note) toast(`${taken.picture.name}: ${taken.picture.note}.`);
     }
-    this.progress.hidden = true;
     if (shrunk.length) this.tellShrunk(shrunk);
-    this.composer.field.focus();
+  }
+
+  /** Puts a picture into the question that it was added to, whichever chat is open by now. */
+  private async insert(picture: Picture, chat: Conversation): Promise<void> {
+    if (chat.id === this.chat().id) return this.composer.insert(picture);
+    const there = await this.elsewhere(chat, picture);
+    toast(there ? `${picture.name} is in the chat that it was added to.` : `${picture.name} was not added: its chat is deleted.`);
   }
 
   private tellShrunk(shrunk: { file: File; picture: Picture }[]): void {

@@ -1,6 +1,6 @@
 // The chat that this tab shows: the conversation as the store has it, and what can be changed in it.
 
-import { goTo } from "./address";
+import { chatOfAddress, goTo } from "./address";
 import { currentChat, keepCurrentChat } from "./choices";
 import type { Store } from "./store";
 import { toast } from "./toast";
@@ -38,6 +38,12 @@ export class OpenChat {
   async open(id: string): Promise<void> {
     const found = await this.store.load(id);
     this.show(found, !found);
+  }
+
+  /** Opens the chat of this place in the history, which stays as it is; unless the place was left again while the chat was read. */
+  async goBack(id: string): Promise<void> {
+    const found = await this.store.load(id);
+    if (chatOfAddress() === id) this.show(found, !found);
   }
 
   /** Shows a conversation; none is a new one. `instead` says that there is no way back to what was shown before. */

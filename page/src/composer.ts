@@ -10,6 +10,8 @@ const LONG = 4000; // characters; longer texts are not put in by the browser's o
 
 export class Composer {
   readonly field: HTMLDivElement;
+  /** Whether text of the field is being dragged: the browser moves that best. */
+  movesText = false;
   private dragged: HTMLElement | null = null;
 
   constructor(
@@ -249,7 +251,10 @@ export class Composer {
   }
 
   private dragStart(event: DragEvent): void {
-    const chip = (event.target as HTMLElement).closest<HTMLElement>("[data-picture]");
+    const from = event.target as Node; // of selected text, the text itself
+    const chip = (from instanceof Element ? from : from.parentElement)?.closest<HTMLElement>("[data-picture]");
+    // the browser would copy a selected picture without what it can do
+    this.movesText = !chip && !this.caret()?.cloneContents().querySelector("[data-picture]");
     if (!chip || !event.dataTransfer) return;
     this.dragged = chip;
     event.dataTransfer.effectAllowed = "move";
@@ -260,9 +265,14 @@ export class Composer {
   private dragEnd(): void {
     this.dragged?.classList.remove("dragged");
     this.dragged = null;
+    this.movesText = false;
   }
 
   private drop(event: DragEvent): void {
+    if (this.movesText) {
+      this.movesText = false; // the end of the drag may be told to a text that is gone
+      return event.stopPropagation();
+    }
     const range = caretAt(event.clientX, event.clientY);
     if (!this.dragged) {
       if (range && this.field.contains(range.startContainer)) this.select(range);

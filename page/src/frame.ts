@@ -98,11 +98,11 @@ export class Frame {
     addEventListener("dragleave", (event) => {
       if (files(event)) this.root.classList.toggle("dropping", --depth > 0);
     });
-    addEventListener("dragover", (event) => (files(event) || !isOwnField(event.target)) && event.preventDefault());
+    addEventListener("dragover", (event) => (files(event) || !this.isTheBrowsers(event)) && event.preventDefault());
     addEventListener("drop", (event) => {
       depth = 0;
       this.root.classList.remove("dropping");
-      if (!files(event) && isOwnField(event.target)) return;
+      if (!files(event) && this.isTheBrowsers(event)) return;
       event.preventDefault();
       const dropped = [...(event.dataTransfer?.files ?? [])];
       const words = event.dataTransfer?.getData("text/plain") ?? "";
@@ -119,6 +119,11 @@ export class Frame {
       this.parts.composer.paste(event);
     });
     addEventListener("keydown", (event) => this.key(event));
+  }
+
+  /** Whether the browser knows better what to do with a text that is dragged there. */
+  private isTheBrowsers(event: DragEvent): boolean {
+    return this.parts.composer.movesText || (event.target instanceof Element && event.target.closest("input, textarea") !== null);
   }
 
   private key(event: KeyboardEvent): void {
@@ -149,11 +154,6 @@ export class Frame {
     if (this.root.classList.contains("talks-open")) this.toggle("talks-open", false);
     else if (!this.on.escape()) this.toggle("settings-open", false);
   }
-}
-
-/** Whether the browser knows better what to do with a text that is dropped there. */
-function isOwnField(target: EventTarget | null): boolean {
-  return target instanceof Element && target.closest("input, textarea") !== null;
 }
 
 /** Whether what is typed there is meant for something else than the question. */

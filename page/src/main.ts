@@ -30,7 +30,7 @@ import { applyTheme } from "./theme";
 import { toast } from "./toast";
 import { Transcript } from "./transcript";
 import { OddFile, exported, handOut, imported } from "./transfer";
-import type { AssistantTurn, Conversation, Draft, Info, Look, Piece, Sample, Settings, UserTurn } from "./types";
+import type { AssistantTurn, Conversation, Draft, Info, Look, Picture, Piece, Sample, Settings, UserTurn } from "./types";
 import { answerOf, keptPictures, picturesIn, picturesOf, textOf, trimmed } from "./types";
 import { welcome } from "./welcome";
 import { whole } from "./wire";
@@ -90,7 +90,7 @@ class App {
       show: (picture) => this.show(picture.id, true),
       takenAway: (act) => toast("The picture was taken away.", { label: "Undo", act }),
     });
-    this.adding = new Adding(this.store, this.composer, () => this.connection.told);
+    this.adding = new Adding(this.store, this.composer, () => this.connection.told, () => this.chat.conversation, (chat, picture) => this.addElsewhere(chat, picture));
     this.counting = new Counting(this.store, this.answering, this.meter, info);
     this.transcript = this.makeTranscript();
     this.sidebar = this.makeSidebar();
@@ -114,7 +114,7 @@ class App {
     addEventListener("pagehide", () => this.saveDraftNow());
     addEventListener("popstate", () => {
       const id = chatOfAddress();
-      if (id && id !== this.chat.id) void this.switchTo(() => this.chat.open(id));
+      if (id && id !== this.chat.id) void this.switchTo(() => this.chat.goBack(id));
     });
     addEventListener("beforeunload", (event) => this.store.holds && event.preventDefault());
     addEventListener("unhandledrejection", ({ reason }) => toast(`This did not work: ${reason instanceof Error ? reason.message : String(reason)}`));
@@ -389,8 +389,17 @@ class App {
     this.recount();
   }
 
+  private async addElsewhere(chat: Conversation, picture: Picture): Promise<boolean> {
+    const there = await this.store.editDraft(chat, (draft) => ({ ...draft, pieces: [...draft.pieces, { picture: picture.id }] }));
+    await this.hear({ what: "draft", conversation: chat.id }); // it may have been opened again meanwhile
+    return there;
+  }
+
   private async sample(sample: Sample): Promise<void> {
-    await this.adding.add([await fetched(sample.picture, `${sample.title}.png`)]);
+    const { id } = this.chat;
+    const picture = await fetched(sample.picture, `${sample.title}.png`);
+    if (id === this.chat.id) await this.adding.add([picture]);
+    if (id !== this.chat.id) return; // another chat was opened meanwhile
     if (!textOf(this.composer.pieces).trim()) this.composer.pieces = [...this.composer.pieces, { text: ` ${sample.question}` }];
     this.composer.focus();
     this.written();

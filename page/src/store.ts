@@ -37,7 +37,8 @@ export class Store {
   async list(): Promise<Summary[]> {
     const read = (database: Database): Promise<ConversationRecord[]> => database.transact(false, (tables) => tables.conversations.all());
     const held = await read(this.overflow);
-    const kept = (await read(this.database)).filter((each) => Array.isArray(each.order) && !this.overflowed.has(each.id));
+    const here = new Set(held.map((each) => each.id)); // some of which may move to the database now
+    const kept = (await read(this.database)).filter((each) => Array.isArray(each.order) && !here.has(each.id) && !this.overflowed.has(each.id));
     return [...held, ...kept].sort((one, other) => other.updated - one.updated);
   }
 
@@ -70,11 +71,7 @@ export class Store {
     const conversation = await this.load(id);
     const draft = await this.draft(id);
     await this.fetch(conversation ? picturesIn(conversation) : []);
-    await this.write(id, async (tables) => {
-      for (const turn of await tables.turns.all(id)) await tables.turns.remove([id, turn.id]);
-      await tables.conversations.remove(id);
-      await tables.drafts.remove(id);
-    });
+    await this.write(id, (tables) => erase(tables, id));
     this.tabs.tell({ what: "removed", conversation: id });
     if (this.holds) await this.makeUp();
     return conversation && { conversation, draft };
@@ -95,18 +92,24 @@ export class Store {
     return found ? { pieces: found.pieces, editing: found.editing } : EMPTY;
   }
 
-  /** Keeps what is being written; a conversation that is only being written comes to be by that. */
   async keepDraft(conversation: Conversation, draft: Draft): Promise<void> {
+    await this.editDraft(conversation, () => draft);
+  }
+
+  /** Changes what is being written; a conversation that is only being written comes to be by that. Whether it is kept. */
+  async editDraft(conversation: Conversation, act: (before: Draft) => Draft): Promise<boolean> {
     const made = await this.write(conversation.id, async (tables) => {
       const known = await tables.conversations.get(conversation.id);
+      const draft = act((await tables.drafts.get(conversation.id)) ?? EMPTY);
       if (!known && (!draft.pieces.length || conversation.turns.length)) return null; // nothing yet, or deleted elsewhere
       if (!known) await keepChanged(tables, conversation, new Map());
       await tables.drafts.put({ ...draft, conversation: conversation.id });
       return !known;
     });
-    if (made === null) return;
+    if (made === null) return false;
     this.tabs.tell({ what: "draft", conversation: conversation.id });
     if (made) this.tabs.tell({ what: "changed", conversation: conversation.id });
+    return true;
   }
 
   /** The ids of conversations that have all these words, in the title or in a turn. */
@@ -164,10 +167,9 @@ export class Store {
 
   /** Lets go of old pictures that nothing mentions any more. */
   async tidy(): Promise<void> {
+    const held = await this.overflow.transact(false, mentionedIn);
     await this.database.transact(true, async (tables) => {
-      const asked = picturesIn({ turns: await tables.turns.all() });
-      const drafts = (await tables.drafts.all()).flatMap(({ pieces, editing }) => picturesOf([...pieces, ...(editing?.before ?? [])]));
-      const mentioned = new Set([...asked, ...drafts]);
+      const mentioned = new Set([...held, ...(await mentionedIn(tables))]);
       for (const { id, added } of await tables.pictures.all()) {
         if (!mentioned.has(id) && Date.now() - (added ?? 0) > OLD) await tables.pictures.remove(id);
       }
@@ -176,26 +178,43 @@ export class Store {
 
   // ------------------------------------------------------------------ where things lie
 
-  /** Keeps what there was no room for, as far as there is some now. */
+  /** Keeps what there was no room for, as far as there is some now: each by itself, since one may be too large. What was deleted makes room first. */
   private async makeUp(): Promise<void> {
-    try {
-      await this.tidy();
-      for (const id of [...this.unkept]) await this.put(this.known.get(id)!);
-      for (const id of [...this.overflowed]) {
-        const [held, draft] = [await this.load(id), await this.draft(id)];
-        await this.database.transact(true, async (tables) => {
-          const before = new Map((await tables.turns.all(id)).map((turn) => [turn.id, ""]));
-          if (held) await keepChanged(tables, held, before);
-          if (held) await tables.drafts.put({ ...draft, conversation: id });
-        });
-        this.overflowed.delete(id);
-        await this.overflow.transact(true, (tables) => tables.conversations.remove(id));
-        this.tabs.tell({ what: "changed", conversation: id });
-      }
-      this.full(true);
-    } catch (error) {
-      console.info("there is still no room:", error);
+    await this.tidy();
+    const held = new Set((await this.overflow.transact(false, (tables) => tables.conversations.all())).map(({ id }) => id));
+    const mentioned = new Set([...(await this.overflow.transact(false, mentionedIn)), ...(await this.database.transact(false, mentionedIn))]);
+    const chats = [...this.overflowed];
+    const acts = [
+      ...chats.filter((id) => !held.has(id)).map((id) => () => this.move(id)),
+      ...[...this.unkept].filter((id) => mentioned.has(id)).map((id) => () => this.put(this.known.get(id)!)),
+      ...chats.filter((id) => held.has(id)).map((id) => () => this.move(id)),
+    ];
+    let all = acts.length > 0;
+    for (const act of acts) {
+      await act().catch((error: unknown) => {
+        all = false;
+        console.info("there is still no room:", error);
+      });
     }
+    if (all) this.full(true);
+  }
+
+  /** Brings a conversation from memory to the database; one that was deleted meanwhile is deleted there, too. */
+  private async move(id: string): Promise<void> {
+    await this.overflow.transact(true, async (held) => {
+      if (!this.overflowed.has(id)) return; // it is there already
+      const conversation = await loaded(held, id);
+      const draft = await held.drafts.get(id);
+      await this.database.transact(true, async (tables) => {
+        if (!conversation) return erase(tables, id);
+        const before = new Map((await tables.turns.all(id)).map((turn) => [turn.id, ""]));
+        await keepChanged(tables, conversation, before);
+        if (draft) await tables.drafts.put(draft);
+      });
+      this.overflowed.delete(id);
+      void this.overflow.transact(true, (tables) => erase(tables, id)); // after those who are about to read it there
+    });
+    this.tabs.tell({ what: "changed", conversation: id });
   }
 
   private where(id: string): Database {
@@ -204,7 +223,10 @@ export class Store {
 
   /** Changes a conversation's records; where the browser has no room, in memory, with all that there was before. */
   private async write<T>(id: string, act: (tables: Tables) => Promise<T>): Promise<T> {
-    if (this.overflowed.has(id)) return this.overflow.transact(true, act);
+    if (this.overflowed.has(id)) {
+      const changed = await this.overflow.transact(true, async (tables) => this.overflowed.has(id) && { found: await act(tables) });
+      return changed ? changed.found : this.write(id, act); // it went to the database meanwhile
+    }
     try {
       return await this.database.transact(true, act);
     } catch (error) {
@@ -214,7 +236,7 @@ export class Store {
       this.overflowed.add(id);
       this.full();
       return this.overflow.transact(true, async (tables) => {
-        if (before) {
+        if (before && !(await tables.conversations.get(id))) {
           await keepChanged(tables, before, new Map());
           await tables.drafts.put({ ...draft, conversation: id });
         }
@@ -230,6 +252,19 @@ async function loaded(tables: Tables, id: string): Promise<Conversation | null> 
   const turns = new Map((await tables.turns.all(id)).map(({ conversation: _, ...turn }) => [turn.id, turn as Turn]));
   const { order, ...summary } = record;
   return { ...summary, turns: order.flatMap((turn) => turns.get(turn) ?? []) };
+}
+
+async function erase(tables: Tables, id: string): Promise<void> {
+  for (const turn of await tables.turns.all(id)) await tables.turns.remove([id, turn.id]);
+  await tables.conversations.remove(id);
+  await tables.drafts.remove(id);
+}
+
+/** The pictures that stand in questions and in what is being written. */
+async function mentionedIn(tables: Tables): Promise<string[]> {
+  const asked = picturesIn({ turns: await tables.turns.all() });
+  const drafts = (await tables.drafts.all()).flatMap(({ pieces, editing }) => picturesOf([...pieces, ...(editing?.before ?? [])]));
+  return [...asked, ...drafts];
 }
 
 async function keepChanged(tables: Tables, conversation: Conversation, before: Map<string, string>): Promise<void> {

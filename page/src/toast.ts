@@ -16,7 +16,7 @@ export function toast(message: string, more: { label?: string; act?: () => void;
     timer = window.setTimeout(() => element.remove(), seconds * 1000);
   };
   if (label && act) {
-    element.append(h("button", { type: "button", onClick: () => { element.remove(); act(); } }, label));
+    element.append(h("button", { type: "button", "data-act": "", onClick: () => { element.remove(); act(); } }, label));
   }
   element.append(iconButton("close", "Dismiss", () => element.remove()));
   // it stays while somebody points at it or has the focus in it
@@ -26,6 +26,11 @@ export function toast(message: string, more: { label?: string; act?: () => void;
   element.addEventListener("focusout", wait);
   for (const same of [...toasts.children].filter((each) => !act && each.textContent === element.textContent)) same.remove();
   toasts.append(element);
-  while (toasts.children.length > MOST) toasts.firstElementChild!.remove();
+  while (toasts.children.length > MOST) {
+    const older = [...toasts.children].slice(0, -1);
+    const gone = older.find((each) => !each.querySelector("[data-act]")) ?? (act ? older[0] : undefined);
+    if (!gone) break; // what only tells something takes away nothing that can be undone
+    gone.remove();
+  }
   wait();
 }

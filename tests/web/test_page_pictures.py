@@ -166,14 +166,35 @@ def test_a_picture_added_before_the_server_told_what_it_is_waits_for_that(browse
         seen.page.set_input_files("#files", str(EXAMPLE))
         while not held:
             seen.page.evaluate("new Promise(done => requestAnimationFrame(done))")
+        bodies = seen.bodies()
+        seen.say("And these?")
+        seen.page.keyboard.press("Enter")  # it waits for its picture, and for one that comes behind that
+        seen.page.set_input_files("#files", str(EXAMPLE))
         free.append(True)
         for route in held:  # the server is there, and its model is not yet
             route.fulfill(status=503, body=loading, content_type="application/json")
-        bodies = seen.bodies()
-        seen.say("And this?")
-        seen.page.keyboard.press("Enter")  # it waits for its picture
         seen.page.wait_for_selector(".costs")
-        assert [part["type"] for part in bodies[0]["messages"][-1]["content"]] == ["image_url", "text"]
+        assert [part["type"] for part in bodies[0]["messages"][-1]["content"]].count("image_url") == 2
+
+
+def test_a_picture_comes_into_the_chat_that_it_was_added_to(browser: Any, visit: Open) -> None:
+    context = browser.new_context(viewport={"width": 1280, "height": 820})
+    held: list[Any] = []
+    context.route("**/page/api/info", lambda route: held.append(route))
+    with running(make_llava(), routes()) as live:
+        seen = visit(live.url, context=context)
+        seen.page.set_input_files("#files", str(EXAMPLE))
+        seen.say("And this?")
+        seen.page.locator(".new-talk").click()
+        seen.expect(".field").to_have_text("")
+        while not held:
+            seen.page.evaluate("new Promise(done => requestAnimationFrame(done))")
+        held[0].continue_()
+        seen.toast(f"{EXAMPLE.name} is in the chat that it was added to.")
+        seen.expect(".chip").to_have_count(0)
+        seen.page.locator(".talk-open").click()
+        seen.expect(".field").to_have_text("And this?×")
+        seen.expect(".chip").to_have_count(1)
 
 
 def test_a_picture_taken_away_comes_back(visit: Open) -> None:

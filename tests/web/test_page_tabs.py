@@ -249,7 +249,8 @@ def test_a_chat_that_is_deleted_elsewhere_does_not_come_back(visit: Open, contex
 
 
 FULL = """(() => { const put = IDBObjectStore.prototype.put; IDBObjectStore.prototype.put = function (...given) {
-    if (window.full) throw new DOMException('no room', 'QuotaExceededError'); return put.apply(this, given); }; })()"""
+    if ([true, this.name].includes(window.full))
+        throw new DOMException('no room', 'QuotaExceededError'); return put.apply(this, given); }; })()"""
 NONE = "Object.defineProperty(window, 'indexedDB', {get() { throw new DOMException('private', 'SecurityError'); }})"
 
 
@@ -276,6 +277,42 @@ def test_a_browser_without_room_goes_on_and_says_so(visit: Open, context: Any) -
         seen.page.locator(".talk-open", has_text="kept").click()
         seen.expect_said("kept", "not kept")
         seen.until("document.querySelector('.sent img')?.naturalWidth > 0")
+
+
+def test_what_is_deleted_to_make_room_is_gone_and_comes_back_whole(visit: Open, context: Any) -> None:
+    context.add_init_script(FULL)
+    with running(make_llava(), routes()) as live:
+        seen = visit(live.url, context=context)
+        seen.ask("kept")
+        seen.page.evaluate("window.full = true")
+        seen.ask("not kept")
+        seen.toast("The browser has no room")
+        seen.page.locator(".talk", has_text="kept").hover()
+        seen.page.locator(".talk [aria-label='Delete kept']").click()
+        seen.toast("The chat is deleted.")
+        seen.expect(".talk-open", has_text="kept").to_have_count(0)
+        seen.page.evaluate("window.full = false")
+        seen.page.locator(".toast button", has_text="Undo").click()
+        seen.expect_said("kept", "not kept")
+        seen.page.reload()
+        seen.expect_said("kept", "not kept")
+
+
+def test_a_picture_without_room_that_nothing_mentions_stands_in_nothings_way(visit: Open, context: Any) -> None:
+    context.add_init_script(FULL)
+    with running(make_llava(), routes()) as live:
+        seen = visit(live.url, context=context)
+        seen.ask("in its way")
+        seen.page.locator(".new-talk").click()
+        seen.page.evaluate("window.full = true")
+        seen.add(EXAMPLE)
+        seen.page.locator(".chip").focus()
+        seen.page.keyboard.press("Delete")
+        seen.ask("not kept")
+        seen.page.evaluate("window.full = 'pictures'")
+        seen.page.locator(".talk", has_text="in its way").hover()
+        seen.page.locator(".talk [aria-label='Delete in its way']").click()
+        seen.toast("There is room again: all is kept.")
 
 
 def test_a_private_window_that_keeps_nothing_still_answers(visit: Open, context: Any) -> None:
