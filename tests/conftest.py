@@ -23,7 +23,7 @@ from trifocal.images import Image, from_pil
 if TYPE_CHECKING:
     from checkpoint_maker import V0
 
-# torch and transformers are imported in what needs them: who only hands out the tests to two workers needs neither
+# torch and transformers are imported in what needs them: who only hands out the tests to the workers needs neither
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
