@@ -255,6 +255,7 @@ export class Composer {
     const chip = (from instanceof Element ? from : from.parentElement)?.closest<HTMLElement>("[data-picture]");
     // the browser would copy a selected picture without what it can do
     this.movesText = !chip && !this.caret()?.cloneContents().querySelector("[data-picture]");
+    if (this.movesText) event.dataTransfer?.clearData("text/html"); // the words alone: styles are forbidden here
     if (!chip || !event.dataTransfer) return;
     this.dragged = chip;
     event.dataTransfer.effectAllowed = "move";

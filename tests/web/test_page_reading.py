@@ -301,6 +301,24 @@ DROP = """words => { const data = new DataTransfer(); data.setData('text/plain',
         new DragEvent(name, {dataTransfer: data, bubbles: true, cancelable: true})); }"""
 
 
+def test_words_that_are_dragged_within_the_field_move(visit: Open, echo: Live) -> None:
+    seen = visit(echo.url)
+    seen.say("one two three")
+    seen.settle()  # the meter has come, and moves the field no more
+    start, end, middle = seen.page.evaluate(
+        """() => { const words = document.querySelector('.field').firstChild, range = document.createRange();
+        range.setStart(words, 0); const whole = (range.setEnd(words, 13), range.getBoundingClientRect());
+        range.setEnd(words, 4); const first = range.getBoundingClientRect();
+        getSelection().removeAllRanges(); getSelection().addRange(range);
+        return [first.x + first.width / 2, whole.right - 1, whole.y + whole.height / 2]; }"""
+    )
+    seen.page.mouse.move(start, middle)
+    seen.page.mouse.down()
+    seen.page.mouse.move(end, middle, steps=8)
+    seen.page.mouse.up()
+    seen.expect(".field").to_have_text("two threeone")
+
+
 def test_a_long_text_is_pasted_at_once(visit: Open, echo: Live) -> None:
     """The browser's own editing would take minutes for some thousand lines: it is handed none of such length."""
     seen = visit(echo.url)
@@ -327,6 +345,7 @@ def test_back_and_forward_go_from_chat_to_chat(visit: Open, echo: Live) -> None:
         seen.page.locator(".new-talk").click()
         seen.ask(words)
     seen.say("a draft of three")
+    seen.keeps("a draft of three")
     seen.page.evaluate(TWICE)  # back again before the chat is there
     seen.expect_said("one")
     seen.expect(".field").to_have_text("")
@@ -345,14 +364,17 @@ TWICE = """() => { const real = IDBObjectStore.prototype.get; let late = true;
 
 def test_each_deletion_keeps_its_undo(visit: Open, echo: Live) -> None:
     seen = visit(echo.url)
-    for words in ("one", "two"):
+    for words in ("one", "two", "three"):
         seen.page.locator(".new-talk").click()
         seen.ask(words)
-    for words in ("one", "two"):
+    for words in ("one", "two", "three"):
         seen.page.locator(".talk", has_text=words).hover()
         seen.page.locator(f".talk [aria-label='Delete {words}']").click()
         seen.expect(".talk-open", has_text=words).to_have_count(0)
-    for words in ("one", "two"):
+    odd = {"name": "odd.json", "mimeType": "application/json", "buffer": b"{}"}
+    seen.page.locator("input[type=file][accept*=json]").set_input_files(odd)
+    seen.expect(".toast").to_have_count(4)
+    for words in ("one", "two", "three"):
         seen.page.locator(".toast button", has_text="Undo").first.click()
         seen.expect(".talk-open", has_text=words).to_have_count(1)
 
