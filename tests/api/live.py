@@ -63,13 +63,14 @@ class MeanColour:
 
 
 class Gated(Echo):
-    """An echo that can be held before every token, and knows how many streams are open."""
+    """An echo that can be held before every token, and knows how many streams are open and how often one was held."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.gate = threading.Event()
         self.gate.set()
         self.open = 0
+        self.held = 0
         self.made = 0
         self._lock = threading.Lock()
 
@@ -82,6 +83,7 @@ class Gated(Echo):
         try:
             with closing(tokens):
                 for token in tokens:
+                    self.held += 1
                     assert self.gate.wait(PATIENCE)
                     self.made += 1
                     yield token

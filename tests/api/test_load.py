@@ -170,7 +170,7 @@ def test_a_client_that_leaves_frees_its_slot_within_a_token(stream: bool) -> Non
     engine.gate.clear()
     with running(make_llava(engine)) as live:
         body = {"messages": [user("Hello")], "stream": stream}
-        asyncio.run(request(live.port, CHAT, body, None, "close", lambda: engine.open))
+        asyncio.run(request(live.port, CHAT, body, None, "close", lambda: engine.held))
         until(lambda: all_stopped(live), "word of the client's having left")
         assert live.server.admission.running == 1  # the token that is being made
         engine.gate.set()

@@ -174,7 +174,7 @@ def test_a_picture_added_before_the_server_told_what_it_is_waits_for_that(browse
         for route in held:  # the server is there, and its model is not yet
             route.fulfill(status=503, body=loading, content_type="application/json")
         seen.page.wait_for_selector(".costs")
-        assert [part["type"] for part in bodies[0]["messages"][-1]["content"]].count("image_url") == 2
+        assert len([part for part in bodies[0]["messages"][-1]["content"] if part["type"] == "image_url"]) == 2
 
 
 def test_a_picture_comes_into_the_chat_that_it_was_added_to(browser: Any, visit: Open) -> None:
