@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Discriminator, Tag, TypeAdapter
 
 from trifocal.api.errors import refuse
-from trifocal.api.openai_messages import ContentPart, parts_of
+from trifocal.api.openai_messages import ContentPart, custom_call, parts_of
 from trifocal.api.parameters import ECHOED
 from trifocal.api.tools import call_of, spaced
 from trifocal.api.wire import Draft, Echoed, Picture, Wire, check_text, dump, from_base64, octets, picture
@@ -157,9 +157,7 @@ class CustomCallItem(_Whole):
     def drafts(self, where: str, names: dict[str, str]) -> tuple[Draft, ...]:
         """The call as an assistant's turn."""
         names[self.call_id] = name = spaced(self.namespace, self.name)
-        check_text(self.input, f"{where}.input")
-        call = call_of(name, {"input": self.input}, self.call_id, f"{where}.input")
-        return (Draft("assistant", (), calls=(call,)),)
+        return (Draft("assistant", (), calls=(custom_call(name, self.input, self.call_id, f"{where}.input"),)),)
 
 
 class ThoughtItem(_Whole):

@@ -14,7 +14,7 @@ from trifocal.api.tools import call_of
 from trifocal.api.wire import Draft, Echoed, Picture, Rows, Tagged, check_text, from_base64, picture, user_text
 from trifocal.messages import Call, Role
 
-__all__ = ["ChatMessage", "ContentPart", "drafts_of", "parts_of"]
+__all__ = ["ChatMessage", "ContentPart", "custom_call", "drafts_of", "parts_of"]
 
 _ROLES: dict[str, Role] = {"developer": "system", "function": "tool"}
 Parts = tuple[str | Picture | Tagged, ...]
@@ -120,6 +120,16 @@ class CustomCall(Echoed):
     input: str = ""
 
 
+def custom_call(name: str, text: str, id: str, where: str) -> Call:
+    """A call whose argument is one text, as a call of a function.
+
+    Raises:
+        Refusal: the text is too long, or a picture in disguise.
+    """
+    check_text(text, where)
+    return call_of(name, {"input": text}, id, where)
+
+
 class ToolCall(Echoed):
     """A call that an answer asked for: of a function, or with a text."""
 
@@ -138,8 +148,7 @@ class ToolCall(Echoed):
             arguments: Any = self.function.arguments
             return call_of(self.function.name, arguments, self.id, f"{where}.function.arguments")
         if self.custom:
-            check_text(self.custom.input, f"{where}.custom.input")
-            return call_of(self.custom.name, {"input": self.custom.input}, self.id, f"{where}.custom.input")
+            return custom_call(self.custom.name, self.custom.input, self.id, f"{where}.custom.input")
         raise refuse("missing_required_parameter", "it is required", f"{where}.{self.type}")
 
 

@@ -398,9 +398,7 @@ class _Loop:
             if not isinstance(_ours(error), OutOfMemory):  # there was too much; it may be less next time
                 self._probe()
         finally:
-            for request in ended:
-                with suppress(Exception):  # who can't be told is gone, and keeps nobody else from hearing it
-                    request.give(_ours(error))
+            _tell(ended, lambda: _ours(error))
 
     def _probe(self) -> None:
         probe = Request(Prompt([TokenSpan((0,))]), 1, frozenset(), lambda _: None, Drawing(Sampling()))
@@ -413,7 +411,7 @@ class _Loop:
             self.scheduler.fail(lambda: EngineError("a probe"))
 
     def _end(self) -> None:
-        """Tells everybody, and lets the model go. Who can't be told is gone, and keeps nobody else from hearing it."""
+        """Tells everybody, and lets the model go."""
         with self._lock:
             reason, self._model = self._failed or "the engine is closed", None
         try:
@@ -424,13 +422,18 @@ class _Loop:
                     left.append(item)
                 else:
                     item()
-            for request in left:
-                with suppress(Exception):
-                    request.give(EngineError(reason))
+            _tell(left, lambda: EngineError(reason))
             self.stepped()
         finally:
             atexit.unregister(self.stop)
             self._gone.set()
+
+
+def _tell(requests: Sequence[Request[Drawing]], error: Callable[[], TrifocalError]) -> None:
+    """Ends requests with an error of their own. Who can't be told is gone, and keeps nobody else from hearing it."""
+    for request in requests:
+        with suppress(Exception):
+            request.give(error())
 
 
 def _ours(error: BaseException) -> TrifocalError:

@@ -16,7 +16,7 @@ from trifocal.engines.grammar import Constraint
 from trifocal.errors import EngineError, TrifocalError
 from trifocal.messages import Sampling
 
-__all__ = ["Drawing", "Drawn", "Picked", "filtered", "pick", "pick_along"]
+__all__ = ["Drawing", "Drawn", "Picked", "filtered", "pick", "pick_along", "put"]
 
 Picked = Token | TrifocalError
 
@@ -52,7 +52,7 @@ class Drawing:
     def banned_on(self, device: torch.device) -> torch.Tensor:
         """The ids that are never drawn, int64, on a device."""
         if self._banned is None:
-            self._banned = _put(self.banned, device)
+            self._banned = put(self.banned, device)
         return self._banned
 
     @property
@@ -130,7 +130,7 @@ def pick_along(logits: torch.Tensor, rows: Sequence[Drawing], drafts: Sequence[S
         for depth in range(1 if row.remembers else 1 + len(draft))
     ]
     while asked:
-        own = logits[_put([starts[at] + depth for at, depth in asked], logits.device)]
+        own = logits[put([starts[at] + depth for at, depth in asked], logits.device)]
         tokens = _picked(own, [rows[at] for at, _ in asked], [depth - len(told[at]) for at, depth in asked])
         later = []
         for (at, depth), token in zip(asked, tokens, strict=True):
@@ -205,7 +205,7 @@ def _drawn_ids(logits: torch.Tensor, rows: Sequence[Drawing], ahead: Sequence[in
     best, ids = _largest(scores)  # [rows] each
     drawn = [at for at, row in enumerate(rows) if not row.sampling.greedy]
     if drawn:
-        where = _put(drawn, ids.device)
+        where = put(drawn, ids.device)
         chances = [rows[at].chance(ahead[at]) for at in drawn]
         ids[where] = _drawn(scores[where], [rows[at].sampling for at in drawn], chances, ids[where])
     return torch.stack([ids, best.isfinite().long()])
@@ -234,25 +234,25 @@ def filtered(
     """Scores ``[rows, vocabulary]`` with all that top-k, top-p and min-p exclude at minus infinity, row by row."""
     size, device = scores.shape[-1], scores.device
     if any(0 < k < size for k in top_k):
-        counts = _put([k if 0 < k < size else size for k in top_k], device)[:, None]
+        counts = put([k if 0 < k < size else size for k in top_k], device)[:, None]
         most = int(max(k for k in top_k if k < size))
         ordered = scores.topk(most).values
         lowest = ordered.gather(-1, counts.clamp(max=most) - 1)
         scores = scores.masked_fill((scores < lowest) & (counts < size), -math.inf)
     if any(p < 1 for p in top_p):
-        rest = _put([1 - p if p < 1 else -1.0 for p in top_p], device)[:, None]
+        rest = put([1 - p if p < 1 else -1.0 for p in top_p], device)[:, None]
         ordered, ids = scores.sort(descending=False)
         below = ordered.softmax(-1).cumsum(-1) <= rest
         below[:, -1] = False
         scores = scores.masked_fill(torch.zeros_like(below).scatter(-1, ids, below), -math.inf)
     if any(p > 0 for p in min_p):
-        least = _put(min_p, device)[:, None]
+        least = put(min_p, device)[:, None]
         probabilities = scores.softmax(-1)
         scores = scores.masked_fill(probabilities < least * probabilities.amax(-1, keepdim=True), -math.inf)
     return scores
 
 
-def _put(values: Sequence[float], device: torch.device) -> torch.Tensor:
+def put(values: Sequence[float], device: torch.device) -> torch.Tensor:
     """Numbers on a device, which is not waited for."""
     here = torch.tensor(values)
     return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here.to(device)
@@ -310,11 +310,11 @@ def _drawn(
     The first id at which the summed probabilities pass that share; one that has none is never drawn, whatever the sums
     are rounded to.
     """
-    heat = _put([s.temperature for s in options], scores.device)[:, None]
+    heat = put([s.temperature for s in options], scores.device)[:, None]
     kept = filtered(scores / heat, [s.top_k for s in options], [s.top_p for s in options], [s.min_p for s in options])
     probabilities = kept.softmax(-1)
     sums = probabilities.cumsum(-1)
-    share = _put(chances, scores.device)[:, None] * sums[:, -1:]
+    share = put(chances, scores.device)[:, None] * sums[:, -1:]
     size = scores.shape[-1]
     places = torch.arange(size, device=scores.device)
     first = torch.where((sums > share) & (probabilities > 0), places, size).amin(-1)

@@ -370,7 +370,7 @@ class Scheduler(Generic[Row]):
 
     def _begun(self, request: Request[Row], known: int) -> tuple[int, int] | None:
         """A block behind so many ``known`` ones that another request began as this one goes on, where there is one."""
-        if not self.share or request.prompt.scope is None:
+        if not self._shares(request):
             return None
         keys = request.keys[known * self.blocks.size : -1]  # one position is always left to compute
         return self.blocks.begun(self._before(request, known), keys)
@@ -382,7 +382,7 @@ class Scheduler(Generic[Row]):
     def _end(self, request: Request[Row], last: TrifocalError | None) -> None:
         self.running.remove(request)
         whole, over = divmod(request.computed, self.blocks.size)
-        if over and self.share and request.prompt.scope is not None:  # who goes on with this conversation begins there
+        if over and self._shares(request):  # who goes on with this conversation begins there
             begun = request.keys[request.computed - over : request.computed]
             self.blocks.name(request.blocks[whole], chained(self._before(request, whole), begun))
         self.blocks.release(request.blocks)
@@ -396,9 +396,13 @@ class Scheduler(Generic[Row]):
         for at in range(run.start // size, len(names)):
             self.blocks.name(request.blocks[at], names[at])
 
+    def _shares(self, request: Request[Row]) -> bool:
+        """Whether what is computed of a request is found again."""
+        return self.share and request.prompt.scope is not None
+
     def _names(self, request: Request[Row], positions: int) -> list[bytes]:
         """The names of the full blocks among the first positions of a request."""
-        if not self.share or request.prompt.scope is None:
+        if not self._shares(request):
             return []
-        names_of(request.keys, self.blocks.size, request.names, scope=request.prompt.scope)
+        names_of(request.keys, self.blocks.size, request.names, scope=request.prompt.scope or "")
         return request.names[: positions // self.blocks.size]

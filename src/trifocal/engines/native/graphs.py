@@ -10,6 +10,7 @@ import torch
 from trifocal.engines.native.kernels import Kernels, Places
 from trifocal.engines.native.memory import BLOCK, Step
 from trifocal.engines.native.model import Model
+from trifocal.engines.sampler import put
 from trifocal.engines.scheduler import Run
 
 __all__ = ["SIZES", "Graphs"]
@@ -66,7 +67,7 @@ class Graphs:
         if last == list(range(first, first + len(last))):
             return logits[first : first + len(last)]
         # nothing here waits for the replay: what is done next with the logits is on its way before they are there
-        return logits[torch.tensor(last).pin_memory().to(logits.device, non_blocking=True)]
+        return logits[put(last, logits.device)]
 
     def prepare(self) -> bool:
         """Captures the next size that was not needed so far; False where there is none."""
