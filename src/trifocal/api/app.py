@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from trifocal import __version__
 from trifocal.api import anthropic, health, ollama, openai, places, responses, textgen
-from trifocal.api.connection import ClientGone
+from trifocal.api.caller import ClientGone
 from trifocal.api.errors import ErrorBody, Refusal, error_model, explain
 from trifocal.api.guard import AccessCheck, BodyLimit, Reporter, Sockets
 from trifocal.api.model import Model

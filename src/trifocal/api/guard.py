@@ -17,7 +17,7 @@ from typing import Any
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trifocal.api.connection import ClientGone
+from trifocal.api.caller import ClientGone
 from trifocal.api.errors import Refusal, explain, server_busy, shutting_down
 from trifocal.api.host import Host
 from trifocal.api.needs import NOTHING, Needs, needs_of

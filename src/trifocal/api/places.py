@@ -13,7 +13,7 @@ from pydantic import Field
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from trifocal.api.connection import caller_of
+from trifocal.api.caller import caller_of
 from trifocal.api.errors import Refusal, refuse, server_busy
 from trifocal.api.needs import needs
 from trifocal.api.openai_messages import ChatMessage, drafts_of

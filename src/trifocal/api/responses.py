@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from trifocal.api.answers import additions_of, scored
-from trifocal.api.connection import caller_of
+from trifocal.api.caller import caller_of
 from trifocal.api.errors import Refusal, explain, refuse
 from trifocal.api.events import STREAMED, EventStream, event
 from trifocal.api.items import Item, Said, drafts_of, said_of

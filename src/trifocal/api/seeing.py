@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from trifocal.api.admission import Admission
-from trifocal.api.connection import ClientGone, caller_of, while_connected
+from trifocal.api.caller import ClientGone, caller_of, while_connected
 from trifocal.api.errors import Refusal, explain, refuse, server_busy, shutting_down
 from trifocal.api.guard import AccessCheck, BodyLimit, Reporter
 from trifocal.api.host import Host, WorkerPool

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trifocal.api import tracing
 from trifocal.api.admission import Admission, Place
-from trifocal.api.connection import caller_of, pool_of, while_connected
+from trifocal.api.caller import caller_of, pool_of, while_connected
 from trifocal.api.errors import Refusal, refuse, server_busy, shutting_down
 from trifocal.api.facts import Facts
 from trifocal.api.fetch import Fetcher

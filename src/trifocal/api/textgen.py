@@ -13,7 +13,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, GetCoreSchemaHa
 from pydantic_core import CoreSchema
 from starlette.websockets import WebSocketState
 
-from trifocal.api.connection import caller_of
+from trifocal.api.caller import caller_of
 from trifocal.api.errors import explain, refuse
 from trifocal.api.jobs import Job
 from trifocal.api.needs import needs

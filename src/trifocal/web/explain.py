@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from trifocal.api.connection import caller_of
+from trifocal.api.caller import caller_of
 from trifocal.api.errors import ErrorBody, Refusal
 from trifocal.api.needs import needs
 from trifocal.api.openai import keep_of, template_of
