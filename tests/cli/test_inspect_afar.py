@@ -54,6 +54,11 @@ def test_only_configurations_are_fetched(hub: LittleHub, tmp_path: Path, name: s
         assert told["quantised"] == "GPTQ, 4 bits, groups of 64, act-order"
 
 
+def test_two_checkpoints_are_one_too_many() -> None:
+    with pytest.raises(UsageError, match="FOLDER is thimble and --checkpoint some/other: give one of them"):
+        CliRunner().invoke(inspect, ["thimble", "-m", "some/other"], catch_exceptions=False)
+
+
 @pytest.mark.parametrize("name", ["1.5", "1.6-vicuna", "1.6-mistral", "onevision", "onevision-tied", *LINEAR])
 def test_what_is_expected_is_what_the_files_hold(tmp_path: Path, name: str) -> None:
     save_original(family(name), tmp_path, tower=tmp_path / "clip" if name in LINEAR else None)

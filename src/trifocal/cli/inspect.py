@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from trifocal.checkpoints import (
     FITS,
@@ -28,7 +29,7 @@ from trifocal.cli.options import model_options
 from trifocal.conversation.brought import own_template
 from trifocal.conversation.jinja import find_template
 from trifocal.engines.choosing import choices
-from trifocal.errors import CheckpointError
+from trifocal.errors import CheckpointError, UsageError
 from trifocal.hub.locate import CONFIGS, EVERYTHING, is_whole
 from trifocal.model.settings import Settings
 from trifocal.placement import Placement
@@ -81,6 +82,8 @@ def inspect(folder: str | None, known: bool, as_json: bool, settings: Settings) 
     if known:
         _print_known(as_json)
         return
+    if folder and click.get_current_context().get_parameter_source("checkpoint") is ParameterSource.COMMANDLINE:
+        raise UsageError(f"FOLDER is {folder} and --checkpoint {settings.checkpoint}: give one of them")
     name = folder or settings.checkpoint
     source = KNOWN.get(name, Release(language=name))
     bare = _without_weights(Path(name).expanduser())
