@@ -27,6 +27,7 @@ from trifocal.engines.base import Engine, Token
 from trifocal.engines.echo import Bytes
 from trifocal.engines.recipe import Recipe
 from trifocal.engines.remote import Remote, crew, load_remote, worker
+from trifocal.engines.remote.process import Process
 from trifocal.errors import BadSampling, EngineError, EngineLost, OutOfMemory, PromptTooLong, UnknownName, UsageError
 from trifocal.messages import Sampling
 from trifocal.prompt import ImageSpan, Prompt, TokenSpan
@@ -71,6 +72,26 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_a_process_whose_thread_the_system_does_not_give_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def started(*given: Any, **more: Any) -> subprocess.Popen[bytes]:
+        begun.append(popen(*given, **more))
+        return begun[0]
+
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(RuntimeError, match="new thread"):
+        Process(ECHO, {})
+    assert begun[0].returncode == -signal.SIGKILL
+    assert begun[0].stdin.closed
+    assert begun[0].stdout.closed
 
 
 def prompt(words: str) -> Prompt:

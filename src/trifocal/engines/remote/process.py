@@ -51,8 +51,13 @@ class Process:
             queue.SimpleQueue()
         )
         self._writer = threading.Thread(target=self._write, name="engine-writer", daemon=True)
-        self._writer.start()
         self.reason = ""  # why it was killed, where we did it
+        try:
+            self._writer.start()
+        except RuntimeError:  # the system has no thread left
+            self.kill()
+            with self._popen:  # closes its pipes and waits for it
+                raise
         self.heard = time.monotonic()  # when it last said anything
         self.say(Kind.LOAD, json.loads(recipe.to_json()))
 
