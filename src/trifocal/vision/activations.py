@@ -20,7 +20,7 @@ def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
         CheckpointError: no LLaVA has one of that name.
     """
     known: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-        "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+        "quick_gelu": lambda x: (1.702 * x).sigmoid_().mul_(x),  # in one new tensor, not three
         "gelu": functional.gelu,
         "gelu_pytorch_tanh": lambda x: functional.gelu(x, approximate="tanh"),
         "linear": lambda x: x,

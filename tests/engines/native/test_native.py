@@ -19,6 +19,7 @@ from trifocal.engines import load_engine, native
 from trifocal.engines.language import open_language
 from trifocal.engines.native import Native, load
 from trifocal.engines.native.memory import Pool
+from trifocal.engines.native.model import Plain
 from trifocal.engines.native.runner import NativeRunner
 from trifocal.engines.recipe import Recipe
 from trifocal.engines.scheduler import Run
@@ -320,6 +321,25 @@ def test_where_it_looked_is_what_the_transformers_engine_tells(kind: str, ids: l
     with closing(load(half, CPU)) as ours, closing(load_transformers(half, CPU)) as theirs:
         for prompt in PROMPTS:
             torch.testing.assert_close(ours.attention(prompt, ids), theirs.attention(prompt, ids), atol=1e-5, rtol=0)
+
+
+def test_where_it_looked_is_told_as_well_where_attention_knows_shapes_for_masks(
+    tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a card, whose kernels take a shape that nobody can read: there this was an error."""
+    from torch.nn.attention.bias import causal_lower_right
+
+    half, _ = language(KINDS["llama"], tokenizer)
+    with closing(load(half, CPU)) as engine:
+        told = engine.attention(PROMPTS[0], [7, 8, 9, 10])
+        made = Plain.__init__
+
+        def as_on_a_card(self: Plain, *given: Any) -> None:
+            made(self, *given)
+            self._lower_right = causal_lower_right
+
+        monkeypatch.setattr(Plain, "__init__", as_on_a_card)
+        torch.testing.assert_close(engine.attention(PROMPTS[0], [7, 8, 9, 10]), told)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ class _Looking(Plain):
     def __init__(self, shape: Shape, pool: Pool, table: torch.Tensor, positions: int) -> None:
         super().__init__(shape, pool, table)
         self._positions = positions
+        self._lower_right = None  # a mask that can be read: scores are summed up here
         self.seen = torch.empty(0)  # [rows, positions]
 
     def _piece(
@@ -59,8 +60,8 @@ class _Looking(Plain):
             told = keys[0].repeat_interleave(groups, 0)  # [heads, positions, dim]
             scores = torch.einsum("qhd,hkd->hqk", queries.float(), told.float()) * self.shape.dim**-0.5
             if mask is None and piece.rows > 1:  # the beginning
-                mask = torch.ones(piece.rows, keys.shape[2], dtype=torch.bool, device=keys.device).tril()
+                mask = torch.full((piece.rows, keys.shape[2]), -torch.inf, device=keys.device).triu(1)
             if mask is not None:
-                scores = scores.masked_fill(~mask, -torch.inf)
+                scores = scores + mask
             self.seen += scores.softmax(-1)[..., : self._positions].mean(0)
         return super()._piece(queries, keys, values, piece, mask, index)

@@ -140,7 +140,7 @@ class Plain:
         return seen[0].transpose(0, 1).flatten(1)
 
     def _mask(self, piece: Piece) -> torch.Tensor | None:
-        """Who sees whom in a piece, ``[rows, positions]``; None where one row sees all, or all is causal."""
+        """What a piece adds to its scores, ``[rows, positions]``; None where one row sees all, or all is causal."""
         window = self.shape.window
         near = not window or piece.start + piece.rows - piece.begins <= window  # nobody is out of the window
         if near and (piece.rows == 1 or not piece.start):
@@ -150,8 +150,11 @@ class Plain:
             return self._lower_right(piece.rows, piece.start + piece.rows - piece.begins)
         rows = torch.arange(piece.start, piece.start + piece.rows, device=device)[:, None]
         columns = torch.arange(piece.begins, piece.start + piece.rows, device=device)
-        mask = columns <= rows
-        return mask & (columns > rows - window) if window else mask
+        hidden = columns > rows
+        if window:
+            hidden |= columns <= rows - window
+        # as attention wants it: of who sees whom it would make this anew in every layer
+        return torch.zeros(hidden.shape, dtype=self.pool.dtype, device=device).masked_fill_(hidden, -torch.inf)
 
 
 class Model:
