@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import random
 import struct
@@ -54,6 +55,8 @@ SLOW = {
     "scans of a JPEG": scanned(4000),
     "segments of a JPEG": JPEG[:2] + segment(0xFE, b"x") * 30_000 + JPEG[2:],
     "markers of a JPEG": JPEG[:2] + b"\xff\xd0" * 30_000 + JPEG[2:],
+    "filling of a JPEG": JPEG[:2] + b"\xff" * 30_000 + JPEG[2:],
+    "stuffed bytes of a JPEG": JPEG[:2] + b"\xff\x00" * 30_000 + JPEG[2:],
     "chunks of a PNG": PNG[:33] + chunk(b"tEXt", b"a\0b") * 30_000 + PNG[33:],
     "empty data of a PNG": PNG[:33] + chunk(b"IDAT", b"") * 30_000 + PNG[33:],
     "comments of a GIF": GIF[: 13 + 768] + b"\x21\xfe\x01x\0" * 30_000 + GIF[13 + 768 :],
@@ -70,6 +73,70 @@ def test_what_is_slow_by_its_structure_is_refused_before_it_is_decoded(
     with pytest.raises(BadImage, match="save it anew") as caught:
         from_bytes(SLOW[name])
     assert caught.value.rule == "too_slow"
+
+
+def resized(data: bytes, width: int, height: int) -> bytes:
+    """A JPEG that says it is of another size."""
+    at = next(at for at in range(2, len(data)) if data[at] == 0xFF and data[at + 1] in (0xC0, 0xC2))
+    return data[: at + 5] + struct.pack(">HH", height, width) + data[at + 9 :]
+
+
+def apart() -> bytes:
+    """A JPEG, not progressive, whose first scan is of one component of three."""
+    whole = saved("JPEG", subsampling=0)
+    at = whole.index(b"\xff\xda")
+    return whole[: at + 4] + b"\1" + whole[at + 5 :]
+
+
+WAVES = {
+    "one component after the other": apart(),
+    "progressive": saved("JPEG", progressive=True, subsampling=0),
+    "four components": saved("JPEG", NOISE.convert("CMYK"), progressive=True),
+}
+
+
+@pytest.mark.parametrize("name", WAVES)
+def test_a_jpeg_whose_decoder_would_hold_it_several_times_is_refused(name: str) -> None:
+    with pytest.raises(BadImage, match="save it as a baseline JPEG") as caught:
+        from_bytes(resized(WAVES[name], 7990, 8000))
+    assert caught.value.rule == "too_many_pixels"
+
+
+def test_what_a_jpegs_decoder_holds_follows_from_its_components() -> None:
+    large = (7990, 8000)
+    for small in (saved("JPEG"), saved("JPEG", progressive=True), saved("JPEG", NOISE.convert("L"), progressive=True)):
+        assert encoded.plain(resized(small, *large), "JPEG", "x")  # halved colours, or none, or never kept
+    assert encoded.plain(resized(WAVES["progressive"], 6600, 6600), "JPEG", "x")
+    with pytest.raises(BadImage):
+        encoded.plain(resized(WAVES["progressive"], 6700, 6700), "JPEG", "x")
+
+
+def test_base64_is_read_in_pieces_as_if_it_were_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoded, "_PIECE", 8)
+    for size in range(40):
+        data = bytes(range(230, 230 + min(size, 20))) + b"\xff" * (size - 20)
+        text = base64.b64encode(data).decode()
+        for one in (
+            text,
+            text.rstrip("="),
+            text.replace("+", "-").replace("/", "_"),
+            " \n".join(text),
+        ):
+            assert encoded.unpacked(one) == data
+    for wrong in (
+        "AA==AAAA",
+        "A",
+        "AAAAAAAAA",
+        "=AAA",
+        "AA*A",
+        "AAAA\u0661AAA",
+        "AAAAAA==AAAAAAAA",
+        "AA\x00A",
+        "\x80",
+        "\ud800",
+    ):
+        with pytest.raises(ValueError):
+            encoded.unpacked(wrong)
 
 
 FAT = {

@@ -80,6 +80,28 @@ def test_transparency_shows_the_background_and_opaque_alpha_is_dropped(mode: str
     assert opaque.pixels.mode == "RGB"
 
 
+def test_a_transparent_colour_that_no_pixel_has_is_forgotten() -> None:
+    """Else what is made smaller may have it, and be seen through."""
+    picture = Pictures.new("RGB", (4, 4), (9, 9, 9))
+    file = BytesIO()
+    picture.save(file, "PNG", transparency=(1, 2, 3))
+    found = from_bytes(file.getvalue())
+    assert found == from_pil(picture)
+    assert "transparency" not in found.pixels.info
+
+
+def test_a_picture_of_layers_is_held_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = BytesIO()
+    Pictures.new("RGBA", (6, 4), (9, 8, 7, 6)).save(file, "PNG")
+    monkeypatch.setattr(images, "_STRIP", 6)
+    made: list[tuple[int, int]] = []
+    convert = Pictures.Image.convert
+    with monkeypatch.context() as patch:
+        patch.setattr(Pictures.Image, "convert", lambda self, *how: made.append(self.size) or convert(self, *how))
+        assert from_bytes(file.getvalue()).pixels.mode == "RGBA"
+    assert set(made) == {(6, 1)}
+
+
 def test_a_transparent_palette_colour_shows_the_background() -> None:
     picture = Pictures.new("P", (2, 2), 0)
     picture.putpalette([10, 20, 30] * 256)

@@ -7,6 +7,7 @@ refused, and what is no pixel is left out; how the picture is to be turned is re
 
 from __future__ import annotations
 
+import binascii
 import re
 import struct
 from collections.abc import Iterator
@@ -14,12 +15,17 @@ from dataclasses import dataclass
 
 from trifocal.errors import BadImage
 
-__all__ = ["MOST_PARTS", "MOST_SCANS", "Plain", "plain"]
+__all__ = ["MOST_PARTS", "MOST_SCANS", "Plain", "plain", "unpacked"]
 
 MOST_PARTS = 20_000  # segments, chunks or blocks: a PNG of 20 MB has 2,500 as libpng writes it
 MOST_BLOCKS = 200_000  # of at most 255 bytes each, in which a GIF's pixels stand
 MOST_SCANS = 64  # progressive JPEGs have about ten
 MOST_SCANNED = 1 << 30  # pixels times scans
+MOST_WAVES = 256 << 20  # bytes of numbers that a decoder keeps until a JPEG's last scan was read: two for each
+_PIECE = 1 << 20  # letters of base64 that are read at a time
+_SPACES = "".join(letter for letter in map(chr, range(0x3001)) if letter.isspace())
+_WHITE = "".join(filter(str.isascii, _SPACES)).encode()
+_PLAIN = bytes.maketrans(b"-_", b"+/")
 _ENTRIES = 256  # of EXIF, in which the orientation is looked for
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _PNG_XMP = b"XML:com.adobe.xmp\0\0\0"
@@ -27,6 +33,7 @@ _PNG_XMP = b"XML:com.adobe.xmp\0\0\0"
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _BARE = (0x01, *range(0xD0, 0xD9))  # markers without a length
 _SIZED = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 _ORIENTED = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
 
 
@@ -54,6 +61,14 @@ class _Notes:
     def refusal(self, what: str) -> BadImage:
         return BadImage("too_slow", f"{what}; save it anew", self._name)
 
+    def bound(self, waves: int, pixels: int) -> None:
+        """Refuses a JPEG whose numbers are kept until all its scans were read, if they are too many."""
+        if waves > MOST_WAVES:
+            words = (
+                f"a JPEG in several scans of {pixels} pixels takes {waves} bytes beside them, allowed are {MOST_WAVES}"
+            )
+            raise BadImage("too_many_pixels", f"{words}; save it as a baseline JPEG", self._name)
+
     def metadata(self, data: bytes) -> None:
         """A JPEG's segment of notes."""
         if data.startswith(b"Exif\0\0"):
@@ -79,15 +94,45 @@ def plain(data: bytes, kind: str, name: str) -> Plain:
     return Plain(b"".join(pieces(data, notes)), notes.orientation)
 
 
+def unpacked(text: str) -> bytes:
+    """The bytes of base64 in either alphabet, padded or not; white space may stand around it, and ASCII's within.
+
+    It is read piece by piece: nobody else has a turn while one call reads 28 MB, and nine million pairs of letters
+    with spaces between them would be nine million strings.
+
+    Raises:
+        ValueError: it is none.
+    """
+    text = text.lstrip().rstrip("=" + _SPACES)
+    read, left = list[bytes](), b""
+    for at in range(0, len(text), _PIECE):
+        left += _bare(text[at : at + _PIECE])
+        whole = len(left) - len(left) % 4
+        read.append(_bytes(left[:whole]))
+        left = left[whole:]
+    return b"".join((*read, _bytes(left + b"=" * (-len(left) % 4), padded=True)))
+
+
+def _bare(piece: str) -> bytes:
+    """Letters of base64 alone, if it is that."""
+    return piece.encode("ascii").translate(_PLAIN, _WHITE)
+
+
+def _bytes(letters: bytes, *, padded: bool = False) -> bytes:
+    if b"=" in letters and not padded:
+        raise ValueError("base64 goes on after its end")
+    return binascii.a2b_base64(letters, strict_mode=True)
+
+
 def _jpeg(data: bytes, notes: _Notes) -> Iterator[bytes]:
     yield data[:2]
-    at, scans, pixels = 2, 0, 0
+    at, scans, pixels, waves, components = 2, 0, 0, 0, b""
     while (at := data.find(b"\xff", at)) >= 0 and at + 1 < len(data):
         marker = data[at + 1]
+        notes.count()
         if marker in (0x00, 0xFF):
             at += 1
             continue
-        notes.count()
         if marker == 0xD9:
             yield data[at : at + 2]
             return
@@ -95,8 +140,11 @@ def _jpeg(data: bytes, notes: _Notes) -> Iterator[bytes]:
         if marker in _SIZED:
             height, width = struct.unpack(">HH", data[at + 5 : at + 9].ljust(4, b"\0"))
             pixels = width * height
+            components, waves = data[at + 9 : at + 10], _waves(data[at + 9 : end], pixels)
+            notes.bound(waves if marker in _PROGRESSIVE else 0, pixels)
         if marker == 0xDA:
             scans += 1
+            notes.bound(waves if data[at + 4 : at + 5] < components else 0, pixels)
             if scans > MOST_SCANS or scans * pixels > MOST_SCANNED:
                 raise notes.refusal(f"it is a JPEG of {scans} scans or more of {pixels} pixels")
             found = _MARKER.search(data, end)
@@ -106,6 +154,12 @@ def _jpeg(data: bytes, notes: _Notes) -> Iterator[bytes]:
         elif marker in (0xE0, 0xEE) or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
             yield data[at:end]
         at = max(end, at + 2)
+
+
+def _waves(components: bytes, pixels: int) -> int:
+    """The bytes of all numbers of a JPEG, of which its components have each its share."""
+    sampled = [(each >> 4) * (each & 15) for each in components[2::3]]
+    return 2 * pixels * sum(sampled) // max([1, *sampled])
 
 
 def _png(data: bytes, notes: _Notes) -> Iterator[bytes]:

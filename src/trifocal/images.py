@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import os
 import stat
@@ -16,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trifocal.encoded import plain
+from trifocal.encoded import plain, unpacked
 from trifocal.errors import BadImage
 
 if TYPE_CHECKING:
@@ -336,11 +334,19 @@ def _plain(picture: Picture) -> Picture:
     """RGB, or RGBA where some pixel lets something through."""
     if picture.mode.startswith(("I", "F")):
         return _grey(picture)
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        layered = picture.convert("RGBA")
-        lowest, _ = layered.getchannel("A").getextrema()
-        return layered if lowest < 255 else layered.convert("RGB")  # type: ignore[operator]
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+    mode = "RGBA" if _lets_through(picture) else "RGB"
+    if picture.mode != mode:
+        return picture.convert(mode)
+    picture.info.pop("transparency", None)  # of a colour that it has not, but may have when it is made smaller
+    return picture
+
+
+def _lets_through(picture: Picture) -> bool:
+    """Whether some pixel lets something through; looked for in strips, as pictures of megapixels are held once."""
+    if picture.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in picture.info:
+        return False
+    alphas = (strip.convert("RGBA").getchannel("A").getextrema() for strip in _strips(picture))
+    return any(lowest < 255 for lowest, _ in alphas)  # type: ignore[operator]
 
 
 def _grey(picture: Picture) -> Picture:
@@ -396,10 +402,7 @@ def _turned(picture: Picture, orientation: int) -> Picture:
 
 
 def _from_base64(text: str, name: str) -> bytes:
-    letters = (
-        "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/").replace("%2B", "+").replace("%2F", "/")
-    )
     try:
-        return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
-    except (binascii.Error, ValueError) as error:
+        return unpacked(text.replace("%2B", "+").replace("%2F", "/"))
+    except ValueError as error:
         raise BadImage("bad_base64", "the data URI's base64 is broken", name) from error

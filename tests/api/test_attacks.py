@@ -159,10 +159,14 @@ def pictured(data: bytes) -> bytes:
     return chat({"type": "image_url", "image_url": f"data:image/png;base64,{base64.b64encode(data).decode()}"})
 
 
-def called(arguments: str) -> bytes:
-    """A conversation in which a function was called."""
-    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}}
-    return json.dumps({"messages": [user("Hi"), {"role": "assistant", "tool_calls": [call]}], "max_tokens": 1}).encode()
+def called(*arguments: str) -> bytes:
+    """A conversation in which functions were called."""
+    calls = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": each}} for each in arguments]
+    return json.dumps({"messages": [user("Hi"), {"role": "assistant", "tool_calls": calls}], "max_tokens": 1}).encode()
+
+
+def image(letters: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": f"data:image/png;base64,{letters}"}
 
 
 def schema(value: Any) -> bytes:
@@ -238,11 +242,33 @@ ATTACKS: dict[str, Callable[[], tuple[str, bytes]]] = {
     **{f"fat: {name}": lambda data=data: (CHAT, pictured(data)) for name, data in FAT.items()},  # type: ignore[misc]
     **{f"bomb: {name}": lambda data=data: (CHAT, pictured(data)) for name, (data, _) in BOMBS.items()},  # type: ignore[misc]
 }
+
+
+def keyed_png() -> bytes:
+    """64 megapixels of one colour, of which another one is transparent."""
+    file = io.BytesIO()
+    Pictures.new("RGB", (7990, 8000)).save(file, "PNG", transparency=(1, 2, 3))
+    return file.getvalue()
+
+
+LISTS = '{"a":[' + "[]," * 9_000_000 + "[]]}"
 BLANK = base64.b64encode(blank_png(8000, 7990)).decode()
 ATTACKS |= {
     "sixteen large pictures in a prompt": lambda: (
         RAW,
         json.dumps({"prompt": f"<img src='data:;base64,{BLANK}'>" * 16}).encode(),
+    ),
+    "pairs of letters": lambda: (CHAT, chat(image("AA " * 8_900_000))),
+    "pairs of letters for ollama": lambda: (
+        "/api/chat",
+        json.dumps({"model": "thimble", "messages": [{**user("Hi"), "images": ["AA " * 8_900_000]}]}).encode(),
+    ),
+    "a transparent colour that is not there": lambda: (CHAT, pictured(keyed_png())),
+    "lists as a call's arguments": lambda: (CHAT, called(LISTS)),
+    "lists as the arguments of forty calls": lambda: (CHAT, called(*[LISTS[:700_000] + "[]]}"] * 40)),
+    "lists as arguments for responses": lambda: (
+        RESPONSES,
+        json.dumps({"input": [{"type": "function_call", "call_id": "a", "name": "f", "arguments": LISTS}]}).encode(),
     ),
     "brackets as a call's arguments": lambda: (CHAT, called("[" * 300_000)),
 }
@@ -258,7 +284,11 @@ KEPT = (
     1648,
 )  # numbers of generated ones that were over a bound once, or nearly
 # bytes of pixels that a request is told to hold; of sixteen pictures the third is one too many, told when it is there
-DECODED = {"16 bits": 4 * 7990 * 8000, "sixteen large pictures in a prompt": 3 * 4 * 7990 * 8000}
+DECODED = {
+    "16 bits": 4 * 7990 * 8000,
+    "a transparent colour that is not there": 4 * 7990 * 8000,
+    "sixteen large pictures in a prompt": 3 * 4 * 7990 * 8000,
+}
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,7 +19,7 @@ from test_doors import raw
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from trifocal.api import guard, wire
+from trifocal.api import guard, tools, wire
 from trifocal.conversation.jinja import find_template
 from trifocal.engines.echo import Echo
 from trifocal.messages import Sampling
@@ -348,3 +349,65 @@ def test_arguments_that_are_nested_without_end_are_refused(client: httpx.Client,
     call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}}
     turns = [user("Hi"), {"role": "assistant", "tool_calls": [call]}]
     assert error_of(client.post(CHAT, json={"messages": turns}))["param"].endswith("arguments")
+
+
+CALLED: dict[str, Callable[[list[str]], tuple[str, dict[str, Any]]]] = {
+    "chat": lambda texts: (CHAT, {"messages": [user("Hi"), asked_for(texts)]}),
+    "one function": lambda texts: (
+        CHAT,
+        {"messages": [{"role": "assistant", "function_call": {"name": "f", "arguments": text}} for text in texts]},
+    ),
+    "responses": lambda texts: (
+        "/v1/responses",
+        {"input": [{"type": "function_call", "call_id": "a", "name": "f", "arguments": text} for text in texts]},
+    ),
+}
+
+
+def asked_for(texts: list[str]) -> dict[str, Any]:
+    """An answer in which functions were asked for."""
+    calls = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": text}} for text in texts]
+    return {"role": "assistant", "tool_calls": calls}
+
+
+@pytest.mark.parametrize("name", CALLED)
+@pytest.mark.parametrize(
+    "text", ['{"a":NaN}', '{"a":-Infinity}', '{"a":1e999}', '{"a":"\\ud800"}', "[1]", "{", "9" * 9999]
+)
+def test_arguments_that_are_no_object_of_json_are_refused(client: httpx.Client, name: str, text: str) -> None:
+    path, body = CALLED[name]([text])
+    error = error_of(client.post(path, json=body))
+    assert "JSON object" in error["message"]
+    assert "arguments" in error["param"]
+
+
+MUCH = {
+    "one": (1, '{"a":"' + "x" * 800_000 + '"}', "bytes"),
+    "forty": (40, '{"a":"' + "x" * 20_000 + '"}', "bytes"),
+    "one of lists": (1, '{"a":[' + "[]," * 30_000 + "[]]}", "values"),
+    "forty of lists": (40, '{"a":[' + "[]," * 1000 + "[]]}", "values"),
+}
+
+
+@pytest.mark.parametrize("name", CALLED)
+@pytest.mark.parametrize("much", MUCH)
+def test_arguments_are_not_read_beyond_their_bounds(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, name: str, much: str
+) -> None:
+    """One of 26 MB held the server for five seconds, forty of 0.7 MB for twelve."""
+    count, text, what = MUCH[much]
+    read: list[str] = []
+    loads = json.loads
+    reading = SimpleNamespace(loads=lambda text: read.append(text) or loads(text))
+    monkeypatch.setattr(tools, "json", reading)
+    path, body = CALLED[name]([text] * count)
+    assert f"{what} together" in error_of(client.post(path, json=body))["message"]
+    assert sum(map(len, read)) <= wire.LONGEST_TEXT
+    assert len(read) < count
+
+
+def test_signs_in_the_strings_of_arguments_are_no_values(client: httpx.Client) -> None:
+    program = json.dumps({"a": 'print("[{,}]", "\\") ' * 15_000})
+    path, body = CALLED["chat"]([program])
+    assert wire._signs(program) > wire._MOST_VALUES
+    assert "values" not in client.post(path, json=body).text

@@ -252,7 +252,8 @@ def test_twenty_deaths_leave_nothing_behind(engine: Remote) -> None:
         ready(engine)
         assert not alive(pid)
         assert ask(engine, "again") == "again"
-    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == before
+    until(lambda: threading.active_count() <= before[0])  # who was about to leave when it was counted is gone, too
+    assert len(os.listdir("/proc/self/fd")) <= before[1]
     task = Path(f"/proc/{os.getpid()}/task")
     children = [pid for thread in task.iterdir() for pid in (thread / "children").read_text().split()]
     assert [int(pid) for pid in children if int(pid) in engine.pids] == engine.pids

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trifocal.api.errors import refuse
-from trifocal.api.wire import LONGEST_TEXT, dump, octets, too_long
+from trifocal.api.wire import LONGEST_TEXT, check_values, dump, octets, too_long
 from trifocal.messages import Call, Tool
 
 __all__ = ["Offer", "Reader", "allowed_of", "call_of", "choice_of", "numbered", "offer_of", "spaced"]
@@ -168,15 +168,19 @@ def call_of(name: str, arguments: Any, id: str, where: str) -> Call:
     """A call that a client sends back; ``arguments`` are an object or its text.
 
     Raises:
-        Refusal: they are neither.
+        Refusal: they are neither, or longer than the texts of a request may be.
     """
+    if isinstance(arguments, str):
+        check_values(arguments, where)
     try:
         value = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments or {}
+        written = dump(value)  # not where there is a NaN or an infinity
+        written.encode()  # nor half a letter
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise refuse("invalid_value", "the arguments of a call are a JSON object", where)
-    return Call(name, dump(value), id)
+    return Call(name, written, id)
 
 
 class Reader:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -23,6 +21,7 @@ from trifocal.api.parameters import BOUNDS, ECHOED, HINTS, NEUTRAL, UNTOLD, is_n
 from trifocal.conversation.markup import letters, places, reading, stray, tags
 from trifocal.embedded import Embedded
 from trifocal.embedded import from_base64 as embeddings_from
+from trifocal.encoded import unpacked
 from trifocal.errors import BadImage
 from trifocal.images import Image, Limits, from_bytes, from_data_uri
 from trifocal.messages import Call, Message, Role
@@ -38,6 +37,7 @@ __all__ = [
     "check_names",
     "check_signs",
     "check_text",
+    "check_values",
     "decode",
     "dump",
     "from_base64",
@@ -54,9 +54,10 @@ __all__ = [
 ]
 
 _BARE = re.compile(r"\s*[A-Za-z0-9+/_-]{64}")
-_URL_SAFE = str.maketrans("-_", "+/")
 LONGEST_TEXT = 768 << 10  # bytes of all texts of a request: a tokenizer takes up to 350 for each; settings may say less
 _MOST_SIGNS = 10_000  # letters "<" of a longer text, in which pictures are looked for
+_MOST_VALUES = 50_000  # of JSON inside texts
+_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _MOST_TAGS = 5000  # of a request that seem to hold a picture and hold none
 
 
@@ -252,6 +253,7 @@ class _Looked:
 
     letters: int = 0
     tags: int = 0
+    values: int = 0
 
 
 _looked: ContextVar[_Looked | None] = ContextVar("trifocal_looked", default=None)
@@ -304,12 +306,36 @@ def octets(text: str) -> int:
 
 def check_text(text: str, param: str) -> None:
     """Refuses text that is too long, or a picture in disguise; other base64, as in a Secret of Kubernetes, is text."""
+    check_length(text, param)
+    if stray(text) is not None:
+        raise refuse("invalid_value", "a picture's base64 is inside a text; send the picture as an image part", param)
+
+
+def check_length(text: str, param: str) -> None:
+    """Refuses text that is too long with what came before it in the same request."""
     looked = _looked.get() or _Looked()
     looked.letters += len(text)
     if looked.letters > LONGEST_TEXT:
         raise too_long(LONGEST_TEXT, param)
-    if stray(text) is not None:
-        raise refuse("invalid_value", "a picture's base64 is inside a text; send the picture as an image part", param)
+
+
+def check_values(text: str, param: str) -> None:
+    """Refuses JSON inside a text before it is read, by its length and by how many values it and others before it have.
+
+    A body's own bounds see no more of it than one string.
+    """
+    check_length(text, param)
+    looked = _looked.get() or _Looked()
+    signs = _signs(text)
+    if looked.values + signs > _MOST_VALUES:
+        signs = _signs(_STRING.sub("", text))  # commas and brackets of programs, say, are no JSON
+    looked.values += signs
+    if looked.values > _MOST_VALUES:
+        raise refuse("invalid_value", f"the JSON in a request's texts may have {_MOST_VALUES} values together", param)
+
+
+def _signs(text: str) -> int:
+    return sum(map(text.count, ",[{"))
 
 
 def picture(source: str, name: str) -> Picture:
@@ -334,10 +360,9 @@ def from_base64(text: str, name: str) -> bytes:
     """
     if text[:5].lower() == "data:":
         text = text.partition(",")[2]
-    plain = "".join(text.split()).rstrip("=").translate(_URL_SAFE)
     try:
-        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
-    except (binascii.Error, ValueError) as error:
+        return unpacked(text)
+    except ValueError as error:
         raise refuse("invalid_image", f"{name}: the base64 is broken", name) from error
 
 
