@@ -74,9 +74,9 @@ test-clients: install
 	cd tests/clients && npm ci --no-audit --no-fund --loglevel error
 	$(BIN)/python tests/clients/run.py $(abspath $(CLIENTS))/bin/python $(WRITE)
 
-# engines over heavy libraries in environments of their own; ENGINE=llamacpp runs that one alone
+# engines over heavy libraries in environments of their own; ENGINE=ray runs that one alone, SHORT=1 what CI runs of them
 test-engines: install-test
-	$(BIN)/python tests/engines_real/run.py $(ENGINE)
+	$(BIN)/python tests/engines_real/run.py $(if $(SHORT),--short) $(ENGINE)
 
 # the page's tests drive a real browser, the shell without a screen where there is one: the same engine for a third of the CPU time.
 # As root it is fetched, else they say that it is missing

@@ -79,6 +79,7 @@ if __name__ == "__main__":
     compile_lock("test", "serve", "test", "test-api", "test-page", against="run")
     compile_clients()
     shared = ("jinja2", "markupsafe", "numpy", "typing-extensions")
+    compile_engine("uv")  # which installs what the others need
     compile_engine("llamacpp", leave_out=shared, against="run")
     compile_engine("ray", leave_out=tuple(named("test")), against="test")
     # what vLLM asks for and a language model on a CPU does not need: none of the first three imports beside our torch

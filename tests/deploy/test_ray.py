@@ -130,6 +130,7 @@ def test_the_command_serves_until_it_is_interrupted(sent: signal.Signals, tmp_pa
         process.wait(PATIENCE)
 
 
+@pytest.mark.short
 @pytest.mark.parametrize("colour", ["red", "green", "yellow"])
 def test_the_answer_is_true(deployed: Deployed, colour: str) -> None:
     assert colour in deployed.text(about(colour))
@@ -225,6 +226,7 @@ def test_one_more_is_woken_where_positions_wait(deployed: Deployed) -> None:
     assert "red" in deployed.text(about("red"))
 
 
+@pytest.mark.short
 def test_of_a_replica_that_is_killed_only_begun_answers_are_lost(deployed: Deployed) -> None:
     """Half of the requests stream when one of two replicas is killed, the others come in that moment."""
     first = [long(deployed, about(f"#{30 * number:02x}0000"), 600) for number in range(8)]

@@ -11,7 +11,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -56,6 +56,10 @@ class Server:
         command += ["--api-key", KEY, "--max-logprobs", "20", "--served-model-name", "half", *more]
         environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
         self.process = subprocess.Popen(command, env=environment, start_new_session=True)
+        self.killed = False
+
+    def wait(self) -> None:
+        """Until it answers."""
         until(lambda: self._answers() or self.process.poll() is not None, "vLLM's server")
         assert self.process.poll() is None, "vLLM's server ended"
 
@@ -67,15 +71,21 @@ class Server:
             return False
 
     def kill(self) -> None:
-        os.killpg(self.process.pid, 9)
-        self.process.wait(PATIENCE)
+        """Ends it and what it started, of which some may live where it has ended itself."""
+        if not self.killed:  # once: by then another's group may bear the number
+            self.killed = True
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, 9)
+            self.process.wait(PATIENCE)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     found = Server(_language(tmp_path_factory.mktemp("half")), "--enable-prompt-embeds")
-    yield found
-    if found.process.poll() is None:
+    try:
+        found.wait()
+        yield found
+    finally:
         found.kill()
 
 
@@ -101,6 +111,7 @@ def ids(llava: Llava, question: Message, sampling: Sampling = FEW, scope: str = 
         return [token.id for token in tokens]
 
 
+@pytest.mark.short
 @pytest.mark.parametrize("pictures", [0, 1, 2])
 def test_the_reference_s_ids(llava: Llava, reference: Llava, drawn: Draw, pictures: int) -> None:
     question = llava.question("What is in the picture?", [drawn(seed, 64, 64) for seed in range(pictures)])
@@ -112,6 +123,7 @@ def test_the_reference_s_ids(llava: Llava, reference: Llava, drawn: Draw, pictur
     assert ids(llava, question, past) == ids(reference, question, past)
 
 
+@pytest.mark.short
 def test_two_pictures_are_never_taken_for_each_other(llava: Llava, reference: Llava, drawn: Draw) -> None:
     words = "Describe the picture in detail."
     questions = [llava.question(words, [drawn(seed, 64, 64)]) for seed in (1, 2)]
@@ -160,6 +172,7 @@ def test_log_probabilities(llava: Llava, reference: Llava, drawn: Draw) -> None:
     assert [len(token.top) for token in here] == [3] * len(here)
 
 
+@pytest.mark.short
 def test_a_stream_that_is_left_ends_there(llava: Llava, drawn: Draw) -> None:
     question = llava.question("Tell a story.", [drawn(4, 64, 64)])
     for _ in range(20):
@@ -169,6 +182,7 @@ def test_a_stream_that_is_left_ends_there(llava: Llava, drawn: Draw) -> None:
     assert ids(llava, question)
 
 
+@pytest.mark.short
 def test_what_does_not_fit_is_refused(llava: Llava) -> None:
     with pytest.raises(PromptTooLong):
         llava.complete([Message("user", "word " * (llava.context + 1))])
@@ -176,6 +190,7 @@ def test_what_does_not_fit_is_refused(llava: Llava) -> None:
         llava.explain([Message("user", "Hi"), Message("assistant", "Yes.")])
 
 
+@pytest.mark.short
 def test_a_schema(llava: Llava) -> None:
     schema = {"type": "object", "properties": {"n": {"enum": [7]}}, "required": ["n"], "additionalProperties": False}
     held = Sampling(max_tokens=24, schema=json.dumps(schema))
@@ -188,6 +203,7 @@ def test_a_schema(llava: Llava) -> None:
             llava.complete([llava.question("A number?")], held)
 
 
+@pytest.mark.short
 def test_a_server_that_is_not_the_one(llava: Llava, server: Server, hf15: Path) -> None:
     if llava.engine_name != "served":
         return
@@ -197,6 +213,7 @@ def test_a_server_that_is_not_the_one(llava: Llava, server: Server, hf15: Path) 
         trifocal.load(checkpoint=str(hf15), engine="vllm", engine_options={"url": server.url, "key": KEY})
 
 
+@pytest.mark.short
 def test_a_server_that_dies(server: Server, llava: Llava) -> None:
     """The last one: it takes the server away."""
     if llava.engine_name != "served":
