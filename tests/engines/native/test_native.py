@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import small_languages
 from checkpoint_maker import llama_tokenizer, save_tokenizer
 from recipes import written
-from trifocal.engines import load_engine, native
+from trifocal.engines import load_engine
 from trifocal.engines.language import open_language
 from trifocal.engines.native import Native, load
 from trifocal.engines.native.memory import Pool
@@ -227,12 +227,9 @@ def test_what_a_configuration_leaves_unsaid_is_what_transformers_takes(kind: str
     assert ours.rope["rope_theta"] == theirs.rope_parameters["rope_theta"]
 
 
-@pytest.mark.parametrize("cores", [1, 3])
-def test_a_crowd_gets_what_each_would_get_alone(cores: int, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crowd_gets_what_each_would_get_alone(tokenizer: Path) -> None:
     half, reference = language(KINDS["mistral, window"], tokenizer)
     prompts = [Prompt([text(1, at + 3, at + 4), picture(at, 3 + at), text(9, 10)]) for at in range(6)]
-    monkeypatch.setattr(native, "spare_cores", lambda: cores)
-    monkeypatch.setattr("trifocal.engines.native.cores._WORTH", 1.0)  # these rows are no work at all
     with closing(load(half, CPU)) as engine:
         streams = [engine.stream(prompt, LONG) for prompt in prompts]
         told: list[list[int]] = [[] for _ in prompts]

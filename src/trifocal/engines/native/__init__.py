@@ -17,7 +17,6 @@ from trifocal.engines.batching import Batching, Model
 from trifocal.engines.grammar import Grammars, constraints
 from trifocal.engines.language import end_ids, open_language, tokenizer_of, unrunnable
 from trifocal.engines.native import cuda
-from trifocal.engines.native.cores import spare_cores
 from trifocal.engines.native.kernels import Kernels
 from trifocal.engines.native.loading import read
 from trifocal.engines.native.looking import attention_of
@@ -156,8 +155,7 @@ def _started(recipe: Recipe, placement: Placement, options: _Options) -> Model:
     if isinstance(operations, Kernels):
         threading.Thread(target=cuda.prepare, args=(model.variants(), device), daemon=True).start()
     kind = str(language.config.get("model_type", "llama"))
-    cores = spare_cores() if device.type == "cpu" and options.threads is None else 1
-    runner = NativeRunner(model, operations, context=context, graphs=options.graphs, kind=kind, cores=cores)
+    runner = NativeRunner(model, operations, context=context, graphs=options.graphs, kind=kind)
     # a step begun ahead has ids that only the device knows
     overlap = not apart and (device.type == "cuda" if options.overlap is None else options.overlap)
     if device.type == "cuda":

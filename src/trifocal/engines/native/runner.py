@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from trifocal.engines.native.cores import Cores
 from trifocal.engines.native.graphs import SIZES, Graphs
 from trifocal.engines.native.kernels import Kernels, Places
 from trifocal.engines.native.memory import BLOCK, Pool, Step, alone, step_of
@@ -22,13 +21,12 @@ class NativeRunner:
     """A `Model` as a `trifocal.engines.batching.Runner`: graphs for few rows on a card, else operation by operation."""
 
     def __init__(
-        self, model: Model, operations: Plain, *, context: int, kind: str = "llama", graphs: bool = True, cores: int = 1
+        self, model: Model, operations: Plain, *, context: int, kind: str = "llama", graphs: bool = True
     ) -> None:
         self.model, self._operations, self._kind = model, operations, kind
         self._columns = -(-context // BLOCK)
         self._kernels = operations if isinstance(operations, Kernels) else None
         self._graphs = Graphs(model, self._kernels, self._columns) if graphs and self._kernels else None
-        self._cores = Cores(cores) if cores > 1 else None
 
     @property
     def positions(self) -> int:
@@ -67,9 +65,7 @@ class NativeRunner:
             return self._graphs.logits(runs, rows)
         if rows is None:
             rows = self.embed(torch.tensor([i for run in runs for i in run.ids or ()]))
-        if self._cores is None:
-            return self._logits(runs, rows)
-        return self._cores.step(runs, lambda groups: self._apart(groups, rows))
+        return self._logits(runs, rows)
 
     def follow(self, runs: Sequence[Run[Any]], ids: torch.Tensor) -> torch.Tensor:
         """The same for runs of one position each, whose ids ``[runs]`` only the device knows."""
@@ -84,18 +80,6 @@ class NativeRunner:
             self._kernels.use(self._places(runs, step))
         hidden = self.model.forward(rows, step, self._operations)
         return self.model.logits(hidden[step.last], self._operations)
-
-    def _apart(self, groups: Sequence[Sequence[Run[Any]]], rows: torch.Tensor) -> torch.Tensor:
-        """The same for groups of runs, each on a core of its own."""
-        assert self._cores is not None, "who has no cores has one group"
-        own, parts = self._operations, torch.split(rows, [sum(run.count for run in group) for group in groups])
-
-        def logits(at: int) -> torch.Tensor:
-            operations = Plain(own.shape, own.pool, own.table)  # what it finds once a step is of these rows alone
-            step = step_of(groups[at], own.shape.window, rows.device)
-            return self.model.logits(self.model.forward(parts[at], step, operations)[step.last], operations)
-
-        return torch.cat(self._cores.each(logits, len(groups)))
 
     def prepare(self) -> bool:
         """Does a bit of what will be needed; False where nothing is left to do."""
