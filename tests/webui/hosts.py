@@ -125,6 +125,7 @@ class Host:
         self.gradio = gradio()
         patch.setitem(sys.modules, "gradio", self.gradio)
         self.extension: Any = None
+        self.before: list[tuple[Any, str]] = []  # other extensions, in the order in which they were named
         self.others: list[tuple[Any, str]] = []
 
     def _shape(self) -> None:
@@ -161,7 +162,7 @@ class Host:
         return module
 
     def iterator(self) -> list[tuple[Any, str]]:
-        return [(self.extension, "llava"), *self.others]
+        return [*self.before, (self.extension, "llava"), *self.others]
 
     def hook(self, name: str, *args: Any, **kwargs: Any) -> Any:
         function = getattr(self.extension, name, None)
@@ -215,14 +216,19 @@ class Host:
     def generate(self, prompt: str, state: dict[str, Any]) -> list[int]:
         """Encodes, calls the tokenizer hook, generates greedily: the new ids."""
         ids = self.encode(prompt, add_bos_token=state["add_bos_token"], truncation_length=self.room(state))
-        prompt, ids, embeds = self.hook("tokenizer_modifier", state, prompt, ids, None)
+        whole, embeds = prompt, None
+        for script, _ in self.iterator():  # in the order of --extensions
+            if script is self.extension:
+                prompt, ids, embeds = self.hook("tokenizer_modifier", state, prompt, ids, embeds)
+            elif hasattr(script, "tokenizer_modifier"):
+                prompt, ids, embeds = script.tokenizer_modifier(state, prompt, ids, embeds)
         assert ids.dtype == torch.int64
         params = {"inputs": ids, "max_new_tokens": state["max_new_tokens"], "do_sample": False}
         if embeds is not None:
             assert embeds.shape[:2] == ids.shape
             assert embeds.dtype == self.shared.model.dtype
             params["inputs_embeds"] = embeds
-        self.generated.append({**params, "prompt": prompt})
+        self.generated.append({**params, "prompt": whole})
         eos = [self.shared.tokenizer.eos_token_id]
         with torch.no_grad():
             output = self.shared.model.generate(**params, eos_token_id=eos)[0]
@@ -349,6 +355,27 @@ class HostB(Host):
         output["internal"][-1][1] = output["internal"][-1][1] + answer if cont else answer
         output["visible"][-1][1] = output["internal"][-1][1]
         return output
+
+    def api_chat(self, messages: list[dict[str, Any]], **values: Any) -> dict[str, Any]:
+        """``/v1/chat/completions``: each picture becomes a user's message of its own, written as a tag.
+
+        What a user said last is answered, and what he said before that without an answer is a row whose answer is
+        empty. The request's messages stay in the state.
+        """
+        rows, current = list[list[str]](), ""
+        for message in messages:
+            content = message["content"]
+            for item in content if isinstance(content, list) else [{"type": "text", "text": content}]:
+                if message["role"] == "assistant":
+                    rows.append([current, item["text"]])
+                    current = ""
+                    continue
+                rows += [[current, ""]] * bool(current)
+                data = item["image_url"]["url"].split("base64,")[1] if item["type"] == "image_url" else ""
+                current = f'<img src="data:image/jpeg;base64,{data}">' if data else item["text"]
+        history = {"internal": rows, "visible": copy.deepcopy(rows)}
+        output = self.chat(current, history=history, messages=messages, **values)
+        return {"text": output["internal"][-1][1]}
 
     def impersonate(self, **values: Any) -> list[int]:
         state = self.state(**values)

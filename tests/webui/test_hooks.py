@@ -268,10 +268,30 @@ def test_a_picture_that_does_not_fit_whole_is_left_out_whole_and_named(
     age: str, start: Start, parts: Parts, caplog: pytest.LogCaptureFixture
 ) -> None:
     host = start(age)
-    host.completions(f"abc{tag(picture())}{'y' * 40}", truncation_length=60, max_new_tokens=8)
+    later = f"{'y' * 34} USER:"  # the picture is an earlier question's
+    host.completions(f"abc{tag(picture())}{later}", truncation_length=60, max_new_tokens=8)
     made = host.generated[-1]["inputs"].tolist()[0]
-    assert made == [1, *letters("y" * 40)]
+    assert made == [1, *letters(later)]
     assert "1 picture" in caplog.text
+
+
+@pytest.mark.parametrize("every", [False, True])
+@pytest.mark.parametrize("age", AGES)
+def test_a_completion_whose_last_question_would_lose_its_picture_is_refused(
+    age: str, every: bool, start: Start
+) -> None:
+    host = start(age)
+    host.extension.params["add_all_images_to_prompt"] = every
+    old, new = tag(picture()), tag(picture("blue"))
+    with pytest.raises(Exception, match=r"the prompt is longer than the 52 positions .* its picture would be left out"):
+        host.completions(f"USER: {old} A? USER: {new}{'y' * 40}", truncation_length=60, max_new_tokens=8)
+    assert not host.generated
+
+
+def test_a_picture_beside_a_completion_is_refused_where_it_does_not_fit(start: Start) -> None:
+    host = start("C")
+    with pytest.raises(Exception, match="the prompt is longer than the 52 positions"):
+        host.completions(f"USER: {'y' * 40}", raw_images=[picture()], truncation_length=60, max_new_tokens=8)
 
 
 @pytest.mark.parametrize("age", AGES)
@@ -650,8 +670,40 @@ def test_a_picture_in_a_message_of_no_user_is_answered_with_its_place(role: str,
         host.api_chat([{"role": "user", "content": "Draw."}, shown, {"role": "user", "content": "What?"}])
 
 
+class Multimodal:
+    """The host's own extension of 2025: whatever came before it, a JPEG's tag becomes rows of its own."""
+
+    multimodal_embedder = None
+
+    def tokenizer_modifier(self, state: Any, prompt: str, input_ids: Any, input_embeds: Any) -> Any:
+        if '<img src="data:image/jpeg;base64,' not in prompt:
+            return prompt, input_ids, input_embeds
+        return prompt, torch.ones(1, 5, dtype=torch.int64), torch.ones(1, 5, 64)
+
+
+@pytest.mark.parametrize("place", ["before", "others"])
+def test_beside_the_host_s_own_multimodal_extension_ours_sees_in_either_order(
+    place: str, start: Start, parts: Parts, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, image = start("B"), tag(picture())
+    getattr(host, place).append((Multimodal(), "multimodal"))
+    host.completions(f"See {image}")
+    assert_saw(host, parts, "See", rows_of(image, parts))
+    assert "the extension multimodal is switched on too" in caplog.text
+
+
+def test_embeddings_of_an_extension_that_nobody_knows_are_told_and_not_lost(start: Start) -> None:
+    from types import SimpleNamespace
+
+    host = start("B")
+    softly = SimpleNamespace(tokenizer_modifier=lambda state, prompt, ids, embeds: (prompt, ids, torch.zeros(1, 1, 64)))
+    host.before.append((softly, "soft"))
+    with pytest.raises(Exception, match="another extension has put embeddings into this prompt"):
+        host.completions(f"See {tag(picture())}")
+
+
 def test_a_soft_prompt_and_a_picture_are_refused_together(start: Start, parts: Parts) -> None:
-    host = start("A")
+    host = start("A", soft_prompt=True)
     with pytest.raises(Exception, match="clear the soft prompt"):
         host.extension.tokenizer_modifier(
             host.state(), f"See {tag(picture())}", torch.tensor([[1]]), torch.zeros(1, 1, 64)
@@ -833,6 +885,32 @@ def test_the_chat_api_places_its_pictures_too(start: Start, parts: Parts) -> Non
     url = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{encoded(drawn)}"}}
     host.api_chat([{"role": "user", "content": [{"type": "text", "text": "What is <image> here?"}, url]}])
     assert_saw(host, parts, "USER: What is", rows_of(tag(drawn), parts), "here?\nASSISTANT:")
+
+
+def asked_over(text: str, *drawn: PIL.Image.Image) -> dict[str, Any]:
+    urls = [{"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{encoded(one)}"}} for one in drawn]
+    return {"role": "user", "content": [*urls, {"type": "text", "text": text}]}
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_the_chat_api_of_2025_shows_a_picture_once_where_the_host_wrote_it(
+    every: bool, start: Start, parts: Parts
+) -> None:
+    host, drawn = start("B"), picture()
+    host.extension.params["add_all_images_to_prompt"] = every
+    host.api_chat([asked_over("What?", drawn)])
+    assert_saw(host, parts, "USER:", rows_of(tag(drawn), parts), "ASSISTANT: \nUSER: What?\nASSISTANT:")
+
+
+def test_a_question_of_2025_s_chat_api_is_not_answered_without_its_picture(start: Start) -> None:
+    host, drawn = start("B"), picture()
+    question = asked_over("y" * 30, drawn)
+    with pytest.raises(Exception, match=r"longer than the 52 positions .* its picture would be left out"):
+        host.api_chat([question], truncation_length=60, max_new_tokens=8)
+    assert not host.generated
+    answered = [question, {"role": "assistant", "content": "Red."}, {"role": "user", "content": "y" * 30}]
+    host.api_chat(answered, truncation_length=60, max_new_tokens=8)
+    assert "inputs_embeds" not in host.generated[-1]  # the picture is an earlier question's
 
 
 def test_both_marks_place_the_pictures_of_one_completion(start: Start, parts: Parts) -> None:

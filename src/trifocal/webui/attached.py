@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from trifocal.errors import BadImage
 from trifocal.images import Image, from_bytes, from_data_uri, from_pil
 from trifocal.webui.held import Held
 
-__all__ = ["attached", "has_images", "misplaced"]
+__all__ = ["attached", "brought", "has_images", "misplaced"]
 
 
 def attached(state: Mapping[str, Any], fetch: Callable[[str], bytes]) -> list[Held]:
@@ -24,7 +25,7 @@ def attached(state: Mapping[str, Any], fetch: Callable[[str], bytes]) -> list[He
     history = state.get("history") or {}
     for found in (
         _attachments(state.get("image_attachments") or ()),
-        _messages(history.get("messages") or state.get("messages") or (), fetch),
+        _messages(_beside(state), fetch),
         (Held(functools.partial(from_pil, one, name=f"picture {at}")) for at, one in enumerate(_raw(state), 1)),
         _recorded(history.get("metadata") or {}),
     ):
@@ -35,9 +36,19 @@ def attached(state: Mapping[str, Any], fetch: Callable[[str], bytes]) -> list[He
 
 
 def has_images(state: Mapping[str, Any]) -> bool:
-    """Whether a request of the API brings pictures, as far as its form tells; none is looked at."""
-    messages = (state.get("history") or {}).get("messages") or state.get("messages") or ()
-    return bool(state.get("raw_images") or any(True for _ in _addresses(messages)))
+    """Whether a request of the API brings pictures beside its text, as far as its form tells; none is looked at."""
+    return bool(state.get("raw_images") or any(True for _ in _addresses(_beside(state))))
+
+
+def brought(state: Mapping[str, Any]) -> int:
+    """How many pictures a chat request's question brings that the host of 2023 to 2025 made messages of their own.
+
+    A question without its picture looks whole there: the picture's message is the older one, and goes first.
+    """
+    if "history" not in state or _beside(state):
+        return 0
+    newest = [*itertools.takewhile(lambda message: message.get("role") != "assistant", reversed(_asked(state)))]
+    return sum(1 for _ in _addresses(newest)) + sum("image_url" in message for message in newest)
 
 
 def misplaced(state: Mapping[str, Any]) -> str | None:
@@ -45,6 +56,20 @@ def misplaced(state: Mapping[str, Any]) -> str | None:
     messages = (state.get("history") or {}).get("messages") or ()
     others = (message if message.get("role") != "user" else {} for message in messages)
     return next((place for place, _ in _addresses(others)), None)
+
+
+def _asked(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [message for message in state.get("messages") or () if isinstance(message, Mapping)]
+
+
+def _beside(state: Mapping[str, Any]) -> Any:
+    """The messages of a request whose pictures are not in its text: v4's.
+
+    The host of 2023 to 2025 leaves a chat's messages in the state too, but has written their pictures into the text.
+    """
+    if "history" in state:
+        return (state["history"] or {}).get("messages") or ()
+    return state.get("messages") or ()
 
 
 def _raw(state: Mapping[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trifocal.conversation.markup import Tag, stray, tags
-from trifocal.conversation.templates import IMAGE_MARK
+from trifocal.conversation.templates import IMAGE_MARK, TEMPLATES
 from trifocal.errors import BadImage, BadMarkup
 from trifocal.images import Image, from_data_uri, from_pil
 from trifocal.messages import Part
@@ -19,6 +19,7 @@ __all__ = [
     "Held",
     "Turn",
     "half_counted",
+    "newest",
     "ours",
     "outside",
     "placed",
@@ -126,6 +127,28 @@ def to_words(prompt: str, texts: Sequence[str]) -> str:
         written += prompt[at : group.start()] + front + words.replace(IMAGE_MARK, MEDIA_MARK, named)
         at = group.end() + len(words)
     return written + prompt[at:]
+
+
+def newest(parts: Sequence[str | Held]) -> int:
+    """How many pictures of a prompt that is no chat's belong to its last question, as far as its words tell.
+
+    Those behind which no user's turn begins, by the marks of all families.
+    """
+    found, behind = 0, ""
+    for part in reversed(parts):
+        if isinstance(part, str):
+            behind = part + behind
+        elif any(mark in behind for mark in _user_marks()):
+            break
+        else:
+            found += 1
+    return found
+
+
+@functools.cache
+def _user_marks() -> frozenset[str]:
+    known = (template.user_before.strip() for template in TEMPLATES.values())
+    return frozenset(mark for mark in known if mark) | {"### Instruction:"}  # Alpaca's, which the hosts fall back to
 
 
 def placed(parts: Iterable[str | Held], pictures: Sequence[Held], *, both: bool = False) -> list[str | Held]:

@@ -31,12 +31,13 @@ from trifocal.model.outline import Outline
 from trifocal.placement import Placement
 from trifocal.prompt import Prompt
 from trifocal.vision import Gallery, load_vision
-from trifocal.webui.attached import attached, has_images, misplaced
+from trifocal.webui.attached import attached, brought, has_images, misplaced
 from trifocal.webui.held import (
     MEDIA_MARK,
     Held,
     Turn,
     half_counted,
+    newest,
     ours,
     outside,
     placed,
@@ -228,25 +229,23 @@ class Extension:
     ) -> tuple[str, Any, Any]:
         """The prompt's ids ``[1, positions]`` and embeddings ``[1, positions, hidden]``.
 
-        A prompt without pictures goes back as it came.
+        A prompt without pictures goes back as it came. Where another extension looks for pictures too, the prompt goes
+        on without their data: what this one saw stands.
         """
         held = self._parts(prompt, state)
+        turn = self._turn(prompt, state)
+        asked = self._asked(held, turn, state)
         if not any(isinstance(part, Held) for part in held):
             self.host.note_length(len(input_ids[0]))
             return prompt, input_ids, input_embeds
         if input_embeds is not None:
-            raise UsageError("a soft prompt and a picture can't stand in one prompt: clear the soft prompt")
+            self.host.check_embeddings()
         started = time.perf_counter()
         composer = self._composer(add_bos=bool(state["add_bos_token"])).once()
-        turn = self._turn(prompt, state)
         parts = self._read(held, turn, composer, tell=True)
         outline, left_out = fit(parts, self.host.room(state), composer.outline)
-        asked = min(turn.pictures if turn else 0, sum(isinstance(part, Image) for part in parts))
-        if len(outline.looks) < asked:
-            raise UsageError(
-                f"the message is longer than the {self.host.room(state)} positions that truncation_length less "
-                "max_new_tokens leaves, and its picture would be left out: shorten it, or write it behind the text"
-            )
+        if len(outline.looks) < min(asked, sum(isinstance(part, Image) for part in parts)):
+            raise self._too_long(turn, state)
         if left_out:
             self.host.log.warning(f"Trifocal: left out of the prompt: {left_out}. Try decreasing max_new_tokens")
         spans = composer.seen(outline)
@@ -254,6 +253,8 @@ class Extension:
         self.host.note_length(len(spans))
         seconds = time.perf_counter() - started
         self.host.log.info(f"Trifocal: {len(spans.images)} picture(s) in {len(spans)} positions, {seconds:.2f} s")
+        if self.host.others_that_see():
+            prompt = "".join(part if isinstance(part, str) else IMAGE_MARK for part in held)
         return prompt, ids, rows
 
     @_telling
@@ -361,6 +362,26 @@ class Extension:
         past = known and all(any(prompt[tag.start : tag.end] in text for text in said) for tag in ours(prompt))
         return Turn(tuple(said), 0) if past else None
 
+    def _asked(self, held: Sequence[str | Held], turn: Turn | None, state: Mapping[str, Any]) -> int:
+        """How many of the prompt's last pictures belong to what is to be answered, and may not be left out.
+
+        Raises:
+            UsageError: the host itself has left one of them out already.
+        """
+        own = brought(state)
+        if sum(isinstance(part, Held) for part in held) < own:
+            raise self._too_long(turn, state)
+        if turn is not None:
+            return max(own, turn.pictures)
+        return newest([part for part in held if isinstance(part, Held)] if _unmarked(state) else held)
+
+    def _too_long(self, turn: Turn | None, state: Mapping[str, Any]) -> UsageError:
+        what = "message" if turn is not None else "prompt"
+        return UsageError(
+            f"the {what} is longer than the {self.host.room(state)} positions that truncation_length less "
+            "max_new_tokens leaves, and its picture would be left out: shorten it, or write it behind the text"
+        )
+
     def _read(
         self, parts: Sequence[str | Held], turn: Turn | None, composer: Composer, tell: bool = False
     ) -> list[Part]:
@@ -438,6 +459,11 @@ class Extension:
                 f"the projector {checkpoint.projector.source} makes rows of {vision.hidden}, the model {facts.name} "
                 f"takes rows of {facts.hidden}: set llava-checkpoint to the LLaVA that this model is the language "
                 "half of"
+            )
+        for other in self.host.others_that_see():
+            self.host.log.warning(
+                f"Trifocal: the extension {other} is switched on too and looks for the same pictures; they are seen "
+                f"by Trifocal, and what {other} has loaded for them takes memory for nothing"
             )
         self.host.log.info(
             f"Trifocal: {facts.name} sees with {checkpoint.tower.source} and {checkpoint.projector.source}"

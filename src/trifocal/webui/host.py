@@ -26,6 +26,7 @@ __all__ = ["Host", "HostTokenizer"]
 
 _PICTURE_TOKENS = re.compile(r"(?<=<)(?=(?:im_patch|im_start|im_end|image)>)")
 _LAST_ROWS = {"<im_patch>": -3, "<im_start>": -2, "<im_end>": -1}
+_EMBEDDERS = ("multimodal_embedder", "llava_embedder")  # in the host's own extensions that see: 2025's and the seed
 _MEDIA_LOADERS = "llama.cpp with --mmproj and ExLlamav3 show pictures to models that have sight of their own"
 
 
@@ -77,6 +78,25 @@ class Host:
         extensions = getattr(sys.modules.get("modules.extensions"), "iterator", tuple)
         hooks = (getattr(script, "custom_generate_chat_prompt", None) for script, _ in extensions())
         return next((hook for hook in hooks if hook and getattr(hook, "__self__", None) is not asking), None)
+
+    def others_that_see(self) -> list[str]:
+        """The names of the host's own extensions for pictures that are switched on."""
+        extensions = getattr(sys.modules.get("modules.extensions"), "iterator", tuple)
+        return [name for script, name in extensions() if any(hasattr(script, held) for held in _EMBEDDERS)]
+
+    def check_embeddings(self) -> None:
+        """Sees to it that embeddings that came with a prompt may be replaced: those of others that see, and no others.
+
+        Raises:
+            UsageError: they are a soft prompt's, or of an extension that nobody knows.
+        """
+        if getattr(self.shared, "soft_prompt", False):
+            raise UsageError("a soft prompt and a picture can't stand in one prompt: clear the soft prompt")
+        if not self.others_that_see():
+            raise UsageError(
+                "another extension has put embeddings into this prompt, and a picture's can't be put beside them: "
+                "switch that extension off, or name it behind this one in --extensions"
+            )
 
     @property
     def sees_natively(self) -> bool:
