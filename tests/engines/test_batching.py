@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -195,6 +196,20 @@ def test_an_engine_that_nobody_has_ends_its_thread_and_frees_its_model() -> None
     assert not thread.is_alive()
     gc.collect()
     assert held() is None
+
+
+def test_a_closed_engine_has_no_thread_any_more() -> None:
+    """One that was on its way out when the interpreter ended aborted it, now and then on a busy machine."""
+
+    class Leaving(threading.Event):
+        def set(self) -> None:
+            super().set()
+            time.sleep(0.1)  # on its way out
+
+    engine = engine_of(Counting())
+    engine._loop._gone = Leaving()
+    engine.close()
+    assert not engine._loop._thread.is_alive()
 
 
 def test_who_closes_is_gone_within_a_step() -> None:

@@ -291,8 +291,8 @@ class _Loop:
     def stop(self) -> None:
         """Ends the thread after its step, and waits for that; a step that never ends is left behind."""
         self.end()
-        if threading.current_thread() is not self._thread:
-            self._gone.wait(STEP_LIMIT)
+        if threading.current_thread() is not self._thread and self._gone.wait(STEP_LIMIT) and self._thread.ident:
+            self._thread.join(STEP_LIMIT)  # an interpreter that ends while it is still on its way out of torch aborts
 
     @torch.inference_mode()
     def run(self, load: Callable[[], Model]) -> None:
