@@ -28,7 +28,7 @@ from trifocal.api import anthropic, ollama, openai, places, responses, textgen
 from trifocal.api.errors import Refusal
 from trifocal.api.fetch import parse_url
 from trifocal.api.strict_json import loads
-from trifocal.api.tools import Offer, Reader
+from trifocal.api.tools import Offer, Reader, call_of
 from trifocal.api.wire import user_text
 from trifocal.conversation.markup import parse
 from trifocal.conversation.sandbox import rendered
@@ -249,11 +249,14 @@ def tokenizers(name: str) -> Callable[[], Sequence[bytes]]:
 
 
 def called(text: str) -> None:
-    """A model's text, read for calls, letter by letter."""
+    """A model's text, read for calls, letter by letter; and as the arguments of a call that a client sends back."""
     reader = Reader(Offer((Tool("f", "", "{}"),)))
     for at in range(0, len(text), 7):
         reader.push(text[at : at + 7])
     reader.finish()
+    for arguments in (text, text.partition("<tool_call>")[2].partition("</tool_call>")[0]):
+        with suppress(Refusal):
+            call_of("f", arguments, "", "x")
 
 
 TEMPLATE = (
@@ -290,7 +293,7 @@ TARGETS: dict[str, tuple[Target, int, int]] = {
             texts(called),
             lambda: [b'a <tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call> b'],
             (Refusal,),
-            (b"<tool_call>", b"</tool_call>", b"{", b'"'),
+            (b"<tool_call>", b"</tool_call>", b"{", b'"', b"NaN", b"1e999", b"\\ud800"),
         ),
         500_000,
         300,

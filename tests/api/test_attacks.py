@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from socket import SHUT_WR, create_connection, socket
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -59,7 +61,7 @@ class Target:
     """A server in a process of its own, its memory, and how long it was silent."""
 
     def __init__(self, process: subprocess.Popen[str], port: int) -> None:
-        self.process, self.url = process, f"http://127.0.0.1:{port}"
+        self.process, self.url, self.listening = process, f"http://127.0.0.1:{port}", ("127.0.0.1", port)
         self.client = httpx.Client(base_url=self.url, timeout=PATIENCE, trust_env=False, verify=NO_AUTHORITIES)
         self.listener = Listener(process.pid, port)
 
@@ -74,10 +76,41 @@ class Target:
         self.listener.begin()
         if one.method == "WEBSOCKET":
             status = self._talk(one)
+        elif one.method == "RAW":
+            status = self._said(one.body)
+        elif one.method == "FRAMES":
+            status = self._framed(one.body)
         else:
             answer = self.client.request(one.method, one.path, content=one.body, headers=one.headers)
             status = answer.status_code
         return Struck(status, self.memory("VmHWM") - before, longest(self.listener.end()))
+
+    def _said(self, data: bytes) -> int:
+        """The status for bytes that are sent as they are; 0 where the connection was closed before it was told."""
+        with suppress(OSError), create_connection(self.listening, timeout=PATIENCE) as client:
+            with suppress(OSError):  # it was told before it had sent all
+                client.sendall(data)
+            return int(client.recv(12)[9:] or 0)
+        return 0
+
+    def _framed(self, data: bytes) -> int:
+        """The status of a websocket, to which these frames were sent until it was closed or took them all."""
+        with create_connection(self.listening, timeout=PATIENCE) as client:
+            client.sendall(UPGRADE)
+            status = int(client.recv(12)[9:])
+            reading = Thread(target=self._drained, args=[client])
+            reading.start()
+            with suppress(OSError):
+                client.sendall(data)
+                client.shutdown(SHUT_WR)
+            reading.join(PATIENCE)
+        return status
+
+    @staticmethod
+    def _drained(client: socket) -> None:
+        with suppress(OSError):
+            while client.recv(1 << 16):
+                pass
 
     def _talk(self, one: Attack) -> int:
         """Sends it as a frame; 200 where it was answered to its end, or the socket closed."""
@@ -324,6 +357,48 @@ LIMITED = [("POST", CHAT, name) for name in BODIES_OF_15_MB] + [
 def test_nor_does_a_body_just_below_the_limits(target: Target, method: str, path: str, name: str) -> None:
     struck = strike(target, Attack(method, path, BODIES_OF_15_MB[name], {"Content-Type": "application/json"}))
     print(f"{name} {path}: {struck.status}, {struck.grown >> 20} MB, silent for {struck.silent * 1000:.0f} ms")
+
+
+HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+WIRES = {
+    "chunks of one byte": CHUNKED + b"1\r\n \r\n" * 300_000,
+    "chunks of a hundred bytes": CHUNKED + (b"64\r\n" + b" " * 100 + b"\r\n") * 100_000,
+    "chunks just as large as they must be": CHUNKED + (b"110\r\n" + b" " * 272 + b"\r\n") * 30_000 + b"0\r\n\r\n",
+    "extensions of a chunk": CHUNKED + b"1;" + b"a=b;" * 1_000_000,
+    "trailers": CHUNKED + b"2\r\n{}\r\n0\r\n" + b"a: b\r\n" * 1_000_000,
+    "headers": HEAD + b"a: b\r\n" * 1_000_000,
+    "a path": b"GET /" + b"a" * 4_000_000,
+    "requests": b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3000,
+    "empty lines": b"\r\n" * 2_000_000,
+}
+UPGRADE = (
+    b"GET /api/v1/stream HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+FRAMES = {
+    "pings": b"\x89\x80" + bytes(4),
+    "texts": b"\x81\x82" + bytes(4) + b"{}",
+    "empty texts": b"\x81\x80" + bytes(4),
+    "pongs": b"\x8a\x80" + bytes(4),
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_nor_do_the_smallest_frames(target: Target, name: str) -> None:
+    struck = strike(target, Attack("FRAMES", "", FRAMES[name] * 100_000))
+    print(f"{name}: {struck.status}, {struck.grown >> 20} MB, silent for {struck.silent * 1000:.0f} ms")
+
+
+def test_nor_do_the_pieces_of_one_frame(target: Target) -> None:
+    struck = strike(target, Attack("FRAMES", "", b"\x01\x80" + bytes(4) + (b"\x00\x80" + bytes(4)) * 100_000))
+    assert struck.status == 101
+
+
+@pytest.mark.parametrize("name", WIRES)
+def test_nor_does_what_is_written_by_hand(target: Target, name: str) -> None:
+    struck = strike(target, Attack("RAW", "", WIRES[name]))
+    print(f"{name}: {struck.status}, {struck.grown >> 20} MB, silent for {struck.silent * 1000:.0f} ms")
 
 
 @pytest.mark.parametrize("kind", ["multipart/form-data; boundary=x", "application/x-www-form-urlencoded", "text/plain"])

@@ -250,6 +250,20 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read() -> None:
         assert b" 413 " in answer
 
 
+@pytest.mark.parametrize(("count", "size", "taken"), [(900, 1, True), (3000, 300, True), (1010, 1, False)])
+def test_a_body_in_very_many_chunks_is_refused(live: Live, count: int, size: int, taken: bool) -> None:
+    """40,000 of one byte, as they are read at once, held the server for two seconds."""
+    chunk = f"{size:x}\r\n{' ' * size}\r\n".encode()
+    head = (
+        "POST /tokenize HTTP/1.1",
+        "Host: localhost",
+        "Content-Type: application/json",
+        "Transfer-Encoding: chunked",
+    )
+    answer = raw(live, *head, body=b'10\r\n{"content":"aa"}\r\n' + chunk * count + (b"0\r\n\r\n" if taken else b""))
+    assert (b" 200 " if taken else b"send larger chunks") in answer
+
+
 def test_all_bodies_together_are_bounded() -> None:
     with running(held_bytes=3000) as live:
         head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2500\r\n\r\n"

@@ -22,7 +22,7 @@ from trifocal.api.app import create_app
 from trifocal.api.guard import LastWord, LogFormat
 from trifocal.api.loading import Loading
 from trifocal.api.models import offers_of
-from trifocal.api.protocol import protocol
+from trifocal.api.protocol import Sliced, protocol
 from trifocal.api.settings import ServerSettings
 from trifocal.errors import UsageError
 from trifocal.model.opening import Apart, Opened, open_model
@@ -47,7 +47,7 @@ class Listener(uvicorn.Server):
         config = uvicorn.Config(
             LastWord(app),
             http=protocol(settings.header_seconds, room_for_connections(settings)),
-            ws="websockets-sansio",
+            ws=Sliced,
             ws_max_size=settings.body_bytes,
             ws_per_message_deflate=False,  # a megabyte of it can become a gigabyte
             ws_ping_interval=20.0,

@@ -254,12 +254,13 @@ def _call(value: Any, names: set[str]) -> Call | None:
     if not isinstance(value, dict) or value.get("name") not in names:
         return None
     arguments = value.get("arguments", value.get("parameters", {}))
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            return None
-    return Call(value["name"], dump(arguments)) if isinstance(arguments, dict) else None
+    try:
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        written = dump(arguments)
+        written.encode()
+    except (ValueError, RecursionError):  # no JSON, or a number that is none, or half a letter
+        return None
+    return Call(value["name"], written) if isinstance(arguments, dict) else None
 
 
 @dataclass(slots=True)
