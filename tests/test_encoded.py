@@ -139,11 +139,12 @@ def test_base64_is_read_in_pieces_as_if_it_were_read_at_once(monkeypatch: pytest
             encoded.unpacked(wrong)
 
 
+ZEROS = zlib.compress(bytes(64 << 20))
 FAT = {
     "JPEG": JPEG[:2] + b"".join(segment(0xE2, b"ICC_PROFILE\0" + bytes(60_000)) for _ in range(99)) + JPEG[2:],
     "exif of a JPEG": JPEG[:2] + b"".join(segment(0xE1, b"Exif\0\0" + bytes(60_000)) for _ in range(99)) + JPEG[2:],
-    "PNG": PNG[:33] + chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(64 << 20))) * 9 + PNG[33:],
-    "profile of a PNG": PNG[:33] + chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(64 << 20))) + PNG[33:],
+    "PNG": PNG[:33] + chunk(b"zTXt", b"k\0\0" + ZEROS) * 9 + PNG[33:],
+    "profile of a PNG": PNG[:33] + chunk(b"iCCP", b"k\0\0" + ZEROS) + PNG[33:],
     "GIF": GIF[: 13 + 768] + b"\x21\xfe" + (b"\xff" + b"x" * 255) * 9999 + b"\0" + GIF[13 + 768 :],
 }
 

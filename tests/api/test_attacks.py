@@ -188,8 +188,12 @@ def response(*content: Any, **more: Any) -> bytes:
     return json.dumps({"input": asked, "max_output_tokens": 16, **more}).encode()
 
 
+def data_uri_of(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
 def pictured(data: bytes) -> bytes:
-    return chat({"type": "image_url", "image_url": f"data:image/png;base64,{base64.b64encode(data).decode()}"})
+    return chat({"type": "image_url", "image_url": data_uri_of(data)})
 
 
 def called(*arguments: str) -> bytes:
@@ -284,12 +288,14 @@ def keyed_png() -> bytes:
     return file.getvalue()
 
 
-LISTS = '{"a":[' + "[]," * 9_000_000 + "[]]}"
-BLANK = base64.b64encode(blank_png(8000, 7990)).decode()
+def lists() -> str:
+    return '{"a":[' + "[]," * 9_000_000 + "[]]}"
+
+
 ATTACKS |= {
     "sixteen large pictures in a prompt": lambda: (
         RAW,
-        json.dumps({"prompt": f"<img src='data:;base64,{BLANK}'>" * 16}).encode(),
+        json.dumps({"prompt": f"<img src='{data_uri_of(blank_png(8000, 7990))}'>" * 16}).encode(),
     ),
     "pairs of letters": lambda: (CHAT, chat(image("AA " * 8_900_000))),
     "pairs of letters for ollama": lambda: (
@@ -297,11 +303,11 @@ ATTACKS |= {
         json.dumps({"model": "thimble", "messages": [{**user("Hi"), "images": ["AA " * 8_900_000]}]}).encode(),
     ),
     "a transparent colour that is not there": lambda: (CHAT, pictured(keyed_png())),
-    "lists as a call's arguments": lambda: (CHAT, called(LISTS)),
-    "lists as the arguments of forty calls": lambda: (CHAT, called(*[LISTS[:700_000] + "[]]}"] * 40)),
+    "lists as a call's arguments": lambda: (CHAT, called(lists())),
+    "lists as the arguments of forty calls": lambda: (CHAT, called(*[lists()[:700_000] + "[]]}"] * 40)),
     "lists as arguments for responses": lambda: (
         RESPONSES,
-        json.dumps({"input": [{"type": "function_call", "call_id": "a", "name": "f", "arguments": LISTS}]}).encode(),
+        json.dumps({"input": [{"type": "function_call", "call_id": "a", "name": "f", "arguments": lists()}]}).encode(),
     ),
     "brackets as a call's arguments": lambda: (CHAT, called("[" * 300_000)),
 }
@@ -331,20 +337,20 @@ def test_a_single_request_neither_ends_nor_fattens_nor_silences_the_server(targe
     print(f"{name}: {struck.status}, {struck.grown >> 20} MB, /livez silent for {struck.silent * 1000:.0f} ms")
 
 
-BODIES_OF_15_MB = {
-    "escapes": b'["' + b"\\u4e2d" * (5 << 19) + b'"]',
-    "halves": b'["' + b"\\ud83d\\ude00" * (5 << 18) + b'"]',
-    "wide text": b'["' + "\u4e2d".encode() * (5 << 20) + b'"]',
-    "one wide letter": b'["' + "\U0001f600".encode() + b"a" * (15 << 20) + b'"]',
-    "numbers": b"[" + b",".join([b"9" * 300] * 49_000) + b"]",
-    "fractions": b"[" + b",".join([b"0." + b"9" * 300] * 49_000) + b"]",
-    "short strings": b"[" + b",".join([b'"' + b"a" * 300 + b'"'] * 49_000) + b"]",
-    "short wide strings": b"[" + b",".join([b'"' + "\U0001f600".encode() * 75 + b'"'] * 49_000) + b"]",
-    "long keys": b"{" + b",".join(b'"%d%s":1' % (at, b"k" * 1500) for at in range(9900)) + b"}",
-    "keys without values": b"{" + b'"":' * (5 << 20) + b"}",
-    "spaces": b" " * (15 << 20) + b"1",
-    "a picture with escaped slashes": pictured(bytes(11 << 20)).replace(b"A", b"\\/"),
-    "a picture of signs": pictured(bytes(11 << 20)).replace(b"AAAA", b"{[:,"),
+BODIES_OF_15_MB: dict[str, Callable[[], bytes]] = {
+    "escapes": lambda: b'["' + b"\\u4e2d" * (5 << 19) + b'"]',
+    "halves": lambda: b'["' + b"\\ud83d\\ude00" * (5 << 18) + b'"]',
+    "wide text": lambda: b'["' + "\u4e2d".encode() * (5 << 20) + b'"]',
+    "one wide letter": lambda: b'["' + "\U0001f600".encode() + b"a" * (15 << 20) + b'"]',
+    "numbers": lambda: b"[" + b",".join([b"9" * 300] * 49_000) + b"]",
+    "fractions": lambda: b"[" + b",".join([b"0." + b"9" * 300] * 49_000) + b"]",
+    "short strings": lambda: b"[" + b",".join([b'"' + b"a" * 300 + b'"'] * 49_000) + b"]",
+    "short wide strings": lambda: b"[" + b",".join([b'"' + "\U0001f600".encode() * 75 + b'"'] * 49_000) + b"]",
+    "long keys": lambda: b"{" + b",".join(b'"%d%s":1' % (at, b"k" * 1500) for at in range(9900)) + b"}",
+    "keys without values": lambda: b"{" + b'"":' * (5 << 20) + b"}",
+    "spaces": lambda: b" " * (15 << 20) + b"1",
+    "a picture with escaped slashes": lambda: pictured(bytes(11 << 20)).replace(b"A", b"\\/"),
+    "a picture of signs": lambda: pictured(bytes(11 << 20)).replace(b"AAAA", b"{[:,"),
 }
 
 
@@ -355,7 +361,7 @@ LIMITED = [("POST", CHAT, name) for name in BODIES_OF_15_MB] + [
 
 @pytest.mark.parametrize(("method", "path", "name"), LIMITED)
 def test_nor_does_a_body_just_below_the_limits(target: Target, method: str, path: str, name: str) -> None:
-    struck = strike(target, Attack(method, path, BODIES_OF_15_MB[name], {"Content-Type": "application/json"}))
+    struck = strike(target, Attack(method, path, BODIES_OF_15_MB[name](), {"Content-Type": "application/json"}))
     print(f"{name} {path}: {struck.status}, {struck.grown >> 20} MB, silent for {struck.silent * 1000:.0f} ms")
 
 
@@ -464,7 +470,7 @@ images.check_size = lambda *size, **limits: None
 def test_its_twin_without_bounds_is_found() -> None:
     """A server that reads bodies itself, four times over, and takes pictures of any size."""
     with served(UNBOUNDED) as target:
-        silent = target.strike(Attack("POST", CHAT, BODIES_OF_15_MB["numbers"], {"Content-Type": "application/json"}))
+        silent = target.strike(Attack("POST", CHAT, BODIES_OF_15_MB["numbers"](), {"Content-Type": "application/json"}))
         with pytest.raises(AssertionError):
             check(silent, 1 << 30)
         fat = target.strike(Attack("POST", CHAT, pictured(blank_png(13000, 13000))))

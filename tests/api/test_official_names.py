@@ -5,26 +5,12 @@ Each class of ours stands beside the package's own; what it has no name for is t
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import Any, get_args, get_type_hints
 
 import httpx
-import ollama._types as ollama
-import openai.types.chat as chat
-import openai.types.responses as responses
 import pytest
-from anthropic.types import beta as anthropic
-from anthropic.types.beta.beta_content_block_param import BetaContentBlockParam
-from anthropic.types.beta.message_count_tokens_params import MessageCountTokensParams
-from anthropic.types.beta.message_create_params import MessageCreateParamsBase
 from live import error_of, user
-from openai.types.chat import chat_completion_content_part_image_param as image_part
-from openai.types.chat import chat_completion_content_part_param as part
-from openai.types.chat.chat_completion_stream_options_param import ChatCompletionStreamOptionsParam
-from openai.types.chat.completion_create_params import CompletionCreateParamsBase
-from openai.types.completion_create_params import CompletionCreateParamsBase as TextCreateParamsBase
-from openai.types.responses import response_create_params
-from openai.types.responses.input_token_count_params import InputTokenCountParams
-from openai.types.responses.response_input_item_param import ResponseInputItemParam
 
 from trifocal.api import anthropic as messages
 from trifocal.api import anthropic_messages as blocks
@@ -34,43 +20,51 @@ from trifocal.api import responses as respond
 from trifocal.api.parameters import HINTS, NEUTRAL
 from trifocal.api.wire import Wire
 
+# theirs by name: only who runs these tests imports the packages, which takes seconds, not everybody who collects them
+OPENAI, ANTHROPIC, OLLAMA = "openai.types", "anthropic.types.beta", "ollama._types"
+PARTS = f"{OPENAI}.chat.chat_completion_content_part"
 PAIRS = [
-    (openai.ChatRequest, CompletionCreateParamsBase),
-    (openai.CompletionRequest, TextCreateParamsBase),
-    (openai.StreamOptions, ChatCompletionStreamOptionsParam),
+    (openai.ChatRequest, f"{OPENAI}.chat.completion_create_params:CompletionCreateParamsBase"),
+    (openai.CompletionRequest, f"{OPENAI}.completion_create_params:CompletionCreateParamsBase"),
+    (
+        openai.StreamOptions,
+        f"{OPENAI}.chat.chat_completion_stream_options_param:ChatCompletionStreamOptionsParam",
+    ),
     *(
-        (openai_messages.ChatMessage, getattr(chat, f"ChatCompletion{role}MessageParam"))
+        (openai_messages.ChatMessage, f"{OPENAI}.chat:ChatCompletion{role}MessageParam")
         for role in ("System", "Developer", "User", "Assistant", "Tool", "Function")
     ),
-    (openai_messages.ChatMessage, chat.ChatCompletionMessage),
-    (openai_messages.ToolCall, chat.ChatCompletionMessageFunctionToolCallParam),
-    (openai_messages.ToolCall, chat.ChatCompletionMessageCustomToolCallParam),
-    (openai_messages.TextPart, chat.ChatCompletionContentPartTextParam),
-    (openai_messages.ImagePart, chat.ChatCompletionContentPartImageParam),
-    (openai_messages.ImageUrl, image_part.ImageURL),
-    (openai_messages.FilePart, part.File),
-    (openai_messages.FileData, part.FileFile),
-    (respond.ResponseRequest, response_create_params.ResponseCreateParamsBase),
-    (respond.ResponseRequest, InputTokenCountParams),
-    (openai.StreamOptions, response_create_params.StreamOptions),
-    (respond.Text, responses.ResponseTextConfigParam),
-    (openai_messages.TextPart, responses.ResponseInputTextParam),
-    (openai_messages.TextPart, responses.ResponseOutputTextParam),
-    (openai_messages.InputImagePart, responses.ResponseInputImageParam),
-    (openai_messages.FilePart, responses.ResponseInputFileParam),
-    (messages.MessagesRequest, MessageCreateParamsBase),
-    (messages.CountRequest, MessageCountTokensParams),
-    (messages.OutputConfig, anthropic.BetaOutputConfigParam),
-    (blocks.Base64Source, anthropic.BetaBase64ImageSourceParam),
-    (blocks.Base64Source, anthropic.BetaPlainTextSourceParam),
-    (blocks.UrlSource, anthropic.BetaURLImageSourceParam),
-    (blocks.ContentSource, anthropic.BetaContentBlockSourceParam),
-    (ours.ChatRequest, ollama.ChatRequest),
-    (ours.GenerateRequest, ollama.GenerateRequest),
-    (ours.Options, ollama.Options),
-    (ours.Turn, ollama.Message),
-    (ours.ToolCall, ollama.Message.ToolCall),
+    (openai_messages.ChatMessage, f"{OPENAI}.chat:ChatCompletionMessage"),
+    (openai_messages.ToolCall, f"{OPENAI}.chat:ChatCompletionMessageFunctionToolCallParam"),
+    (openai_messages.ToolCall, f"{OPENAI}.chat:ChatCompletionMessageCustomToolCallParam"),
+    (openai_messages.TextPart, f"{OPENAI}.chat:ChatCompletionContentPartTextParam"),
+    (openai_messages.ImagePart, f"{OPENAI}.chat:ChatCompletionContentPartImageParam"),
+    (openai_messages.ImageUrl, f"{PARTS}_image_param:ImageURL"),
+    (openai_messages.FilePart, f"{PARTS}_param:File"),
+    (openai_messages.FileData, f"{PARTS}_param:FileFile"),
+    (respond.ResponseRequest, f"{OPENAI}.responses.response_create_params:ResponseCreateParamsBase"),
+    (respond.ResponseRequest, f"{OPENAI}.responses.input_token_count_params:InputTokenCountParams"),
+    (openai.StreamOptions, f"{OPENAI}.responses.response_create_params:StreamOptions"),
+    (respond.Text, f"{OPENAI}.responses:ResponseTextConfigParam"),
+    (openai_messages.TextPart, f"{OPENAI}.responses:ResponseInputTextParam"),
+    (openai_messages.TextPart, f"{OPENAI}.responses:ResponseOutputTextParam"),
+    (openai_messages.InputImagePart, f"{OPENAI}.responses:ResponseInputImageParam"),
+    (openai_messages.FilePart, f"{OPENAI}.responses:ResponseInputFileParam"),
+    (messages.MessagesRequest, f"{ANTHROPIC}.message_create_params:MessageCreateParamsBase"),
+    (messages.CountRequest, f"{ANTHROPIC}.message_count_tokens_params:MessageCountTokensParams"),
+    (messages.OutputConfig, f"{ANTHROPIC}:BetaOutputConfigParam"),
+    (blocks.Base64Source, f"{ANTHROPIC}:BetaBase64ImageSourceParam"),
+    (blocks.Base64Source, f"{ANTHROPIC}:BetaPlainTextSourceParam"),
+    (blocks.UrlSource, f"{ANTHROPIC}:BetaURLImageSourceParam"),
+    (blocks.ContentSource, f"{ANTHROPIC}:BetaContentBlockSourceParam"),
+    (ours.ChatRequest, f"{OLLAMA}:ChatRequest"),
+    (ours.GenerateRequest, f"{OLLAMA}:GenerateRequest"),
+    (ours.Options, f"{OLLAMA}:Options"),
+    (ours.Turn, f"{OLLAMA}:Message"),
+    (ours.ToolCall, f"{OLLAMA}:Message.ToolCall"),
 ]
+ITEMS = f"{OPENAI}.responses.response_input_item_param:ResponseInputItemParam"
+BLOCKS = f"{ANTHROPIC}.beta_content_block_param:BetaContentBlockParam"
 # kinds of items and blocks that are refused by their type: what is in them can't be read, or would have to be done
 REFUSED = {"compaction_trigger", "tool_addition", "tool_removal"}
 UNREAD = {"compaction"}  # of OpenAI's; Anthropic's is words
@@ -106,18 +100,18 @@ def members(union: Any) -> dict[str, type[Wire]]:
     return {kind: each for each in classes for kind in get_args(each.model_fields["type"].annotation)}
 
 
-@pytest.mark.parametrize(("ours", "theirs"), PAIRS, ids=lambda each: each.__name__)
-def test_every_name_is_known(ours: type[Wire], theirs: Any) -> None:
-    assert unknown(ours, theirs) == set()
+@pytest.mark.parametrize(("ours", "theirs"), PAIRS, ids=[f"{own.__name__}-{name}" for own, name in PAIRS])
+def test_every_name_is_known(ours: type[Wire], theirs: str) -> None:
+    assert unknown(ours, resolve_name(theirs)) == set()
 
 
 @pytest.mark.parametrize(
     ("union", "theirs", "refused"),
-    [(items.Item, ResponseInputItemParam, REFUSED | UNREAD), (blocks.Block, BetaContentBlockParam, REFUSED)],
+    [(items.Item, ITEMS, REFUSED | UNREAD), (blocks.Block, BLOCKS, REFUSED)],
     ids=["items", "blocks"],
 )
-def test_every_kind_is_known(union: Any, theirs: Any, refused: set[str]) -> None:
-    own, known = members(union), kinds(theirs)
+def test_every_kind_is_known(union: Any, theirs: str, refused: set[str]) -> None:
+    own, known = members(union), kinds(resolve_name(theirs))
     assert len(known) > 20
     assert known.keys() - own.keys() <= refused
     assert [unknown(own[kind], known[kind]) for kind in known.keys() & own.keys()] == [set()] * len(own.keys() & known)
@@ -125,7 +119,7 @@ def test_every_kind_is_known(union: Any, theirs: Any, refused: set[str]) -> None
 
 def test_a_name_that_nobody_knows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("test_official_names.HINTS", HINTS - {"reasoning_effort"})
-    assert unknown(openai.ChatRequest, CompletionCreateParamsBase) == {"reasoning_effort"}
+    assert unknown(openai.ChatRequest, resolve_name(PAIRS[0][1])) == {"reasoning_effort"}
 
 
 @pytest.mark.parametrize("name", ["image", "image_url", "images", "image_data", "video"])
