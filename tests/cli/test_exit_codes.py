@@ -59,3 +59,13 @@ def test_a_wrong_value_of_an_option_leaves_with_2(words: str, said: bytes, tmp_p
     assert said in done.stderr
     assert done.returncode == 2
     assert {path.name for path in tmp_path.iterdir()} == {"red.png"}
+
+
+@pytest.mark.parametrize("words", ["--template warp", "-m nowhere", "--engine warp"])
+def test_a_wrong_name_is_told_without_torch(words: str, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    imports = ("-X", "importtime")
+    done = trifocal("ask", "red.png", "what?", *words.split(), folder=tmp_path, python=imports)
+    assert done.returncode == 2
+    assert b"torch" not in done.stderr
+    assert b"trifocal.model.finding" in done.stderr  # imports are told

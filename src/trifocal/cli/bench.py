@@ -137,7 +137,7 @@ def _loaded(settings: Settings, name: str) -> Llava:
 def _parameters(settings: Settings) -> int | None:
     """How many weights a position is multiplied by, where the language model is of a family that we know."""
     from trifocal.engines.shape import shape_of, unfit
-    from trifocal.model.llava import find
+    from trifocal.model.finding import find
 
     config = find(settings).recipe.config
     return None if unfit(config) else shape_of(config).parameters

@@ -160,14 +160,23 @@ def sampling_options(command: Command) -> Command:
 
 def load_shown(settings: Settings) -> Llava | Relay:
     """Opens the model; a terminal shows that it is under way."""
-    from trifocal.model.opening import open_model
-
     if not sys.stderr.isatty():
-        return open_model(settings)
+        return _load(settings)
     from rich.console import Console
 
     with Console(stderr=True).status(f"loading {settings.checkpoint}"):
-        return open_model(settings)
+        return _load(settings)
+
+
+def _load(settings: Settings) -> Llava | Relay:
+    from trifocal.engines import PASSED_ON
+    from trifocal.model.finding import find
+
+    if settings.engine != PASSED_ON:
+        find(settings)  # a wrong name is told before torch is imported, which takes two seconds
+    from trifocal.model.opening import open_model
+
+    return open_model(settings)
 
 
 def parse_engine_options(words: tuple[str, ...]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from trifocal.deploy.handles import ReplicaPlace, Watch, exchange_over
 from trifocal.deploy.plan import Plan
 from trifocal.engines.roster import Roster
 from trifocal.engines.spread import Place, Spread
-from trifocal.model.llava import Llava, find, put_together
+from trifocal.model.finding import find
+from trifocal.model.llava import Llava, put_together
 from trifocal.vision.elsewhere import vision_over
 from trifocal.web import routes
 

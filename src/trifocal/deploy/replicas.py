@@ -19,7 +19,7 @@ from trifocal.engines.batching import Batching
 from trifocal.engines.remote.answering import BROKEN, Answer, Said, facts_of, ours
 from trifocal.engines.remote.wire import error_to, prompt_from, sampling_from, state_to, tensor_to, tokens_to
 from trifocal.errors import EngineError, TrifocalError
-from trifocal.model.llava import find
+from trifocal.model.finding import find
 from trifocal.model.settings import Settings
 from trifocal.vision import open_vision
 

@@ -9,15 +9,13 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from trifocal.checkpoints import Checkpoint, OwnVision, language_recipe
+from trifocal.checkpoints import Checkpoint, OwnVision
 from trifocal.conversation.history import Keep, Trimmed, keep_images, trim
-from trifocal.conversation.jinja import find_template
 from trifocal.conversation.templates import ChatTemplate, Piece
 from trifocal.conversation.writable import Writable, writable
 from trifocal.embedded import Embedded
 from trifocal.engines import load_engine
 from trifocal.engines.base import Engine, Named, State, Token, Tokenizer
-from trifocal.engines.recipe import Recipe
 from trifocal.errors import BadMessages, BadSampling, CheckpointError, PromptTooLong, UsageError
 from trifocal.images import Image
 from trifocal.messages import DEFAULT_MAX_TOKENS, Chunk, End, Message, Sampling, TokenLogprob, Tool
@@ -25,6 +23,7 @@ from trifocal.model.budget import Budget, budget_of
 from trifocal.model.composer import Composer, Outlines
 from trifocal.model.decoding import stream_text
 from trifocal.model.explaining import Explanation, explanation_of
+from trifocal.model.finding import Found, find
 from trifocal.model.outline import Outline
 from trifocal.model.settings import Settings
 from trifocal.model.talking import Talking
@@ -34,7 +33,7 @@ from trifocal.timing import Timings
 from trifocal.vision import Gallery, Showing, View, Vision, open_vision
 from trifocal.vision.elsewhere import open_elsewhere
 
-__all__ = ["Asked", "Found", "Llava", "Preview", "Written", "find", "load", "load_vision", "put_together"]
+__all__ = ["Asked", "Llava", "Preview", "Written", "load", "load_vision", "put_together"]
 
 LONGEST_EXPLAINED = 1024  # tokens of an answer
 
@@ -434,30 +433,6 @@ def load(settings: Settings | None = None, **values: Any) -> Llava:
     return put_together(settings, found, engine, load_vision(settings, found.checkpoint))
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What settings name, before anything of it is loaded."""
-
-    checkpoint: Checkpoint
-    template: ChatTemplate
-    recipe: Recipe
-
-
-def find(settings: Settings) -> Found:
-    """What the settings name; raises as `load`."""
-    _check_elsewhere(settings)
-    checkpoint = settings.find()
-    template = find_template(settings.template or checkpoint.template, checkpoint.language.source)
-    recipe = language_recipe(
-        checkpoint,
-        settings.language,
-        engine=settings.engine,
-        options=settings.engine_options,
-        allow_pickle=settings.allow_pickle,
-    )
-    return Found(checkpoint, template, recipe)
-
-
 def load_vision(settings: Settings, checkpoint: Checkpoint) -> Vision:
     """What sees the checkpoint's pictures, here or where `Settings.vision` says; raises as `load`."""
     if settings.vision is not None and settings.is_elsewhere:
@@ -499,16 +474,3 @@ def _check_belong(checkpoint: Checkpoint, engine: Engine, vision: Vision) -> Non
                 f"{checkpoint.language.source}: its tokenizer has no {name} with a row in the embedding, which this "
                 "checkpoint puts around pictures"
             )
-
-
-def _check_elsewhere(settings: Settings) -> None:
-    """Refuses what is to be said where the tower is.
-
-    Raises:
-        UsageError: the vision is elsewhere, and a placement of it or a fit are asked for here.
-    """
-    if settings.is_elsewhere:
-        plain = Settings()
-        for name in ("tower", "projector", "fit"):
-            if getattr(settings, name) != getattr(plain, name):
-                raise UsageError(f"{name}: the vision is at {settings.vision}; say --{name} to trifocal see there")

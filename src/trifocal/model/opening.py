@@ -11,7 +11,8 @@ import torch
 from trifocal.engines import PASSED_ON, WITH_PROCESSES, spare_threads
 from trifocal.engines.base import STEP_LIMIT
 from trifocal.engines.remote import load_remote
-from trifocal.model.llava import Llava, find, load, load_vision, put_together
+from trifocal.model.finding import find
+from trifocal.model.llava import Llava, load, load_vision, put_together
 from trifocal.model.relay import Relay, open_relay
 from trifocal.model.settings import Settings
 
