@@ -39,7 +39,7 @@ check:
 # what was compiled is kept, whatever the caller's environment says: else three processes rewrite every test's asserts
 unit: export PYTHONDONTWRITEBYTECODE =
 unit:
-	$(BIN)/pytest -n 3 --dist loadfile --max-worker-restart 0
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # tests at full size: 2,000 aborted requests, 1,200 slow clients, 500 examples an operation, all of thimble's questions
 test-hostile: install-test

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image as Pictures
 
+from long_files import LONG, TESTS
 from trifocal.images import Image, from_pil
 
 if TYPE_CHECKING:
@@ -28,9 +29,14 @@ logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each test has an id of its own: of those that share one, workers beside each other run a single one."""
+    """Each test has an id of its own: of those that share one, workers beside each other run a single one.
+
+    Workers take files in this order (``--no-loadscope-reorder``): first the long ones, then those with most tests.
+    """
     if shared := {name for name, count in Counter(item.nodeid for item in items).items() if count > 1}:
         raise pytest.UsageError(f"several tests are called {', '.join(sorted(shared))}")
+    turns, tests = {TESTS / name: turn for turn, name in enumerate(LONG)}, Counter(item.path for item in items)
+    items.sort(key=lambda item: (turns.get(item.path, len(LONG)), -tests[item.path]))
 
 
 def pytest_collection_finish() -> None:

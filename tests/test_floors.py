@@ -13,6 +13,7 @@ import pytest
 
 import trifocal
 from floors import PAGE, SOURCE, floor, table
+from long_files import LONG, TESTS
 from waiting import PATIENCE
 
 
@@ -127,3 +128,8 @@ def test_the_help_imports_no_model() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     assert shown.stdout.strip().endswith("[]")
+
+
+def test_the_files_that_workers_take_first_are_there() -> None:
+    assert len(set(LONG)) == len(LONG)
+    assert [name for name in LONG if not (TESTS / name).is_file()] == []
