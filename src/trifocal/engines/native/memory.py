@@ -113,11 +113,12 @@ def step_of(runs: Sequence[Run[Any]], window: int, device: torch.device, *, kern
 def _piece(run: Run[Any], first: int, window: int, device: torch.device) -> Piece:
     begins, end = max(0, run.start + 1 - window) if window else 0, run.start + run.count
     used = run.blocks[begins // BLOCK : -(-end // BLOCK)]
+    over = begins % BLOCK
     if used == list(range(used[0], used[0] + len(used))):  # they lie together
-        at = used[0] * BLOCK + begins % BLOCK
+        at = used[0] * BLOCK + over
         return Piece(first, run.count, run.start, slice(at, at + end - begins), begins)
-    slots = torch.tensor(_slots(run.blocks, begins, end), device=device)
-    return Piece(first, run.count, run.start, slots, begins)
+    slots = torch.tensor(used, device=device)[:, None] * BLOCK + torch.arange(BLOCK, device=device)
+    return Piece(first, run.count, run.start, slots.flatten()[over : over + end - begins], begins)
 
 
 def alone(start: int, rows: int, device: torch.device) -> Step:
