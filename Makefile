@@ -118,7 +118,7 @@ audit: install
 
 # what guards the promises of SECURITY.md, apart from the rest: the tests of docs/security.md's table and their twins
 SAFETY = $(addprefix tests/, test_fuzz.py test_growth.py test_encoded.py test_supply.py test_bans.py test_images.py \
-	test_embedded.py test_soak.py checkpoints/test_damaged.py weights/test_weights.py conversation/test_jinja.py \
+	test_embedded.py test_soak.py test_mutants.py checkpoints/test_damaged.py weights/test_weights.py conversation/test_jinja.py \
 	engines/test_scheduler.py engines/test_contract.py engines/test_remote.py vision/test_showing.py web/test_page_routes.py \
 	$(addprefix api/test_, accepting.py attacks.py bounds.py doors.py engine_process.py failpoints.py fetch.py hostile.py \
 	image_embeds.py load.py room.py schema.py scopes.py serve_command.py several_models.py slow.py strict_json.py textgen.py))

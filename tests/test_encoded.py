@@ -88,7 +88,14 @@ def apart() -> bytes:
     return whole[: at + 4] + b"\1" + whole[at + 5 :]
 
 
+def begun() -> bytes:
+    """A progressive JPEG that ends with its first scan, of all components."""
+    whole = saved("JPEG", progressive=True, subsampling=0)
+    return whole[: whole.index(b"\xff\xda") + 40]
+
+
 WAVES = {
+    "the beginning of a progressive one": begun(),
     "one component after the other": apart(),
     "progressive": saved("JPEG", progressive=True, subsampling=0),
     "four components": saved("JPEG", NOISE.convert("CMYK"), progressive=True),

@@ -257,6 +257,17 @@ def test_any_damage_is_a_picture_or_a_refusal(form: str, damage: list[tuple[int,
         assert error.rule
 
 
+def test_what_is_held_several_times_while_it_is_decoded_may_be_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "HELD_TWICE", 23)
+    deep = png(16, np.zeros((4, 6, 3), np.int64), (1, 2, 3))
+    for held in (encoded("RGB", "WEBP"), deep):
+        assert refused(held) == "too_many_pixels"
+    for once in (encoded(), encoded("P", "GIF"), png(16, np.zeros((4, 6, 3), np.int64), None)):
+        assert from_bytes(once).width == 6
+    monkeypatch.setattr(images, "HELD_TWICE", 24)
+    assert from_bytes(deep).width == 6
+
+
 # a PNG's transparent colour, which it tells in its own depth
 
 

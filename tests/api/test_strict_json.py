@@ -44,6 +44,17 @@ def test_the_depth_is_exact(depth: int, ok: bool) -> None:
             loads(data)
 
 
+@pytest.mark.parametrize("text", ["[1,1]", '{"a":1,"b":[{}]}', '["a,b,c",2]'])
+def test_the_number_of_values_and_keys_is_exact(text: str) -> None:
+    values, keys = 2, text.count(":")
+    assert loads(text.encode(), values=values, keys=keys) == json.loads(text)
+    for bounds, words in ({"values": 1}, "over 1 values"), ({"keys": keys - 1}, f"over {keys - 1} keys"):
+        if min(bounds.values()) >= 0:
+            with pytest.raises(Refusal) as caught:
+                loads(text.encode(), **bounds)
+            assert words in caught.value.message
+
+
 LONG = "word " * (SMALL // 4)
 
 
