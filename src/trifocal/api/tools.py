@@ -251,7 +251,8 @@ def _calls(text: str, names: set[str]) -> Iterator[Call]:
 
 def _call(value: Any, names: set[str]) -> Call | None:
     value = value.get("function", value) if isinstance(value, dict) else None
-    if not isinstance(value, dict) or value.get("name") not in names:
+    name = value.get("name") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(name, str) or name not in names:
         return None
     arguments = value.get("arguments", value.get("parameters", {}))
     try:
@@ -260,7 +261,7 @@ def _call(value: Any, names: set[str]) -> Call | None:
         written.encode()
     except (ValueError, RecursionError):  # no JSON, or a number that is none, or half a letter
         return None
-    return Call(value["name"], written) if isinstance(arguments, dict) else None
+    return Call(name, written) if isinstance(arguments, dict) else None
 
 
 @dataclass(slots=True)
