@@ -345,6 +345,29 @@ def test_an_error_ends_one_or_all() -> None:
     assert not scheduler.busy
 
 
+@pytest.mark.parametrize("what", ["name", "release"])
+def test_who_could_not_be_ended_is_still_told(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nobody knows of it any more: it waits for ever, and its blocks with it."""
+    scheduler: Scheduler[None] = Scheduler(Blocks(20, 4))
+    client = Client(range(1, 6), limit=2)
+    ledger = ask(scheduler, client)
+    ledger.step()
+    whole = getattr(Blocks, what)
+    failures = [MemoryError()]
+
+    def failing(blocks: Blocks, *given: object) -> object:
+        if failures:
+            raise failures.pop()
+        return whole(blocks, *given)
+
+    monkeypatch.setattr(Blocks, what, failing)
+    with pytest.raises(MemoryError):
+        ledger.step()
+    scheduler.fail(lambda: EngineError("all"))
+    assert isinstance(client.error, EngineError)
+    assert scheduler.blocks.free == 20
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     asked=st.lists(

@@ -380,13 +380,14 @@ class Scheduler(Generic[Row]):
         return request.names[blocks - 1] if blocks else beginning(request.prompt.scope or "")
 
     def _end(self, request: Request[Row], last: TrifocalError | None) -> None:
-        self.running.remove(request)
+        """Tells it, when all else is done: should that fail, it is still one of those that are told of a failure."""
         whole, over = divmod(request.computed, self.blocks.size)
         if over and self._shares(request):  # who goes on with this conversation begins there
             begun = request.keys[request.computed - over : request.computed]
             self.blocks.name(request.blocks[whole], chained(self._before(request, whole), begun))
         self.blocks.release(request.blocks)
         request.blocks = []
+        self.running.remove(request)
         request.give(last)
 
     def _name(self, run: Run[Row]) -> None:
