@@ -110,8 +110,8 @@ def family(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **dims:
     """The model of that name with random weights.
 
     ``1.5``, ``bakllava``, ``1.6-vicuna``, ``1.6-mistral``, ``1.6-34b``, ``1.6-qwen``, ``1.6-llama-3``, ``1.6-video``,
-    ``onevision``, ``onevision-tied``, ``interleave``, and those with a linear projector: ``v0-13b``, ``v0-7b``,
-    ``v1``, ``llama-2``, ``mpt``.
+    ``onevision``, ``onevision-tied``, ``interleave``, ``tiny``, and those with a linear projector: ``v0-13b``,
+    ``v0-7b``, ``v1``, ``llama-2``, ``mpt``.
     ``dims`` are the language model's own. It is drawn once; each caller has a copy to change.
     """
     made = _drawn(name, seed, dtype, **dims)
@@ -122,7 +122,7 @@ def family(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **dims:
 def _drawn(name: str, seed: int, dtype: torch.dtype, **dims: int) -> Family:
     if name in LINEAR:
         return _early(name, seed, dtype, **dims)
-    siglip = name.startswith(("onevision", "interleave"))
+    siglip = name.startswith(("onevision", "interleave", "tiny"))
     tokenizer = _tokenizer(name)
     size = tokenizer.get_vocab_size()
     text = {**TEXT, "vocab_size": size + (-size) % 64, "max_position_embeddings": 4096, **dims}
@@ -132,7 +132,9 @@ def _drawn(name: str, seed: int, dtype: torch.dtype, **dims: int) -> Family:
     if name in _BYTES:
         first, last = (LLAMA_3[0], LLAMA_3[-1]) if name == "1.6-llama-3" else (QWEN_TOKENS[0], QWEN_TOKENS[-1])
         text |= {"bos_token_id": tokenizer.token_to_id(first), "eos_token_id": tokenizer.token_to_id(last)}
-    if siglip:
+    if name == "tiny":
+        shared["text_config"] = LlamaConfig(**{**text, **fewer})
+    elif siglip:
         tied = name in ("interleave", "onevision-tied")
         shared["text_config"] = Qwen2Config(**{**text, **fewer}, tie_word_embeddings=tied)
         shared["tie_word_embeddings"] = tied
@@ -151,7 +153,7 @@ def _drawn(name: str, seed: int, dtype: torch.dtype, **dims: int) -> Family:
         model = LlavaNextVideoForConditionalGeneration(LlavaNextVideoConfig(**shared, **ids))
     elif name.startswith("1.6"):
         model = LlavaNextForConditionalGeneration(LlavaNextConfig(**shared, image_grid_pinpoints=NEXT_PINPOINTS))
-    elif name == "interleave":
+    elif name in ("interleave", "tiny"):
         model = LlavaForConditionalGeneration(
             LlavaConfig(**shared, vision_feature_layer=-1, vision_feature_select_strategy="full", image_seq_length=16)
         )
@@ -405,6 +407,9 @@ def _original_keys(name: str) -> dict[str, Any]:
     if name in ("1.5", "bakllava"):
         kind = "LlavaMistralForCausalLM" if name == "bakllava" else "LlavaLlamaForCausalLM"
         return {**shared, "architectures": [kind], "model_type": "llava", "image_aspect_ratio": "pad"}
+    if name == "tiny":
+        kind = "TinyLlavaLlamaForCausalLM"
+        return {**shared, "architectures": [kind], "model_type": "tiny_llava", "image_aspect_ratio": "pad"}
     if name.startswith("1.6"):
         kind = {"1.6-mistral": "Mistral", "1.6-qwen": "Qwen"}.get(name, "Llama")
         return {

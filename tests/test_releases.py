@@ -39,8 +39,10 @@ JOINED = [
     "1.5 GPTQ",
     "1.5 AWQ",
     "BakLLaVA",
+    "TinyLLaVA",
     "llava-hf 1.5",
     "llava-hf BakLLaVA",
+    "llava-hf TinyLLaVA",
     "llava-hf interleave",
 ]
 WAYS = [

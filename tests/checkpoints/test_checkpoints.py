@@ -25,6 +25,7 @@ from trifocal.checkpoints import (
     from_folder,
     language_recipe,
 )
+from trifocal.checkpoints.configs import text_part
 from trifocal.conversation.templates import get_template
 from trifocal.engines.language import open_language
 from trifocal.engines.tokenizer import FileTokenizer
@@ -460,3 +461,28 @@ def test_a_projector_of_another_model_is_refused(hf15: Path, tmp_path: Path) -> 
             tower_from=str(places.tower),
             projector_from=str(tmp_path / "mm_projector.safetensors"),
         )
+
+
+@pytest.mark.parametrize(
+    ("named", "kind", "wanted"),
+    [
+        ("LlavaQwenForCausalLM", "llava", "qwen2"),
+        ("LlavaQwen2ForCausalLM", "llava_qwen2", "qwen2"),
+        ("TinyLlavaQwen2ForCausalLM", "tiny_llava_qwen2", "qwen2"),
+        ("TinyLlavaLlamaForCausalLM", "tiny_llava", "llama"),
+        ("", "llava_qwen2", "qwen2"),
+        ("", "tiny_llava_llama", "llama"),
+        ("Gemma2ForCausalLM", "gemma2", "gemma2"),
+    ],
+)
+def test_the_class_says_which_language_model_it_is_whoever_named_it(named: str, kind: str, wanted: str) -> None:
+    config = {**TEXT, "architectures": [named], "model_type": kind, "mm_vision_tower": "tower"}
+    assert text_part(Path("one"), config).config["model_type"] == wanted
+
+
+@pytest.mark.parametrize("kind", ["tiny_llava_phi", "tiny_llava_stablelm", "llava_phi", "llava_gemma2"])
+def test_a_language_model_that_is_not_among_them_is_named(kind: str) -> None:
+    """Transformers would only list the hundreds of kinds that it knows."""
+    config = {"architectures": ["OtherForCausalLM"], "model_type": kind, "mm_vision_tower": "tower"}
+    with pytest.raises(CheckpointError, match=rf"class 'OtherForCausalLM' in model_type '{kind}'.* llama.* llava-hf"):
+        text_part(Path("one"), config)

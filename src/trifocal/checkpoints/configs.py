@@ -95,6 +95,7 @@ _WORDS = {
     "mixtral": "mixtral",
     "mistral": "mistral",
     "qwenmoe": "qwen2_moe",
+    "qwen2": "qwen2",
     "qwen": "qwen2",
     "gemma": "gemma",
     "mpt": "mpt",
@@ -162,8 +163,16 @@ def _kind(source: Path, config: Mapping[str, Any]) -> str:
     named = str(classes[0]) if isinstance(classes, list) and classes else str(classes)
     if found := _CLASS.match(named):
         return _WORDS[found["word"].lower()]
-    word = kind.removeprefix("llava").replace("_", "").lower()
-    return _WORDS[word] if word in _WORDS else kind if word else _kind_of_tensors(source, config)
+    word = kind.rpartition("llava")[2].replace("_", "").lower()  # of tiny_llava_phi its phi
+    if word in _WORDS:
+        return _WORDS[word]
+    if word and "llava" in kind:
+        raise CheckpointError(
+            f"{source}: a language model of class {named!r} in model_type {kind!r} is not supported in LLaVA's own "
+            f"layout; supported there: {', '.join(dict.fromkeys(_WORDS.values()))}. If the release has a folder in "
+            "llava-hf's layout, which transformers reads by itself, take that one"
+        )
+    return kind if word else _kind_of_tensors(source, config)
 
 
 def _kind_of_tensors(source: Path, config: Mapping[str, Any]) -> str:

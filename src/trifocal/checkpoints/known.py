@@ -113,7 +113,7 @@ def _early() -> Iterator[tuple[str, Release]]:
 
 
 def _line_1_5() -> Iterator[tuple[str, Release]]:
-    """LLaVA 1.5, BakLLaVA, and others of the same shape."""
+    """LLaVA 1.5, BakLLaVA, TinyLLaVA, and others of the same shape."""
     for size, billions in ((7, 6.7), (13, 13.0)):
         for name in (f"liuhaotian/llava-v1.5-{size}b", f"llava-hf/llava-1.5-{size}b-hf"):
             yield _plain(name, "llava-1.5", 4096, "576", _half(billions))
@@ -138,6 +138,7 @@ def _line_1_5() -> Iterator[tuple[str, Release]]:
         )
     for name in ("SkunkworksAI/BakLLaVA-1", "llava-hf/bakLlava-v1-hf"):
         yield _plain(name, "llava-1.5", 32768, "576", _half(7.2))
+    yield _plain("bczhou/tiny-llava-v1-hf", "llava-1.5", 2048, "576", _half(1.1))
 
 
 _NEXT_TURNS = {"mistral-7b": "mistral_instruct", "34b": "chatml_direct"} | dict.fromkeys(
