@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
 import trifocal
@@ -32,8 +32,9 @@ from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.images import Image
 from trifocal.model.composer import Composer
+from trifocal.placement import Placement
 from trifocal.tokens.folder import read_words
-from trifocal.vision import Gallery, Look
+from trifocal.vision import Gallery, Look, open_vision
 
 OPENAI_CLIP = {  # openai/clip-vit-large-patch14
     "model_type": "clip",
@@ -486,3 +487,26 @@ def test_a_language_model_that_is_not_among_them_is_named(kind: str) -> None:
     config = {"architectures": ["OtherForCausalLM"], "model_type": kind, "mm_vision_tower": "tower"}
     with pytest.raises(CheckpointError, match=rf"class 'OtherForCausalLM' in model_type '{kind}'.* llama.* llava-hf"):
         text_part(Path("one"), config)
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [
+        ("encoder.layers.0.self_attn.q_norm.weight", False),
+        ("encoder.layers.0.layer_scale", False),
+        ("embeddings.register_tokens", False),
+        ("neck.weight", False),
+        ("encoder.layers.9.mlp.fc3.weight", True),  # behind the last block that is computed
+        ("post_layernorm.scale", True),
+        ("head.probe", True),
+    ],
+)
+def test_what_a_tower_has_no_place_for_is_told(hf15: Path, tmp_path: Path, name: str, fits: bool) -> None:
+    folder = shutil.copytree(hf15, tmp_path / "one")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, f"vision_tower.vision_model.{name}": torch.zeros(2)}, folder / "model.safetensors")
+    if fits:
+        open_vision(find_checkpoint(str(folder)), Placement("cpu"), Placement("cpu"))
+        return
+    with pytest.raises(CheckpointError, match=f"1 tensors of the vision tower are unexpected, first '{name}'"):
+        open_vision(find_checkpoint(str(folder)), Placement("cpu"), Placement("cpu"))

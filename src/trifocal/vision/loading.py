@@ -26,6 +26,7 @@ __all__ = ["VISIONS", "load_vision", "open_vision"]
 
 NEWLINE = "image_newline"
 _BLOCK = re.compile(r"encoder\.layers\.(\d+)\.")
+_BEHIND = re.compile(r"(?:post_layernorm|head|visual_projection)\.|logit_(?:scale|bias)$")
 
 
 def open_vision(
@@ -149,9 +150,23 @@ def _empty(tower: Tower, weights: Weights) -> VisionTransformer:
         raise CheckpointError(f"{_home(weights)}: the vision tower has {found} blocks, {tower.blocks} were expected")
     try:
         with torch.device("meta"):
-            return VisionTransformer(tower).eval()
+            empty = VisionTransformer(tower).eval()
     except (RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{tower.source}: no vision tower can have these sizes ({error})") from error
+    left = {name for name in set(weights) - set(empty.state_dict()) if not _behind(name, tower.blocks)}
+    if left:
+        raise CheckpointError(
+            f"{weights.where(min(left))}: {len(left)} tensors of the vision tower are unexpected, first {min(left)!r}: "
+            f"a tower of type {tower.kind} has no place for them, so it is one of another kind"
+        )
+    return empty
+
+
+def _behind(name: str, blocks: int) -> bool:
+    """Whether a tensor is of what comes behind the last block that is computed: features don't depend on it."""
+    if block := _BLOCK.match(name):
+        return int(block[1]) >= blocks
+    return _BEHIND.match(name) is not None
 
 
 def _home(weights: Weights) -> str:
