@@ -382,3 +382,21 @@ def test_damaged_weights_are_told_by_tensor(spoil: Any, told: str, tokenizer: Pa
     spoil(weights)
     with pytest.raises(CheckpointError, match=told):
         load(written(tokenizer, half.config, weights, tokenizer), CPU)
+
+
+@pytest.mark.parametrize(
+    ("key", "layers"),
+    [("attention_bias", "self_attn."), ("attention_bias", "self_attn.o_proj."), ("mlp_bias", "mlp.")],
+)
+def test_biases_that_the_configuration_promises_are_missed_by_both_engines(
+    key: str, layers: str, tokenizer: Path
+) -> None:
+    half, _ = language(KINDS["llama, biases"], tokenizer)
+    weights = dict(open_language(half).weights)
+    assert half.config[key]
+    left = {name: each for name, each in weights.items() if not (layers in name and name.endswith(".bias"))}
+    assert len(left) < len(weights)
+    spoilt = written(tokenizer, half.config, left, tokenizer)
+    for opened in (load, load_transformers):
+        with pytest.raises(CheckpointError, match=rf"missing.*{layers}.*bias"):
+            opened(spoilt, CPU)

@@ -71,6 +71,13 @@ def _layer(source: _Source, shape: Shape, index: int) -> Layer:
     )
 
 
+# of which families which key says that a part has biases; what is promised and not in the files is missing
+_BIASED = {
+    (".self_attn.", "attention_bias"): ("llama", "qwen3", "granite"),
+    (".mlp.", "mlp_bias"): ("llama", "granite"),
+}
+
+
 class _Source:
     """Tensors of the language half by name, each asked for once."""
 
@@ -131,7 +138,9 @@ class _Source:
             )
 
     def _bias(self, names: Sequence[str], outputs: Sequence[int]) -> torch.Tensor | None:
-        if not any(name in self._language.weights for name in names):
+        keys = [key for (part, key), families in _BIASED.items() if part in names[0] and self.family in families]
+        promised = any(self._language.config.get(key) is True for key in keys)
+        if not promised and not any(name in self._language.weights for name in names):
             return None
         pairs = zip(names, outputs, strict=True)
         return torch.cat([self.tensor(name, (rows,)) for name, rows in pairs])
