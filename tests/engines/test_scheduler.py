@@ -368,6 +368,28 @@ def test_who_could_not_be_ended_is_still_told(what: str, monkeypatch: pytest.Mon
     assert scheduler.blocks.free == 20
 
 
+def test_whose_blocks_could_not_be_taken_is_still_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older one needs them: while they are taken it must be among those that run or among those that wait."""
+    scheduler: Scheduler[None] = Scheduler(Blocks(10, 2))
+    clients = [Client(range(10 * at, 10 * at + 5), limit=12) for at in range(1, 6)]
+    ledger, whole = ask(scheduler, *clients), Scheduler._give_way
+
+    def failing(blocks: Blocks, _: object) -> None:
+        raise MemoryError
+
+    def giving_way(scheduler: Scheduler[None], request: Request[None]) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(Blocks, "release", failing)
+            whole(scheduler, request)
+
+    monkeypatch.setattr(Scheduler, "_give_way", giving_way)
+    with pytest.raises(MemoryError):
+        ledger.finish()
+    scheduler.fail(lambda: EngineError("all"))
+    assert all(client.error or client.got == client.wanted for client in clients)
+    assert scheduler.blocks.free == 10
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     asked=st.lists(

@@ -339,11 +339,11 @@ class Scheduler(Generic[Row]):
         self._make_room(request, max(len(request.keys), min(len(request.keys) + ahead, unused)))
 
     def _give_way(self, request: Request[Row]) -> None:
-        """Takes a request's blocks away; it is the next to begin again."""
-        self.running.remove(request)
-        self._runs.pop(request, None)
+        """Takes a request's blocks away; it is the next to begin again. Should that fail, it still runs."""
         self.blocks.release(request.blocks)
         request.blocks, request.computed = [], 0
+        self._runs.pop(request, None)
+        self.running.remove(request)
         self.waiting.appendleft(request)
 
     def _take_all(self, request: Request[Row], run: Run[Row], tokens: Sequence[Token | TrifocalError]) -> None:
