@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from trifocal.cancelling import Scope
+from trifocal.engines import batching
 from trifocal.engines.base import Abilities, Engine
 from trifocal.engines.batching import Batching, Model
 from trifocal.engines.echo import Bytes
@@ -198,18 +199,57 @@ def test_an_engine_that_nobody_has_ends_its_thread_and_frees_its_model() -> None
     assert held() is None
 
 
-def test_a_closed_engine_has_no_thread_any_more() -> None:
+class Exits:
+    """Stands for `atexit`: what an interpreter calls at its end."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+
+    def register(self, function: Callable[..., object], *given: Any) -> None:
+        self.calls.append((function, given))
+
+    def unregister(self, function: Callable[..., object]) -> None:
+        self.calls = [call for call in self.calls if call[0] != function]
+
+
+@pytest.mark.parametrize("how", ["closed", "forgotten", "not loaded"])
+def test_an_interpreter_ends_when_the_thread_is_gone(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that was on its way out when the interpreter ended aborted it, now and then on a busy machine."""
+    exits, threads, done = Exits(), list[threading.Thread](), threading.Event()
 
     class Leaving(threading.Event):
         def set(self) -> None:
+            threads.append(threading.current_thread())
             super().set()
+            done.set()
             time.sleep(0.1)  # on its way out
 
-    engine = engine_of(Counting())
-    engine._loop._gone = Leaving()
-    engine.close()
-    assert not engine._loop._thread.is_alive()
+    class Loop(batching._Loop):
+        def __init__(self) -> None:
+            super().__init__()
+            self._gone = Leaving()
+
+    def load() -> Model:
+        raise CheckpointError("no model")
+
+    monkeypatch.setattr(batching, "atexit", exits)
+    monkeypatch.setattr(batching, "_Loop", Loop)
+    if how == "not loaded":
+        with pytest.raises(CheckpointError):
+            Batching(load)
+    else:
+        engine = engine_of(Counting())
+        if how == "closed":
+            engine.close()
+        del engine
+        gc.collect()
+    assert done.wait(PATIENCE)
+    if how == "forgotten":
+        for function, given in reversed(exits.calls):
+            function(*given)
+    else:
+        assert exits.calls == []
+    assert not threads[0].is_alive()
 
 
 def test_who_closes_is_gone_within_a_step() -> None:

@@ -234,6 +234,7 @@ class _Loop:
             raise
         error = self._started.get()
         if error is not None:
+            self.stop()
             raise error
         return self.model
 
@@ -293,6 +294,7 @@ class _Loop:
         self.end()
         if threading.current_thread() is not self._thread and self._gone.wait(STEP_LIMIT) and self._thread.ident:
             self._thread.join(STEP_LIMIT)  # an interpreter that ends while it is still on its way out of torch aborts
+            atexit.unregister(self._thread.join)
 
     @torch.inference_mode()
     def run(self, load: Callable[[], Model]) -> None:
@@ -425,6 +427,7 @@ class _Loop:
             _tell(left, lambda: EngineError(reason))
             self.stepped()
         finally:
+            atexit.register(self._thread.join, STEP_LIMIT)  # of an engine that was only forgotten nobody waits for it
             atexit.unregister(self.stop)
             self._gone.set()
 
