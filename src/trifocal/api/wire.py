@@ -57,7 +57,8 @@ _BARE = re.compile(r"\s*[A-Za-z0-9+/_-]{64}")
 LONGEST_TEXT = 768 << 10  # bytes of all texts of a request: a tokenizer takes up to 350 for each; settings may say less
 _MOST_SIGNS = 10_000  # letters "<" of a longer text, in which pictures are looked for
 _MOST_VALUES = 50_000  # of JSON inside texts
-_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# one without an end goes on to the text's: else each mark that is escaped in it would begin another search
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 _MOST_TAGS = 5000  # of a request that seem to hold a picture and hold none
 
 
