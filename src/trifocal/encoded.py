@@ -21,7 +21,8 @@ MOST_PARTS = 20_000  # segments, chunks or blocks: a PNG of 20 MB has 2,500 as l
 MOST_BLOCKS = 200_000  # of at most 255 bytes each, in which a GIF's pixels stand
 MOST_SCANS = 64  # progressive JPEGs have about ten
 MOST_SCANNED = 1 << 30  # pixels times scans
-MOST_WAVES = 256 << 20  # bytes of numbers that a decoder keeps until a JPEG's last scan was read: two for each
+# bytes of numbers that a decoder keeps until a JPEG's last scan was read, two for each: 45 megapixels in full colour
+MOST_WAVES = 264 << 20
 _PIECE = 1 << 20  # letters of base64 that are read at a time
 _SPACES = "".join(letter for letter in map(chr, range(0x3001)) if letter.isspace())
 _WHITE = "".join(filter(str.isascii, _SPACES)).encode()
