@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 import struct
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -88,6 +90,18 @@ def test_a_transparent_colour_that_no_pixel_has_is_forgotten() -> None:
     found = from_bytes(file.getvalue())
     assert found == from_pil(picture)
     assert "transparency" not in found.pixels.info
+
+
+@pytest.mark.parametrize(("form", "key"), [("PNG", 2), ("GIF", 2), ("PNG", bytes([255] * 4))])
+def test_a_transparent_place_of_a_palette_that_no_pixel_has_is_forgotten(form: str, key: int | bytes) -> None:
+    """Its colour is another place's, too; and where each place has its own it is no warning's cause."""
+    picture = Pictures.new("P", (4, 4), 1)
+    picture.putpalette([9, 9, 9, 0, 0, 0, 0, 0, 0, 7, 7, 7])
+    file = BytesIO()
+    picture.save(file, form, transparency=key, optimize=False)
+    for found in (from_bytes(file.getvalue()), from_pil(Pictures.open(file))):
+        assert found == from_pil(Pictures.new("RGB", (4, 4)))
+        assert from_pil(found.pixels) == found
 
 
 def test_a_picture_of_layers_is_held_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +229,15 @@ BASE64 = base64.b64encode(encoded()).decode()
 )
 def test_near_misses_of_a_data_uri_are_pictures(uri: str) -> None:
     assert from_data_uri(uri) == load(uri) == from_bytes(encoded())
+
+
+@pytest.mark.parametrize("case", [str.upper, str.lower])
+@pytest.mark.parametrize("letters", ["+/==", "+/8=", "+/+/"])
+def test_a_data_uri_may_be_escaped_as_an_address_is(letters: str, case: Callable[[str], str]) -> None:
+    """The letters lie behind the picture's end."""
+    assert len(BASE64.rstrip("=")) % 4 == 0
+    escaped = re.sub("[+/=]", lambda found: case(f"%{ord(found[0]):x}"), BASE64 + letters)
+    assert from_data_uri(f"data:image/png;base64,{escaped}") == from_bytes(encoded())
 
 
 @pytest.mark.parametrize(

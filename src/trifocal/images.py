@@ -335,10 +335,10 @@ def _plain(picture: Picture) -> Picture:
     if picture.mode.startswith(("I", "F")):
         return _grey(picture)
     mode = "RGBA" if _lets_through(picture) else "RGB"
-    if picture.mode != mode:
-        return picture.convert(mode)
-    picture.info.pop("transparency", None)  # of a colour that it has not, but may have when it is made smaller
-    return picture
+    if mode == "RGB":
+        # of a colour that it has not: PIL would carry it along, and what shares the colour would be seen through
+        picture.info.pop("transparency", None)
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _lets_through(picture: Picture) -> bool:
@@ -402,7 +402,11 @@ def _turned(picture: Picture, orientation: int) -> Picture:
 
 
 def _from_base64(text: str, name: str) -> bytes:
+    if "%" in text:
+        for letter in "+/=":
+            code = f"%{ord(letter):X}"
+            text = text.replace(code, letter).replace(code.lower(), letter)
     try:
-        return unpacked(text.replace("%2B", "+").replace("%2F", "/"))
+        return unpacked(text)
     except ValueError as error:
         raise BadImage("bad_base64", "the data URI's base64 is broken", name) from error
