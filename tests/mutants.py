@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
@@ -224,6 +225,8 @@ def _forked(work: Callable[[], Any], seconds: int) -> Any:
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         said = pipe.read()
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # what it started and could not end any more
     os.waitpid(child, 0)
     return pickle.loads(said) if said else None
 

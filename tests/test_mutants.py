@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import mutants
+from waiting import PATIENCE, until
 
 HERE = Path(__file__).parent
 FULL = os.environ.get("TRIFOCAL_FULL") == "1"
@@ -83,3 +84,20 @@ def test_its_twin_whose_tests_assert_nothing_is_found(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
         shares.append(noticed("guard_of_a_test", tmp_path / name, path=tmp_path))
     assert shares == [1, 0]
+
+
+def test_nothing_that_a_mutant_started_outlives_it() -> None:
+    started = "subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL).pid"
+    program = f"import subprocess, mutants; print(mutants._forked(lambda: {started}, 60))"
+    told = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=HERE, timeout=PATIENCE
+    )
+    until(lambda: not _runs(int(told.stdout)), "its end")
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there, and not only its number."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
