@@ -327,16 +327,15 @@ def check_values(text: str, param: str) -> None:
     """
     check_length(text, param)
     looked = _looked.get() or _Looked()
-    signs = _signs(text)
-    if looked.values + signs > _MOST_VALUES:
-        signs = _signs(_STRING.sub("", text))  # commas and brackets of programs, say, are no JSON
-    looked.values += signs
+    looked.values += _signs(text)
     if looked.values > _MOST_VALUES:
         raise refuse("invalid_value", f"the JSON in a request's texts may have {_MOST_VALUES} values together", param)
 
 
 def _signs(text: str) -> int:
-    return sum(map(text.count, ",[{"))
+    """How many values JSON may have; commas and brackets in its strings, as programs have them, are none."""
+    bare = _STRING.sub("", text)
+    return sum(map(bare.count, ",[{"))
 
 
 def picture(source: str, name: str) -> Picture:
