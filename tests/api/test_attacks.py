@@ -18,8 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from socket import SHUT_WR, create_connection, socket
+from socket import SHUT_WR, create_connection, create_server, socket
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -87,8 +88,8 @@ class Target:
 
     def _said(self, data: bytes) -> int:
         """The status for bytes that are sent as they are; 0 where the connection was closed before it was told."""
-        with suppress(OSError), create_connection(self.listening, timeout=PATIENCE) as client:
-            with suppress(OSError):  # it was told before it had sent all
+        with suppress(ConnectionError), create_connection(self.listening, timeout=PATIENCE) as client:
+            with suppress(ConnectionError):  # it was told before it had sent all
                 client.sendall(data)
             return int(client.recv(12)[9:] or 0)
         return 0
@@ -100,15 +101,16 @@ class Target:
             status = int(client.recv(12)[9:])
             reading = Thread(target=self._drained, args=[client])
             reading.start()
-            with suppress(OSError):
+            with suppress(ConnectionError):
                 client.sendall(data)
+            with suppress(OSError):  # it was closed from there
                 client.shutdown(SHUT_WR)
             reading.join(PATIENCE)
         return status
 
     @staticmethod
     def _drained(client: socket) -> None:
-        with suppress(OSError):
+        with suppress(ConnectionError):
             while client.recv(1 << 16):
                 pass
 
@@ -399,6 +401,15 @@ def test_nor_do_the_smallest_frames(target: Target, name: str) -> None:
 def test_nor_do_the_pieces_of_one_frame(target: Target) -> None:
     struck = strike(target, Attack("FRAMES", "", b"\x01\x80" + bytes(4) + (b"\x00\x80" + bytes(4)) * 100_000))
     assert struck.status == 101
+
+
+def test_a_server_that_never_answers_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not taken for one that closes the connection."""
+    monkeypatch.setattr("test_attacks.PATIENCE", 0.2)
+    with create_server(("127.0.0.1", 0)) as silent:
+        target: Any = SimpleNamespace(listening=silent.getsockname())
+        with pytest.raises(TimeoutError):
+            Target._said(target, b"GET / HTTP/1.1\r\n\r\n")
 
 
 @pytest.mark.parametrize("name", WIRES)
