@@ -41,6 +41,11 @@ from waiting import PATIENCE, until
 HIDDEN, POSITIONS = 8, 4
 # a client reads the authorities of the web anew otherwise, 15 ms each time, and then asks this machine without TLS
 NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+# by hand, for frames that no client writes
+UPGRADE = (
+    b"GET /api/v1/stream HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
 
 
 class MeanColour:

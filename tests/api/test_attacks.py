@@ -27,7 +27,7 @@ import httpx
 import numpy as np
 import pytest
 from attacking import SOCKETS, Attack, attack, over_socket
-from live import NO_AUTHORITIES, full, user
+from live import NO_AUTHORITIES, UPGRADE, full, user
 from PIL import Image as Pictures
 from silence import Listener, longest
 from test_hostile import BOMBS, blank_png
@@ -380,10 +380,6 @@ WIRES = {
     "requests": b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3000,
     "empty lines": b"\r\n" * 2_000_000,
 }
-UPGRADE = (
-    b"GET /api/v1/stream HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-)
 FRAMES = {
     "pings": b"\x89\x80" + bytes(4),
     "texts": b"\x81\x82" + bytes(4) + b"{}",

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 from collections.abc import Callable, Generator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
-from live import Gated, Live, data_uri, error_of, make_llava, running, user
+from live import UPGRADE, Gated, Live, data_uri, error_of, make_llava, running, user
 from PIL import ImageFile
 from test_doors import raw
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -163,6 +164,23 @@ def test_frames_are_not_unpacked(live: Live) -> None:
     with connect(url(live), proxy=None) as websocket:
         assert websocket.response is not None
         assert "Sec-WebSocket-Extensions" not in websocket.response.headers
+
+
+@pytest.mark.parametrize("pings", [0, 1500])
+def test_a_text_that_is_none_with_a_close_behind_it_ends_the_websocket(
+    live: Live, caplog: pytest.LogCaptureFixture, pings: int
+) -> None:
+    """Behind the first slice of frames it stayed open until its ping had no answer."""
+    mask = bytes(4)
+    text, close = b"\x81\x81" + mask + b"\xff", b"\x88\x82" + mask + b"\x03\xe8"
+    with socket.create_connection(("127.0.0.1", live.port), timeout=PATIENCE) as client:
+        client.sendall(UPGRADE)
+        assert client.recv(12) == b"HTTP/1.1 101"
+        client.sendall((b"\x89\x80" + mask) * pings + text + close)
+        with suppress(ConnectionResetError):
+            while client.recv(65536):
+                pass
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 def test_the_sockets_of_a_caller_are_bounded_and_come_free() -> None:

@@ -10,6 +10,7 @@ import h11
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import InvalidState
 
 from trifocal.api.errors import Refusal, server_busy
 from trifocal.api.wire import dump
@@ -170,7 +171,11 @@ class Sliced(WebSocketsSansIOProtocol):
         if self.transport.is_closing():
             self._left = b""
         elif piece:
-            super().data_received(piece)
+            try:
+                super().data_received(piece)
+            except (InvalidState, AssertionError):  # uvicorn's, which wants to close what is closing or not open yet
+                self.transport.abort()
+                return
             if self._left:
                 self.transport.pause_reading()
                 self.loop.call_soon(self._read)
