@@ -17,5 +17,5 @@ def has(module: str) -> bool:
 
 def engine(name: str, module: str) -> pytest.MarkDecorator:
     """A mark that skips where an engine's library is not installed; where it was made sure of, nothing is skipped."""
-    wanted = os.environ.get("TRIFOCAL_ENGINE") == name
+    wanted = os.environ.get("TRIFOCAL_TESTED") == name
     return pytest.mark.skipif(not has(module) and not wanted, reason=f"{module} is not installed: make test-engines")

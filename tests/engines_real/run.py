@@ -80,7 +80,7 @@ def tested(name: str, python: Path, *, short: bool) -> bool:
     """Whether its tests failed."""
     chosen = ("-m", "short") if short and ENGINES[name].short else ()
     command = [str(python), "-m", "pytest", "-p", "no:xdist", *ENGINES[name].tests, *chosen]
-    told = {"TRIFOCAL_PATIENCE": PATIENCE, **os.environ, "TRIFOCAL_ENGINE": name}
+    told = {"TRIFOCAL_PATIENCE": PATIENCE, **os.environ, "TRIFOCAL_TESTED": name}
     told["PYTHONDONTWRITEBYTECODE"] = ""  # uv leaves compiling to who imports first: not each of a dozen processes
     return bool(subprocess.run(command, cwd=ROOT, env=told, check=False).returncode)
 
