@@ -18,6 +18,7 @@ import pickle
 import resource
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -240,7 +241,10 @@ def _main() -> int:
     file = importlib.import_module(options.module).__file__
     assert file
     trying = Trying(file, options.share)
-    code = pytest.main([*options.tests, "-p", "no:xdist", "-p", "no:cacheprovider", "--no-summary"], plugins=[trying])
+    with tempfile.TemporaryDirectory() as folder:  # forks that are killed tidy nothing up
+        tempfile.tempdir = os.environ["TMPDIR"] = folder
+        given = ["-p", "no:xdist", "-p", "no:cacheprovider", "--no-summary", f"--basetemp={folder}/tests"]
+        code = pytest.main([*options.tests, *given], plugins=[trying])
     print(json.dumps({"module": options.module, "tried": trying.tried, "missed": trying.missed}))
     return int(code)
 

@@ -59,7 +59,7 @@ TRIED = """
 import pytest
 from guard_of_a_test import opened
 
-def test_it():
+def test_it(tmp_path):
     assert opened("a", ["a", "b"]) is True
     assert opened("b", ["a", "b"]) is False
     with pytest.raises(ValueError):
@@ -76,14 +76,17 @@ def test_it():
 """
 
 
-def test_its_twin_whose_tests_assert_nothing_is_found(tmp_path: Path) -> None:
-    """All of a module is run, and nothing of what it does is looked at."""
+def test_its_twin_whose_tests_assert_nothing_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a module is run, and nothing of what it does is looked at. No fork leaves a folder of its own behind."""
+    (left := tmp_path / "left").mkdir()
+    monkeypatch.setenv("TMPDIR", str(left))
     (tmp_path / "guard_of_a_test.py").write_text(GUARD)
     shares = []
     for name, text in (("test_tried.py", TRIED), ("test_idle.py", IDLE)):
         (tmp_path / name).write_text(text)
         shares.append(noticed("guard_of_a_test", tmp_path / name, path=tmp_path))
     assert shares == [1, 0]
+    assert list(left.iterdir()) == []
 
 
 def test_nothing_that_a_mutant_started_outlives_it() -> None:
