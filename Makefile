@@ -35,11 +35,11 @@ check:
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# three for two cores: some of what tests wait for is no work, and on a machine that others use three get more of it than two
-# what was compiled is kept, whatever the caller's environment says: else three processes rewrite every test's asserts
+# four for two cores: some of what tests wait for is no work, and on a machine that others use four get more of it than two
+# what was compiled is kept, whatever the caller's environment says: else four processes rewrite every test's asserts
 unit: export PYTHONDONTWRITEBYTECODE =
 unit:
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # tests at full size: 2,000 aborted requests, 1,200 slow clients, 500 examples an operation, all of thimble's questions
 test-hostile: install-test
