@@ -25,6 +25,7 @@ from PIL import Image as Pictures
 
 from needs import engine
 from trifocal.deploy import Language, Plan
+from trifocal.deploy.application import ENVIRONMENT
 from waiting import PATIENCE, until
 
 pytestmark = engine("ray", "ray")
@@ -74,8 +75,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
 
     file = tmp_path_factory.mktemp("ray") / "serve.yaml"
     file.write_text(PLAN.to_yaml(port=PORT), "utf-8")
-    environment = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
-    os.environ.update(environment)
+    os.environ.update(ENVIRONMENT | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"})
     ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         told = yaml.safe_load(file.read_text("utf-8"))

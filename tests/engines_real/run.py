@@ -123,7 +123,7 @@ def fetch(python: Path, plain: Path) -> None:
     uv does it in a fifth of pip's time. Where it can't, since it knows nothing of pip's settings, pip does.
     """
     run(*pip(python), "--require-hashes", "-r", str(HERE / "uv.txt"))
-    uv = (str(python), "-m", "uv", "pip", "install", "-q", "--python", str(python), "--no-deps")
+    uv = (str(python), "-m", "uv", "pip", "install", "-q", "--system-certs", "--python", str(python), "--no-deps")
     by_uv = subprocess.run([*uv, "--require-hashes", "-r", str(plain)], check=False)
     if by_uv.returncode:
         print("uv could not install that: pip does", flush=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ray import serve
     from starlette.types import ASGIApp
 
-__all__ = ["application", "run"]
+__all__ = ["ENVIRONMENT", "application", "run"]
 
 AT_ONCE = 1024  # requests under way in a replica: ours decide who waits, not Ray Serve's
 LIFE = {
@@ -28,6 +28,8 @@ LIFE = {
     "logging_config": {"enable_access_log": False},  # the server has its own, and each replica is asked each second
 }
 NAME = "trifocal"
+# of a cluster that is started here; Ray Serve kills a proxy that is not there within 5 seconds, and begins again
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "55"}
 
 
 def application(plan: Plan) -> serve.Application:
@@ -73,7 +75,8 @@ def run(plan: Plan, host: str, port: int, address: str | None, told: Callable[[s
     serve = _serve()
     import ray
 
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     ray.init(address=address, include_dashboard=False, logging_level="WARNING")
     try:
         with suppress(KeyboardInterrupt):
