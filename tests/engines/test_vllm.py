@@ -218,7 +218,7 @@ def test_a_server_that_dies(server: Server, llava: Llava) -> None:
     """The last one: it takes the server away."""
     if llava.engine_name != "served":
         return
-    with closing(llava.stream([llava.question("Tell a story.")], Sampling(max_tokens=400, ignore_end=True))) as chunks:
+    with closing(llava.stream([llava.question("Tell a story.")], Sampling(max_tokens=3000, ignore_end=True))) as chunks:
         next(chunks)
         server.kill()
         with pytest.raises(PeerError, match="in the middle"):
