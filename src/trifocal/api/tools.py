@@ -172,15 +172,21 @@ def call_of(name: str, arguments: Any, id: str, where: str) -> Call:
     """
     if isinstance(arguments, str):
         check_values(arguments, where)
-    try:
-        value = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments or {}
-        written = dump(value)  # not where there is a NaN or an infinity
-        written.encode()  # nor half a letter
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
+    written = _written(arguments or {})
+    if written is None:
         raise refuse("invalid_value", "the arguments of a call are a JSON object", where)
     return Call(name, written, id)
+
+
+def _written(arguments: Any) -> str | None:
+    """An object's JSON; None of what is neither that nor its text, or holds a number that is none, or half a letter."""
+    try:
+        value = json.loads(arguments) if isinstance(arguments, str) else arguments
+        written = dump(value)
+        written.encode()
+    except (ValueError, RecursionError):
+        return None
+    return written if isinstance(value, dict) else None
 
 
 class Reader:
@@ -254,14 +260,8 @@ def _call(value: Any, names: set[str]) -> Call | None:
     name = value.get("name") if isinstance(value, dict) else None
     if not isinstance(value, dict) or not isinstance(name, str) or name not in names:
         return None
-    arguments = value.get("arguments", value.get("parameters", {}))
-    try:
-        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-        written = dump(arguments)
-        written.encode()
-    except (ValueError, RecursionError):  # no JSON, or a number that is none, or half a letter
-        return None
-    return Call(name, written) if isinstance(arguments, dict) else None
+    written = _written(value.get("arguments", value.get("parameters", {})))
+    return None if written is None else Call(name, written)
 
 
 @dataclass(slots=True)

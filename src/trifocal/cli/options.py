@@ -172,11 +172,14 @@ def _load(settings: Settings) -> Llava | Relay:
     from trifocal.engines import PASSED_ON
     from trifocal.model.finding import find
 
-    if settings.engine != PASSED_ON:
-        find(settings)  # a wrong name is told before torch is imported, which takes two seconds
-    from trifocal.model.opening import open_model
+    if settings.engine == PASSED_ON:
+        from trifocal.model.relay import open_relay
 
-    return open_model(settings)
+        return open_relay(settings)
+    found = find(settings)  # a wrong name is told before torch is imported, which takes two seconds
+    from trifocal.model.llava import load_found
+
+    return load_found(settings, found)
 
 
 def parse_engine_options(words: tuple[str, ...]) -> dict[str, Any]:

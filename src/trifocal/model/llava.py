@@ -33,7 +33,7 @@ from trifocal.timing import Timings
 from trifocal.vision import Gallery, Showing, View, Vision, open_vision
 from trifocal.vision.elsewhere import open_elsewhere
 
-__all__ = ["Asked", "Llava", "Preview", "Written", "load", "load_vision", "put_together"]
+__all__ = ["Asked", "Llava", "Preview", "Written", "load", "load_found", "load_vision", "put_together"]
 
 LONGEST_EXPLAINED = 1024  # tokens of an answer
 
@@ -428,7 +428,11 @@ def load(settings: Settings | None = None, **values: Any) -> Llava:
         VisionError: a vision of another machine that can't be asked.
     """
     settings = (settings or Settings()).with_values(values)
-    found = find(settings)
+    return load_found(settings, find(settings))
+
+
+def load_found(settings: Settings, found: Found) -> Llava:
+    """What these settings name and was found already; raises as `load`."""
     engine = load_engine(found.recipe)
     return put_together(settings, found, engine, load_vision(settings, found.checkpoint))
 
