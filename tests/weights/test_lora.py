@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,21 +13,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import trifocal
-from layouts import family, save_lora
+from layouts import family, quantised, save_hf, save_lora
 from trifocal.checkpoints import find_checkpoint, language_recipe
 from trifocal.engines.language import open_language
 from trifocal.errors import CheckpointError
 from trifocal.tools.convert import split
-from trifocal.weights.lora import language_weights
+from trifocal.weights.lora import changed_weights
 from trifocal.weights.tensors import part_weights
 
 WRAPPED = "base_model.model.model."
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 
 
-def weights_of(folder: Path) -> Any:
-    text = find_checkpoint(str(folder)).language
-    return language_weights(text.source, text.adapter)
+def weights_of(folder: Path, language: str | None = None) -> Any:
+    text = find_checkpoint(str(folder), language=language).language
+    return changed_weights(text.source, "language", text.adapter)
 
 
 @pytest.fixture
@@ -81,6 +82,28 @@ def test_alpha_may_differ_by_layer(lora: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(weights_of(lora)[QUERY] - base, 2 * (plain - base), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("around", ["model.language_model.", "language_model.model."])
+def test_a_pattern_names_layers_as_they_were_when_trained(lora: Path, tmp_path: Path, around: str) -> None:
+    plain = weights_of(lora)[QUERY]
+    respelt(lora, lambda name: name.replace("base_model.model.model.", f"base_model.model.{around}"))
+    change(lora, alpha_pattern={f"^{around}layers.0.self_attn.q_proj$": 16})
+    base = part_weights(tmp_path / "base", "language")[QUERY]
+    torch.testing.assert_close(weights_of(lora)[QUERY] - base, 2 * (plain - base), atol=1e-5, rtol=0)
+
+
+def test_which_way_round_a_weight_lies_is_said_of_layers_that_a_llama_has_not(lora: Path) -> None:
+    plain = weights_of(lora)[QUERY]
+    change(lora, fan_in_fan_out=True)  # as peft: Conv1D's alone lie so
+    assert torch.equal(weights_of(lora)[QUERY], plain)
+
+
+@pytest.mark.parametrize("kind", ["GPTQ 4 bits", "FP8", "bitsandbytes NF4", "bitsandbytes 8 bits"])
+def test_no_change_is_added_to_levels_of_few_bits(lora: Path, tmp_path: Path, kind: str) -> None:
+    packed = save_hf(quantised(copy.deepcopy(family("1.5")), kind), tmp_path / "packed")
+    with pytest.raises(CheckpointError, match=r"quantised in .*language_from"):
+        weights_of(lora, language=str(packed))
+
+
 def test_the_base_may_lie_elsewhere(lora: Path, tmp_path: Path) -> None:
     (tmp_path / "base").rename(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match="base"):
@@ -112,7 +135,9 @@ def change(folder: Path, **values: Any) -> None:
         ({"lora_bias": True}, "lora_bias"),
         ({"use_qalora": True}, "use_qalora"),
         ({"target_parameters": ["experts"]}, "target_parameters"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"rank_pattern": {"(": 4}}, "no pattern"),
+        ({"r": 16}, "a rank of 4, adapter_config.json says 16"),
+        ({"rank_pattern": {"mlp.up_proj": 8}}, "mlp.up_proj.weight is changed with a rank of 4"),
         ({"lora_alpha": "two"}, "'two'"),
         ({"alpha_pattern": [1]}, "alpha_pattern"),
     ],
@@ -280,6 +305,15 @@ def test_a_table_over_a_tied_base(tied: Path, tmp_path: Path, settings: dict[str
     assert torch.equal(sums(tied)["model.embed_tokens.weight"], trained)
     assert ("lm_head.weight" in sums(tied)) == apart
     assert not apart or torch.equal(sums(tied)["lm_head.weight"], table)
+
+
+@pytest.mark.parametrize("before", ["model.model.", "model.", "base_model.model.", ""])
+def test_a_projector_under_every_name_that_the_original_reads(lora: Path, before: str) -> None:
+    file = lora / "non_lora_trainables.safetensors"
+    held = {name[name.index("mm_projector") :]: tensor for name, tensor in load_file(file).items()}
+    save_file({before + name: tensor for name, tensor in held.items()}, file)
+    projector = part_weights(find_checkpoint(str(lora)).projector.source, "projector")
+    assert {f"mm_projector.{name}" for name in projector} == set(held)
 
 
 def test_a_projector_in_the_adapters_own_file(lora: Path) -> None:

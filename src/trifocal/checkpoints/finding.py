@@ -14,6 +14,7 @@ from typing import Any
 from trifocal.checkpoints.configs import text_part
 from trifocal.checkpoints.gguf_pair import from_gguf, gguf_pair
 from trifocal.checkpoints.hf import from_hf
+from trifocal.checkpoints.inside import changed_checkpoint
 from trifocal.checkpoints.known import KNOWN, Release
 from trifocal.checkpoints.original import from_original, trained_with
 from trifocal.checkpoints.parts import FITS, Checkpoint, Fit, ForeignVision, OwnVision
@@ -25,7 +26,7 @@ from trifocal.errors import CheckpointError, UnknownName, UsageError
 from trifocal.hub.locate import EVERYTHING, PICKLES, locate
 from trifocal.placement import Placement
 from trifocal.source import source_of
-from trifocal.weights.lora import ADAPTER, base_of
+from trifocal.weights.lora import ADAPTER, base_of, trained_file
 
 __all__ = ["VISIONS", "check_fit", "find_checkpoint", "from_folder", "language_recipe", "plugged_names", "refitted"]
 
@@ -133,11 +134,15 @@ def from_folder(
         return from_gguf(*pair, name=name, template=template)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: a checkpoint is a folder, or a pair of GGUF files")
-    config = read_json(folder / "config.json")
     adapter = folder if (folder / ADAPTER).is_file() else None
     if adapter and not language:
         language = base_of(adapter)
     language_source = _language(folder, language, adapter, patterns) if language else folder
+    if adapter and _is_over_whole(adapter):
+        _check_no_lora(adapter, language_source)
+        base = from_folder(language_source, tower=tower, projector=projector, template=template, patterns=patterns)
+        return replace(changed_checkpoint(base, adapter), name=name or folder.name)
+    config = read_json(folder / "config.json")
     projector_source = _projector(projector, patterns) if projector else None
     config = {**(says or {}), **config, **trained_with(projector_source)}
     elsewhere = locate(tower, patterns) if tower else None
@@ -153,6 +158,20 @@ def from_folder(
     template = template or config.get("trifocal_template") or found.template
     original = bool(config.get("trifocal_original", found.original))
     return replace(found, name=name or folder.name, template=template, original=original)
+
+
+def _is_over_whole(adapter: Path) -> bool:
+    """Whether a LoRA was trained over a whole checkpoint of transformers' and says nothing of it, or the same again."""
+    file = adapter / "config.json"
+    if not file.is_file():
+        return trained_file(adapter) is None  # original LLaVA's has both files
+    config = read_json(file)
+    return is_transformers(config) or ("vision_config" in config and "text_config" in config)
+
+
+def _check_no_lora(adapter: Path, base: Path) -> None:
+    if (base / ADAPTER).is_file():
+        raise CheckpointError(f"{adapter / ADAPTER}: its base {base} is a LoRA itself; merge that one with peft first")
 
 
 def _language(folder: Path, name: str, adapter: Path | None, patterns: Sequence[str]) -> Path:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from trifocal.checkpoints.configs import text_part, tower_part
+from trifocal.checkpoints.inside import parts_inside
 from trifocal.checkpoints.parts import CLIP_TOWER, Checkpoint, OwnVision, Projector, Text, Tiling, Tower
 from trifocal.checkpoints.processors import preprocessing_part
 from trifocal.checkpoints.reading import layer_number, read_json
@@ -17,9 +19,7 @@ from trifocal.checkpoints.turns import template_of, turns_of
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.hub.locate import EVERYTHING, PICKLES, locate
 from trifocal.source import source_of
-from trifocal.weights.lora import adapter_file, is_change, trained_file
-from trifocal.weights.names import canonical
-from trifocal.weights.tensors import stored_names, weight_files
+from trifocal.weights.tensors import weight_files
 
 __all__ = ["from_original", "trained_with"]
 
@@ -40,9 +40,10 @@ def from_original(
     """Original LLaVA, a LoRA of it, or a bare language model with tower and projector from elsewhere."""
     if config.get("s2"):
         raise CheckpointError(f"{folder / 'config.json'}: s2 is true: pictures seen at several sizes are not supported")
-    inside = _parts_inside(folder, adapter)
-    part, home = _own_tower(folder, config, tower, inside.get("tower"), patterns)
-    where = projector or inside.get("projector") or _own_projector(folder, patterns)
+    inside = parts_inside(folder, adapter, language)
+    part, home = _own_tower(folder, config, tower, inside.homes.get("tower"), patterns)
+    part = replace(part, adapter=inside.adapter("tower", adapter, tower))
+    where = projector or inside.homes.get("projector") or _own_projector(folder, patterns)
     kind, _, act = str(config.get("mm_projector_type") or "linear").partition("_")
     file = folder / "config.json"
     layout = original_layout(file, config, part.image_size, siglip=part.kind == "siglip")
@@ -59,30 +60,16 @@ def from_original(
         family = _family(part, layout.tiles)
         template = template_of(text, newer=family != "llava-1.5", original=True)
     preprocessing = preprocessing_part(home, part, aspect, layout)
+    rows = Projector(where, kind, act or "gelu", inside.adapter("projector", adapter, projector))
     return Checkpoint(
         name=folder.name,
         family=family,
-        vision=OwnVision(part, Projector(where, kind, act or "gelu"), preprocessing),
+        vision=OwnVision(part, rows, preprocessing),
         language=text,
         template=template,
         strip_around_images=family == "llava-v0",
         original=True,
     ).framed(framed and kind == "linear")
-
-
-def _parts_inside(folder: Path, adapter: Path | None) -> dict[str, Path]:
-    """Where the parts lie that a checkpoint brings along: itself, or what a LoRA has beside its changes."""
-    files = [file for file in (adapter_file(folder), trained_file(folder)) if file] if adapter else []
-    inside: dict[str, Path] = {}
-    for source in files or [folder]:
-        for name in stored_names(source):
-            if "vision_resampler." in name:
-                raise CheckpointError(
-                    f"{source}: between its tower and its projector stands a resampler ({name}), which is not supported"
-                )
-            if (found := canonical(name)) and not is_change(name):
-                inside.setdefault(found[0], source)
-    return inside
 
 
 def _early(config: Mapping[str, Any], text: Text, framed: bool) -> tuple[str, str]:

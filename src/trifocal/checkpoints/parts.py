@@ -63,6 +63,7 @@ class Tower:
     feature_layer: int | tuple[int, ...] = -2
     keep_first: bool = False
     kind: Literal["clip", "siglip"] = "clip"
+    adapter: Path | None = None
 
     @property
     def side(self) -> int:
@@ -98,11 +99,15 @@ class Tower:
 
 @dataclass(frozen=True, slots=True)
 class Projector:
-    """A projector: ``linear``, or ``mlp{n}x`` with ``act`` between its n linear layers."""
+    """A projector: ``linear``, or ``mlp{n}x`` with ``act`` between its n linear layers.
+
+    ``adapter`` is the folder of a LoRA that changes it, as a `Tower`'s and a `Text`'s is.
+    """
 
     source: Path
     kind: str
     act: str = "gelu"
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,8 @@ from trifocal.hub.locate import CONFIGS, EVERYTHING, is_whole
 from trifocal.model.settings import Settings
 from trifocal.placement import Placement
 from trifocal.source import source_of
-from trifocal.weights.lora import language_weights
-from trifocal.weights.tensors import part_weights, stored_names
+from trifocal.weights.lora import changed_weights
+from trifocal.weights.tensors import stored_names
 
 __all__ = ["PartFacts", "expected_facts", "expected_numbers", "inspect", "part_facts"]
 
@@ -190,13 +190,13 @@ def part_facts(checkpoint: Checkpoint, *, allow_pickle: bool = False) -> list[Pa
     Raises:
         CheckpointError: files that are missing or damaged.
     """
-    described = _described(checkpoint)
+    own = checkpoint.vision if isinstance(checkpoint.vision, OwnVision) else None
+    adapters = {"language": checkpoint.language.adapter} | (
+        {"tower": own.tower.adapter, "projector": own.projector.adapter} if own else {}
+    )
     found = []
-    for name, (source, what) in described.items():
-        if name == "language":
-            weights = language_weights(source, checkpoint.language.adapter, allow_pickle=allow_pickle)
-        else:
-            weights = part_weights(source, name, allow_pickle=allow_pickle)
+    for name, (source, what) in _described(checkpoint).items():
+        weights = changed_weights(source, name, adapters.get(name), allow_pickle=allow_pickle)
         specs = [weights.spec(tensor) for tensor in weights]
         files = {file.resolve() for file in weights.files}
         numbers = sum(math.prod(shape) for _, shape in specs)

@@ -18,7 +18,7 @@ from trifocal.files import read_object
 from trifocal.source import source_of
 from trifocal.tokens.folder import read_words
 from trifocal.tokens.words import Words
-from trifocal.weights.lora import language_weights
+from trifocal.weights.lora import changed_weights
 from trifocal.weights.packed import Located
 from trifocal.weights.quantised import open_weights
 from trifocal.weights.tensors import whole_language
@@ -77,7 +77,7 @@ def open_language(recipe: Recipe) -> Language:
         config = {**config, "tie_word_embeddings": HEAD not in weights}  # whose flag counts, classes differ
     else:
         adapter = Path(recipe.adapter) if recipe.adapter is not None else None
-        weights = language_weights(path, adapter, allow_pickle=recipe.allow_pickle)
+        weights = changed_weights(path, "language", adapter, allow_pickle=recipe.allow_pickle)
     tokenizer = source_of(path).tokenizer()
     if tokenizer is not None:
         return Language(path, config, weights, tokenizer, recipe.original, recipe.attention)

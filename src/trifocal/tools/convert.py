@@ -21,7 +21,7 @@ from trifocal.conversation.exported import exported, takes_text
 from trifocal.conversation.templates import ALIASES, TEMPLATES
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.source import source_of
-from trifocal.weights.lora import language_weights
+from trifocal.weights.lora import changed_weights
 from trifocal.weights.names import canonical
 from trifocal.weights.tensors import Weights, part_weights, weight_files
 
@@ -133,9 +133,10 @@ def split(
             f"{checkpoint.name}: its tokenizer lies in a {container} file and can't be written as a folder's files; "
             "use the pair as it is, or take the checkpoint apart that it was made of"
         )
-    language = language_weights(checkpoint.language.source, checkpoint.language.adapter, allow_pickle=allow_pickle)
-    tower = part_weights(checkpoint.tower.source, "tower", allow_pickle=allow_pickle)
-    projector = part_weights(checkpoint.projector.source, "projector", allow_pickle=allow_pickle)
+    text, eyes, between = checkpoint.language, checkpoint.tower, checkpoint.projector
+    language = changed_weights(text.source, "language", text.adapter, allow_pickle=allow_pickle)
+    tower = changed_weights(eyes.source, "tower", eyes.adapter, allow_pickle=allow_pickle)
+    projector = changed_weights(between.source, "projector", between.adapter, allow_pickle=allow_pickle)
     plans = {
         "language": _entries(language),
         "tower": _entries(tower, "vision_model."),

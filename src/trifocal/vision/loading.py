@@ -6,12 +6,11 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from trifocal.checkpoints import Checkpoint, Tower
+from trifocal.checkpoints import Checkpoint, Projector, Tower
 from trifocal.errors import CheckpointError
 from trifocal.placement import Placement
 from trifocal.vision.base import Vision
@@ -20,7 +19,8 @@ from trifocal.vision.placing import placed, stored
 from trifocal.vision.plugged import open_plugged
 from trifocal.vision.projectors import PROJECTORS
 from trifocal.vision.towers import VisionTransformer
-from trifocal.weights.tensors import Weights, part_weights
+from trifocal.weights.lora import changed_weights
+from trifocal.weights.tensors import Weights
 
 __all__ = ["VISIONS", "load_vision", "open_vision"]
 
@@ -63,8 +63,8 @@ def load_vision(
     kind = checkpoint.projector.kind
     if kind not in PROJECTORS:
         raise CheckpointError(f"projector of type {kind!r} is not known; known: {', '.join(PROJECTORS)}")
-    tower_weights = _part(checkpoint.tower.source, "tower", allow_pickle)
-    projector_weights = _part(checkpoint.projector.source, "projector", allow_pickle)
+    tower_weights = _weights(checkpoint.tower, "tower", allow_pickle)
+    projector_weights = _weights(checkpoint.projector, "projector", allow_pickle)
     tower_module = placed("vision tower", _empty(checkpoint.tower, tower_weights), tower_weights, tower)
     empty = PROJECTORS[kind](projector_weights, checkpoint.projector.act, kind)
     projector_module = placed("projector", empty, projector_weights, projector)
@@ -80,11 +80,11 @@ def load_vision(
     )
 
 
-def _part(source: Path, part: str, allow_pickle: bool) -> Weights:
+def _weights(part: Tower | Projector, name: str, allow_pickle: bool) -> Weights:
     """The tensors of the tower or the projector, of which there must be some."""
-    found = part_weights(source, part, allow_pickle=allow_pickle)
+    found = changed_weights(part.source, name, part.adapter, allow_pickle=allow_pickle)
     if not found:
-        raise CheckpointError(f"{source}: there is no {'vision ' * (part == 'tower')}{part} in it")
+        raise CheckpointError(f"{part.source}: there is no {'vision ' * (name == 'tower')}{name} in it")
     return found
 
 

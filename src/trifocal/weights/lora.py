@@ -1,4 +1,4 @@
-"""LoRA checkpoints: a base language model, and the low-rank changes that make a LLaVA of it.
+"""LoRA checkpoints: a base, and the low-rank changes that make a LLaVA of it: of its language model, or of any part.
 
 Layout: peft's ``adapter_config.json`` and ``adapter_model``, and original LLaVA's ``non_lora_trainables`` with the
 projector and whatever else was trained whole. A changed weight is ``W + (alpha / r) * B @ A`` (arXiv 2106.09685),
@@ -23,7 +23,15 @@ from trifocal.weights.tensors import Weights, part_weights
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ADAPTER", "LoraWeights", "adapter_file", "base_of", "is_change", "language_weights", "trained_file"]
+__all__ = [
+    "ADAPTER",
+    "LoraWeights",
+    "adapter_file",
+    "base_of",
+    "changed_part",
+    "changed_weights",
+    "trained_file",
+]
 
 ADAPTER = "adapter_config.json"
 ALPHA = 8  # peft's own, where nothing is said
@@ -34,9 +42,14 @@ _PIECE = re.compile(
     r"^(?P<layer>.+?)\.(?:lora_(?:embedding_)?(?P<half>[AB])|(?P<magnitude>lora_magnitude_vector)"
     r"|token_adapter\.trainable_tokens_delta)(?:\.(?!weight$|bias$)[^.]+)?(?:\.weight)?$"
 )
+_PACKED = (
+    "qweight",
+    "weight_packed",
+)  # what stands for a weight where it is quantised, beside integers under its own name
+_PLAIN = ("F64", "F32", "F16", "BF16")
+_AROUND = re.compile(r"^base_model\.model\.")
 # other computations that go by the name of LoRA
 _OTHER = (
-    "fan_in_fan_out",
     "lora_bias",
     "layer_replication",
     "megatron_config",
@@ -69,9 +82,10 @@ def trained_file(folder: Path) -> Path | None:
     return _first(folder, "non_lora_trainables")
 
 
-def is_change(stored: str) -> bool:
-    """Whether a stored tensor is a piece of a change, and no module that was trained whole."""
-    return bool(_PIECE.match(stored))
+def changed_part(stored: str) -> str | None:
+    """The part of which a stored tensor changes a layer; None for a module that was trained whole."""
+    piece = _PIECE.match(stored)
+    return (canonical(f"{piece['layer']}.weight") or ("",))[0] if piece else None
 
 
 def adapter_file(folder: Path) -> Path | None:
@@ -79,26 +93,29 @@ def adapter_file(folder: Path) -> Path | None:
     return _first(folder, "adapter_model")
 
 
-def language_weights(source: Path, adapter: Path | None, *, allow_pickle: bool = False) -> Weights:
-    """The language half's tensors as its files have them, with the changes of its LoRA where it has one.
+def changed_weights(source: Path, part: str, adapter: Path | None, *, allow_pickle: bool = False) -> Weights:
+    """One part's tensors as its files have them, with what the adapter in that folder changes of them.
 
     Raises:
         CheckpointError: weights missing, damaged, pickles that are not allowed, or a LoRA that does not fit.
     """
-    weights = part_weights(source, "language", allow_pickle=allow_pickle)
-    return weights if adapter is None else LoraWeights(weights, adapter, allow_pickle=allow_pickle)
+    weights = part_weights(source, part, allow_pickle=allow_pickle)
+    return weights if adapter is None else LoraWeights(weights, adapter, part, allow_pickle=allow_pickle)
 
 
 class LoraWeights(Weights):
-    """A language model's tensors with an adapter's changes; each sum is made when it is asked for.
+    """A part's tensors with an adapter's changes; each sum is made when it is asked for.
+
+    What the adapter changes of other parts is theirs.
 
     Raises:
         CheckpointError: an adapter of a kind that is not LoRA, tensors that have no place in the base, half a
             change, or shapes that don't fit.
     """
 
-    def __init__(self, base: Weights, folder: Path, *, allow_pickle: bool = False) -> None:
+    def __init__(self, base: Weights, folder: Path, part: str = "language", *, allow_pickle: bool = False) -> None:
         super().__init__((), lambda name: None)
+        self._part = part
         self._settings = read_object(folder / ADAPTER)
         _check_plain(folder, self._settings)
         file = adapter_file(folder)
@@ -107,7 +124,7 @@ class LoraWeights(Weights):
         self._base = base
         self._adapter = Weights([file], lambda name: name, allow_pickle=allow_pickle)
         whole = trained_file(folder)
-        self._whole = Weights([whole] if whole else (), _language, allow_pickle=allow_pickle)
+        self._whole = Weights([whole] if whole else (), self._own, allow_pickle=allow_pickle)
         self._saved: dict[str, str] = {}
         self._changes: dict[str, dict[str, str]] = {}
         for stored in self._adapter:
@@ -170,13 +187,18 @@ class LoraWeights(Weights):
         changed = self._copied or "A" in self._changes.get(TABLE, {})
         return changed and not self._settings.get("ensure_weight_tying")
 
+    def _own(self, stored: str) -> str | None:
+        found = canonical(stored)
+        return found[1] if found and found[0] == self._part else None
+
     def _place(self, stored: str) -> None:
         piece = _PIECE.match(stored)
         part, name = canonical(f"{piece['layer']}.weight" if piece else stored) or ("", "")
-        if (part in ("tower", "projector") and not piece) or ".original_module." in stored:
-            return  # trained whole: read with that part; the other is what the base has
+        if (part and part != self._part) or ".original_module." in stored:
+            return  # read with that part; the other is what the base has
         known = name in self._base or name in self._whole or (name == HEAD and TABLE in self._base)
-        if part != "language" or not known:
+        self._check_unpacked(stored, name)
+        if not known:
             raise CheckpointError(
                 f"{self._adapter.where(stored)}: {stored} changes nothing that the base has: "
                 "the adapter belongs to another model, or is no plain LoRA"
@@ -186,6 +208,17 @@ class LoraWeights(Weights):
         if key in pieces:
             raise CheckpointError(f"{self._adapter.where(stored)}: {stored} and {pieces[key]} are both for {name}")
         pieces[key] = stored
+
+    def _check_unpacked(self, stored: str, name: str) -> None:
+        """Refuses a change of a layer that the base has in levels of few bits: its numbers are no weights."""
+        layer = name.removesuffix("weight")
+        beside = next((f"{layer}{packed}" for packed in _PACKED if f"{layer}{packed}" in self._base), None)
+        if beside or (name in self._base and self._base.spec(name)[0] not in _PLAIN):
+            raise CheckpointError(
+                f"{self._adapter.where(stored)}: {stored} changes a layer that is quantised in "
+                f"{self._base.where(beside or name)}; name the same base in full precision with language_from "
+                "(--language-from), or merge the adapter with peft"
+            )
 
     def _check(self, name: str, change: Mapping[str, str]) -> None:
         file = self._adapter.where(next(iter(change.values())))
@@ -207,11 +240,15 @@ class LoraWeights(Weights):
                 raise CheckpointError(
                     f"{file}: lora_A {list(down)} and lora_B {list(up)} of {name} make no change of {[rows, columns]}"
                 )
+            told = self._patterned("rank_pattern", "r", name, down[0])
+            if told != down[0]:
+                raise CheckpointError(f"{file}: {name} is changed with a rank of {down[0]}, {ADAPTER} says {told!r}")
         if ROWS in change:
             trained = self._trained_rows(name)
             if shapes[ROWS] != (len(trained), columns) or not all(0 <= row < rows for row in trained):
                 raise CheckpointError(
-                    f"{file}: {list(shapes[ROWS])} rows of {name} for {len(trained)} ids in trainable_token_indices"
+                    f"{file}: {list(shapes[ROWS])} rows of {name} for {len(trained)} ids in trainable_token_indices, "
+                    f"each below {rows}: {trained}"
                 )
 
     def _summed(self, name: str, values: torch.Tensor, pieces: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -236,18 +273,15 @@ class LoraWeights(Weights):
         return ids if isinstance(ids, list) and all(type(each) is int for each in ids) else []
 
     def _scale(self, name: str, rank: int) -> float:
-        layer = name.removesuffix(".weight")
-        patterns = self._settings.get("alpha_pattern") or {}
-        alpha = next(
-            (value for key, value in patterns.items() if re.fullmatch(rf"(?:.*\.)?(?:{key})", layer)),
-            self._settings.get("lora_alpha", ALPHA),
-        )
+        alpha = self._patterned("alpha_pattern", "lora_alpha", name, ALPHA)
         return float(alpha) / (math.sqrt(rank) if self._settings.get("use_rslora") else rank)
 
-
-def _language(stored: str) -> str | None:
-    found = canonical(stored)
-    return found[1] if found and found[0] == "language" else None
+    def _patterned(self, patterns: str, everywhere: str, name: str, default: int) -> Any:
+        """What the first pattern says that fits the layer under the name that it had when it was trained."""
+        layer = _AROUND.sub("", _PIECE.sub(r"\g<layer>", next(iter(self._changes[name].values()))))
+        told = self._settings.get(patterns) or {}
+        found = (value for key, value in told.items() if re.fullmatch(rf"(?:.*\.)?(?:{key})", layer))
+        return next(found, self._settings.get(everywhere, default))
 
 
 def _first(folder: Path, stem: str) -> Path | None:
@@ -264,7 +298,13 @@ def _check_plain(folder: Path, settings: dict[str, Any]) -> None:
     for key in (*_OTHER, *uses):
         if settings.get(key):
             raise CheckpointError(f"{where}: {key} is {settings[key]!r}, which is not supported; merge it with peft")
-    alpha, patterns = settings.get("lora_alpha", 1), settings.get("alpha_pattern") or {}
-    values = [alpha, *(patterns.values() if isinstance(patterns, dict) else [None])]
-    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-        raise CheckpointError(f"{where}: lora_alpha is {alpha!r} (alpha_pattern {patterns!r}), numbers were expected")
+    for patterns, everywhere in (("alpha_pattern", "lora_alpha"), ("rank_pattern", "r")):
+        value, told = settings.get(everywhere, 1), settings.get(patterns) or {}
+        values = [value, *(told.values() if isinstance(told, dict) else [None])]
+        if not all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in values):
+            raise CheckpointError(f"{where}: {everywhere} is {value!r} ({patterns} {told!r}), numbers were expected")
+        for key in told:
+            try:
+                re.compile(key)
+            except re.error as error:
+                raise CheckpointError(f"{where}: {patterns} has {key!r}, which is no pattern ({error})") from error
