@@ -138,6 +138,16 @@ def test_damage_is_told(tmp_path: Path, content: bytes, told: str) -> None:
     assert str(error.value).startswith(f"{path}: ")
 
 
+def test_types_that_llama_cpp_alone_computes_with_are_told_when_they_are_read(tmp_path: Path) -> None:
+    """So that llama.cpp itself may run a file that holds them: IQ3_M's, of SmolLM2 say, has IQ4_NL and IQ3_S."""
+    path = tmp_path / "m.gguf"
+    path.write_bytes(raw([("t", (256,), 21, 0)], body=128))
+    file = GgufFile(path)
+    assert (file.info("t").kind.name, file.info("t").shape) == ("IQ3_S", (256,))
+    with pytest.raises(CheckpointError, match=r"'t' is IQ3_S, with which the engine llamacpp alone.*IQ4_XS"):
+        file["t"]
+
+
 def test_no_cut_of_a_good_file_goes_unnoticed(tmp_path: Path) -> None:
     tensors: dict[str, tuple[Any, str]] = {"a": (np.ones((2, 32)), "Q8_0"), "b": (np.ones((8,)), "F32")}
     path = gguf_maker.write(tmp_path / "a.gguf", gguf_maker.LANGUAGE, tensors)

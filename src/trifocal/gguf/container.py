@@ -65,6 +65,11 @@ class GgufFile(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         path, info = self._homes[name]
+        if info.kind.decode is None:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} is {info.kind.name}, with which the engine llamacpp alone computes; "
+                f"take that engine, or a file of other types. Read here: {_names(decoded=True)}"
+            )
         data = np.memmap(path, dtype=np.uint8, mode="r")
         raw = data[info.start : info.start + info.bytes]
         return dequantise(raw, info.kind, _DTYPES.get(info.kind.name, torch.float32)).reshape(info.shape)
@@ -88,6 +93,10 @@ class GgufFile(Mapping[str, torch.Tensor]):
         if key not in self.metadata:
             raise CheckpointError(f"{self.path}: the metadata key {key!r} is missing")
         return self.metadata[key]
+
+
+def _names(decoded: bool = False) -> str:
+    return ", ".join(kind.name for kind in TYPES.values() if kind.decode or not decoded)
 
 
 def _parse(path: Path) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
@@ -126,9 +135,8 @@ def _place(
     table: dict[str, TensorInfo] = {}
     for name, shape, code, offset in entries:
         if code not in TYPES:
-            known = ", ".join(kind.name for kind in TYPES.values())
             raise CheckpointError(
-                f"{path}: tensor {name!r} has the ggml type {code}, which can't be read; known: {known}"
+                f"{path}: tensor {name!r} has the ggml type {code}, which can't be read; known: {_names()}"
             )
         kind = TYPES[code]
         if name in table:

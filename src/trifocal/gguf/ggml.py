@@ -20,21 +20,24 @@ __all__ = ["TYPES", "BlockType", "dequantise"]
 Bytes = NDArray[np.uint8]  # [blocks, bytes of a block]
 Values = NDArray[np.float32]  # [blocks, values of a block]
 _ONE, _CRUMB, _NIBBLE = np.uint8(1), np.uint8(3), np.uint8(15)
+# the sixteen levels of IQ4_NL and IQ4_XS, which are not at equal distances
+_CURVE = np.array((-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113), dtype=np.float32)
 _CHUNK = 1 << 14  # blocks decoded at a time: bounds the float32 intermediates to some tens of MB
 
 
 @dataclass(frozen=True, slots=True)
 class BlockType:
-    """``values`` numbers in ``bytes`` bytes, and how to read them."""
+    """``values`` numbers in ``bytes`` bytes, and how to read them; None where llama.cpp alone does."""
 
     name: str
     values: int
     bytes: int
-    decode: Callable[[Bytes], Values]
+    decode: Callable[[Bytes], Values] | None
 
 
 def dequantise(raw: Bytes, kind: BlockType, dtype: torch.dtype) -> torch.Tensor:
     """The values of whole blocks, ``[bytes] -> [values]``; intermediates are float32 and bounded."""
+    assert kind.decode is not None
     blocks = raw.reshape(-1, kind.bytes)
     out = torch.empty(len(blocks) * kind.values, dtype=dtype)
     step = max(1, _CHUNK * 256 // kind.values)
@@ -115,6 +118,18 @@ def _q6_k(block: Bytes) -> Values:
     return _flat(step[:, :, None] * levels.reshape(-1, 16, 16).astype(np.float32))
 
 
+def _iq4_nl(block: Bytes) -> Values:
+    return _half(block, 0) * _CURVE[_halves(block[:, 2:])]
+
+
+def _iq4_xs(block: Bytes) -> Values:
+    high = block[:, 2:4].copy().view("<u2") >> np.arange(0, 16, 2, dtype=np.uint16) & 3  # [blocks, 8]
+    low = (block[:, 4:8, None] >> np.array([0, 4], dtype=np.uint8) & _NIBBLE).reshape(-1, 8)
+    step = _half(block, 0) * ((low | high.astype(np.uint8) << 4).astype(np.int8) - 32).astype(np.float32)
+    levels = (block[:, 8:].reshape(-1, 8, 1, 16) >> _shifts(0, 4) & _NIBBLE).reshape(-1, 8, 32)
+    return _flat(step[:, :, None] * _CURVE[levels])
+
+
 def _half(block: Bytes, at: int) -> Values:
     """The float16 at byte ``at``: ``[blocks, 1]``."""
     return block[:, at : at + 2].copy().view("<f2").astype(np.float32)
@@ -176,5 +191,18 @@ TYPES = {
     12: BlockType("Q4_K", 256, 144, _q4_k),
     13: BlockType("Q5_K", 256, 176, _q5_k),
     14: BlockType("Q6_K", 256, 210, _q6_k),
+    16: BlockType("IQ2_XXS", 256, 66, None),
+    17: BlockType("IQ2_XS", 256, 74, None),
+    18: BlockType("IQ3_XXS", 256, 98, None),
+    19: BlockType("IQ1_S", 256, 50, None),
+    20: BlockType("IQ4_NL", 32, 18, _iq4_nl),
+    21: BlockType("IQ3_S", 256, 110, None),
+    22: BlockType("IQ2_S", 256, 82, None),
+    23: BlockType("IQ4_XS", 256, 136, _iq4_xs),
+    29: BlockType("IQ1_M", 256, 56, None),
     30: BlockType("BF16", 1, 2, _bf16),
+    34: BlockType("TQ1_0", 256, 54, None),
+    35: BlockType("TQ2_0", 256, 66, None),
+    39: BlockType("MXFP4", 32, 17, None),
+    40: BlockType("NVFP4", 64, 36, None),
 }
