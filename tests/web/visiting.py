@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -47,6 +47,7 @@ PATIENT = """(() => { const real = window.setTimeout;
     window.setTimeout = (act, wait = 0, ...given) =>
         real(act, wait === 2000 || wait >= 8000 ? 1000 * wait : wait, ...given); })()"""
 LINE = 40  # letters that are typed, which take 6 ms of CPU time each
+OF_COLOURS = ("color-contrast", "link-in-text-block")  # axe's rules that ask what colours things have
 LOADED = "[...document.images].every(image => image.complete && image.naturalWidth)"
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 
@@ -146,14 +147,27 @@ class Visit:
         )
         return found
 
-    def check(self) -> None:
-        """No serious fault for people who can't see or point, as axe finds them."""
+    def check(self, rules: Sequence[str] = ()) -> None:
+        """No serious fault for people who can't see or point, as axe finds them: by these rules, or by all."""
         self.settle()
         if not self.page.evaluate("'axe' in window"):
             self.page.evaluate(AXE.read_text("utf-8"))
-        found = self.page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+        options = {"resultTypes": ["violations"]} | ({"runOnly": list(rules)} if rules else {})
+        found = self.page.evaluate("options => axe.run(document, options)", options)["violations"]
         serious = [fault for fault in found if fault["impact"] in ("serious", "critical")]
         assert not serious, [(fault["id"], [node["html"][:120] for node in fault["nodes"]]) for fault in serious]
+
+    def check_dark_and_light(self, name: str = "") -> None:
+        """No serious fault in dark colours, and then none of colours in light: nothing else hangs on them.
+
+        The page follows the system from one to the other. ``name`` is what the pictures of it are called.
+        """
+        for scheme, rules in (("dark", ()), ("light", OF_COLOURS)):
+            self.page.emulate_media(color_scheme=scheme)
+            self.until(f"document.documentElement.dataset.theme === '{scheme}'")
+            if name:
+                self.shot(f"{name}-{scheme}")
+            self.check(rules)
 
 
 Open = Callable[..., Visit]  # what the fixture `visit` gives
