@@ -286,7 +286,7 @@ def test_activations_that_are_not_known_are_named(own: Path, key: str, value: st
 
 def test_a_projector_of_an_unknown_kind_is_named(hf15: Path) -> None:
     checkpoint = from_folder(hf15)
-    with pytest.raises(CheckpointError, match="projector of type 'resampler' is not known; known: linear, mlp1x"):
+    with pytest.raises(CheckpointError, match=r"mm_projector_type is 'resampler' .*not known; known: linear, mlp1x"):
         load_vision(checkpoint.seeing(projector=replace(checkpoint.projector, kind="resampler")), CPU, CPU)
 
 

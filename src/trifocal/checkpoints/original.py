@@ -24,6 +24,7 @@ from trifocal.weights.tensors import weight_files
 __all__ = ["from_original", "trained_with"]
 
 _FEATURE = re.compile(r"^(?:(?P<several>slicefour|slice_m25811_f6)_)?(?P<kept>cls_)?patch$")
+_PERCEPTRON = re.compile(r"^mlp\d+x$")
 SLICE_M25811_F6 = (-2, -5, -8, -11, 6)  # the layers in that name of LLaVA-NeXT's
 LLAMA_2 = 4096  # the context of LLaMA-2, and of no LLaMA before it
 
@@ -44,7 +45,7 @@ def from_original(
     part, home = _own_tower(folder, config, tower, inside.homes.get("tower"), patterns)
     part = replace(part, adapter=inside.adapter("tower", adapter, tower))
     where = projector or inside.homes.get("projector") or _own_projector(folder, patterns)
-    kind, _, act = str(config.get("mm_projector_type") or "linear").partition("_")
+    kind, act = _projector_kind(config)
     file = folder / "config.json"
     layout = original_layout(file, config, part.image_size, siglip=part.kind == "siglip")
     aspect = config.get("image_aspect_ratio")
@@ -70,6 +71,13 @@ def from_original(
         strip_around_images=family == "llava-v0",
         original=True,
     ).framed(framed and kind == "linear")
+
+
+def _projector_kind(config: Mapping[str, Any]) -> tuple[str, str]:
+    """A projector's kind and activation: ``mlp2x`` and ``gelu`` of ``mlp2x_gelu``; of a stranger's its whole name."""
+    said = str(config.get("mm_projector_type") or "linear")
+    kind, _, act = said.partition("_")
+    return (kind, act) if _PERCEPTRON.match(kind) else (said, "")
 
 
 def _early(config: Mapping[str, Any], text: Text, framed: bool) -> tuple[str, str]:

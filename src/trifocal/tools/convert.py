@@ -24,6 +24,7 @@ from trifocal.source import source_of
 from trifocal.weights.lora import changed_weights
 from trifocal.weights.names import canonical
 from trifocal.weights.tensors import Weights, part_weights, weight_files
+from trifocal.weights.unpacked import unpacked
 
 if TYPE_CHECKING:
     import torch
@@ -135,8 +136,9 @@ def split(
         )
     text, eyes, between = checkpoint.language, checkpoint.tower, checkpoint.projector
     language = changed_weights(text.source, "language", text.adapter, allow_pickle=allow_pickle)
-    tower = changed_weights(eyes.source, "tower", eyes.adapter, allow_pickle=allow_pickle)
-    projector = changed_weights(between.source, "projector", between.adapter, allow_pickle=allow_pickle)
+    tower = unpacked(changed_weights(eyes.source, "tower", eyes.adapter, allow_pickle=allow_pickle), eyes.source)
+    rows = changed_weights(between.source, "projector", between.adapter, allow_pickle=allow_pickle)
+    projector = unpacked(rows, between.source)
     plans = {
         "language": _entries(language),
         "tower": _entries(tower, "vision_model."),

@@ -21,6 +21,7 @@ from trifocal.vision.projectors import PROJECTORS
 from trifocal.vision.towers import VisionTransformer
 from trifocal.weights.lora import changed_weights
 from trifocal.weights.tensors import Weights
+from trifocal.weights.unpacked import unpacked
 
 __all__ = ["VISIONS", "load_vision", "open_vision"]
 
@@ -62,7 +63,10 @@ def load_vision(
     """
     kind = checkpoint.projector.kind
     if kind not in PROJECTORS:
-        raise CheckpointError(f"projector of type {kind!r} is not known; known: {', '.join(PROJECTORS)}")
+        raise CheckpointError(
+            f"{checkpoint.name}: mm_projector_type is {kind!r} in its config.json, a projector that is not known; "
+            f"known: {', '.join(PROJECTORS)}, of several layers with an activation behind it (mlp2x_gelu)"
+        )
     tower_weights = _weights(checkpoint.tower, "tower", allow_pickle)
     projector_weights = _weights(checkpoint.projector, "projector", allow_pickle)
     tower_module = placed("vision tower", _empty(checkpoint.tower, tower_weights), tower_weights, tower)
@@ -82,7 +86,7 @@ def load_vision(
 
 def _weights(part: Tower | Projector, name: str, allow_pickle: bool) -> Weights:
     """The tensors of the tower or the projector, of which there must be some."""
-    found = changed_weights(part.source, name, part.adapter, allow_pickle=allow_pickle)
+    found = unpacked(changed_weights(part.source, name, part.adapter, allow_pickle=allow_pickle), part.source)
     if not found:
         raise CheckpointError(f"{part.source}: there is no {'vision ' * (name == 'tower')}{name} in it")
     return found

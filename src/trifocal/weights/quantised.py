@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trifocal.weights.packed import PackedLinear
     from trifocal.weights.parts import Parts, Scheme
 
-__all__ = ["SCHEMES", "Dense", "described", "find_scheme", "open_weights"]
+__all__ = ["SCHEMES", "Dense", "described", "find_scheme", "gathered", "open_weights"]
 
 SCHEMES = {
     "gptq": "trifocal.weights.gptq:Gptq",
@@ -97,7 +97,7 @@ class Dense(Mapping[str, "torch.Tensor"]):
         self, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], scheme: Scheme, where: Where
     ) -> None:
         self._tensors, self._config, self._scheme, self._where = tensors, config, scheme, where
-        self._layers = _gather(tensors, scheme, where)
+        self._layers = gathered(tensors, scheme, where)
         inside = {name for parts in self._layers.values() for name in parts.values()}
         self._plain = {name for name in tensors if name not in inside}
         self._biases = {
@@ -175,7 +175,7 @@ class Dense(Mapping[str, "torch.Tensor"]):
         return expected or bool(self._tensors[names["bias"]].any())
 
 
-def _gather(tensors: Mapping[str, torch.Tensor], scheme: Scheme, where: Where) -> dict[str, dict[str, str]]:
+def gathered(tensors: Mapping[str, torch.Tensor], scheme: Scheme, where: Where) -> dict[str, dict[str, str]]:
     """Layer -> part -> the tensor's full name, for each layer that is quantised."""
     endings = (scheme.marker, *scheme.others)
     layers: dict[str, dict[str, str]] = {}
