@@ -45,6 +45,14 @@ def test_round_trip(bits: int, stored_zero: bool, given: bool) -> None:
     assert torch.equal(scheme.dense(parts(tensors, 32, 64)), packers.weight(levels, zeros, scales, group))
 
 
+@pytest.mark.parametrize(("bits", "size"), [(4, 32), (8, 32), (4, 16), (2, 64)])
+def test_rules_for_some_of_the_layers_are_read_from_their_shapes(bits: int, size: int) -> None:
+    told = {"bits": 4, "group_size": 32, "dynamic": {"+:.*down_proj": {"bits": bits, "group_size": size}}}
+    levels, zeros, scales = packers.layer(32, 64, 64 // size, bits)
+    found = Gptq.from_config(told, "config.json").dense(parts(packers.gptq(levels, zeros, scales, bits), 32, 64))
+    assert torch.equal(found, packers.weight(levels, zeros, scales, np.arange(64) // size))
+
+
 def test_act_order_always_follows_g_idx() -> None:
     levels, zeros, scales = packers.layer(16, 64, 4)
     group = np.random.default_rng(3).permutation(64) // 16

@@ -55,6 +55,8 @@ class Gptq:
             raise CheckpointError(f"{where}: bits is {bits!r}, expected one of {', '.join(map(str, BITS))}")
         if group is not None and (not isinstance(group, int) or (group < 1 and group != -1)):
             raise CheckpointError(f"{where}: group_size is {group!r}, expected a whole number above 0, or -1")
+        if config.get("dynamic"):  # GPTQModel's rules for some of the layers, which their shapes tell
+            bits = group = None
         return cls(bits, group, stored_zero=form == "gptq_v2", wrap=bool(config.get("zero_wraps", False)))
 
     def packed(self, parts: Parts) -> PackedLinear:
