@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ __all__ = ["BYTE", "CONTROL", "NORMAL", "SPACE", "UNKNOWN", "USER", "PieceCoder"
 NORMAL, UNKNOWN, CONTROL, USER, _UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _UNIGRAM, _BPE = 1, 2
+_WORST = 1000.0  # below every score: more than those of any letters that stand in a byte's name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +48,16 @@ class Pieces:
         """The pieces that its maker defined: found in a text whole, before anything else."""
         return frozenset(name for name, kind in zip(self.names, self.kinds, strict=True) if kind == USER)
 
+    @property
+    def joined(self) -> frozenset[str]:
+        """The pieces that come of joining two: also those that are not used, and fall apart again in the end."""
+        return frozenset(name for name, kind in zip(self.names, self.kinds, strict=True) if kind in (NORMAL, _UNUSED))
+
+    @property
+    def unused(self) -> frozenset[int]:
+        """The ids that only stand for the pieces that they were joined of."""
+        return frozenset(at for at, kind in enumerate(self.kinds) if kind == _UNUSED)
+
     def added(self) -> dict[str, Added]:
         """The pieces that no text becomes, and those that its maker defined."""
         kinds = {UNKNOWN: True, CONTROL: True, USER: False}
@@ -56,11 +67,15 @@ class Pieces:
             if kind in kinds
         }
 
-    def backend(self) -> Backend:
-        """The tokenizer of these pieces, without any named token and without the space before a text."""
+    def backend(self, hidden: Container[int] = ()) -> Backend:
+        """The tokenizer of these pieces, without any named token and without the space before a text.
+
+        No text becomes a ``hidden`` piece, by its id; whatever it is called, its id stays.
+        """
         from tokenizers import Regex, Tokenizer, decoders, normalizers
 
-        built = Tokenizer(self._unigram() if self.unigram else self._byte_pairs())
+        names = [f"\N{NULL}{at}" if at in hidden else name for at, name in enumerate(self.names)]
+        built = Tokenizer(self._unigram(names) if self.unigram else self._byte_pairs(names))
         first: list[Any] = [normalizers.Precompiled(self.charsmap)] if self.charsmap else []
         if self.strip:
             first.append(normalizers.Replace(Regex(" {2,}"), " "))
@@ -71,31 +86,30 @@ class Pieces:
         )
         return built
 
-    def _byte_pairs(self) -> Any:
+    def _byte_pairs(self, names: list[str]) -> Any:
         from tokenizers import models
 
-        vocabulary = {name: at for at, name in enumerate(self.names)}
+        vocabulary = {name: at for at, name in enumerate(names)}
         return models.BPE(
             vocabulary,
             list(self._merges(vocabulary)),
-            unk_token=self.names[self.unknown],
+            unk_token=names[self.unknown],
             fuse_unk=True,
             byte_fallback=self.fallback,
         )
 
-    def _unigram(self) -> Any:
+    def _unigram(self, names: list[str]) -> Any:
+        """A typed ``<0x41>`` is no byte: letters of a score that no other piece has are always the better way."""
         from tokenizers import models
 
-        pieces = [
-            # what is found whole is found before, and what no text becomes is never found
-            (name if kind in (NORMAL, BYTE) else f"\N{NULL}{at}", score)
-            for at, (name, score, kind) in enumerate(zip(self.names, self.scores, self.kinds, strict=True))
-        ]
+        low = min(self.scores) - _WORST
+        told = zip(names, self.scores, self.kinds, strict=True)
+        pieces = [(name, low if kind == BYTE else score) for name, score, kind in told]
         return models.Unigram(pieces, self.unknown, self.fallback)
 
     def _merges(self, vocabulary: Mapping[str, int]) -> Iterator[tuple[str, str]]:
         """Every way to join two pieces to a third, best score first: the order in which SentencePiece joins."""
-        normal = {name for name, kind in zip(self.names, self.kinds, strict=True) if kind == NORMAL}
+        normal = self.joined
         found: list[tuple[float, int, int, str, str]] = []
         for piece in normal:
             for cut in range(1, len(piece)):
@@ -118,10 +132,24 @@ class PieceCoder:
         self._inner = pieces.user & added.keys() if inner else frozenset[str]()
         self._strip = pieces.strip
         self._typed = named(name for name, token in added.items() if not token.guarded and name not in self._inner)
-        self._backend = pieces.backend()
-        add(self._backend, (added[name] for name in self._inner if not added[name].guarded), normalized=True)
+        typed = {NORMAL, BYTE} if pieces.unigram else {NORMAL, BYTE, UNKNOWN, _UNUSED}
+        # with a space in its name none is found: there are none where SentencePiece looks for it
+        found = {name for name in self._inner if not added[name].guarded and " " not in name}
+        self._backend = pieces.backend(
+            frozenset(
+                at
+                for at, (name, kind) in enumerate(zip(pieces.names, pieces.kinds, strict=True))
+                if kind not in typed and name not in found
+            )
+        )
+        add(self._backend, (added[name] for name in found), normalized=True)
         self._ids = {name: at for at, name in enumerate(pieces.names)}
         self._unknown = pieces.unknown
+        self._unused = {} if pieces.unigram else {at: pieces.names[at] for at in pieces.unused}
+        self._apart: dict[int, list[int]] = {}
+        self._fallback = pieces.fallback
+        joined = pieces.joined if self._unused else frozenset[str]()
+        self._order = {name: -pieces.scores[self._ids[name]] for name in joined}
 
     def encode(self, text: str, *, new: bool, after: str | None, before: str | None) -> list[int]:
         """See `Coder.encode`."""
@@ -165,7 +193,35 @@ class PieceCoder:
         return [*([self._ids.get(first[1:], self._unknown)] if len(first) > 1 else []), *ids[1:]]
 
     def _coded(self, text: str) -> list[int]:
-        return coded(self._backend, text)
+        ids = coded(self._backend, text)
+        return [part for one in ids for part in self._parts(one)] if self._unused else ids
+
+    def _parts(self, one: int) -> list[int]:
+        """The ids that a piece stands for: itself, what it was joined of where it is not used, or a letter's bytes."""
+        name = self._unused.get(one)
+        if name is None:
+            return [one]
+        if one not in self._apart:
+            if len(name) > 1:
+                halves = (self._ids.get(half, self._unknown) for half in _halves(name, self._order))
+                self._apart[one] = [part for half in halves for part in self._parts(half)]
+            elif self._fallback:
+                self._apart[one] = [self._ids.get(f"<0x{byte:02X}>", self._unknown) for byte in name.encode()]
+            else:
+                self._apart[one] = [self._unknown]
+        return self._apart[one]
+
+
+def _halves(name: str, order: Mapping[str, float]) -> list[str]:
+    """The two pieces of which SentencePiece joins this one in the end; ``order`` is that of the joints."""
+    parts = list(name)
+    while len(parts) > 2:
+        pairs = [(order[both], at) for at in range(len(parts) - 1) if (both := "".join(parts[at : at + 2])) in order]
+        if not pairs:
+            break
+        at = min(pairs)[1]
+        parts[at : at + 2] = ["".join(parts[at : at + 2])]
+    return parts
 
 
 def read_pieces(file: Path) -> Pieces:
