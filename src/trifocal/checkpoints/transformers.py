@@ -30,9 +30,13 @@ _OWN = ("llava", "llava_next", "llava_onevision", "llava_next_video")
 _ATTENDS: dict[str, Literal["images", "prompt"]] = {"gemma3": "images", "paligemma": "prompt"}
 _ROPE = "its positions are threefold (m-rope), and rows alone don't say which picture's place they have"
 _DEEP = "features of several blocks of its tower go into several layers of its language model (deepstack)"
+_TOWER = "it tells how well a picture and a text match, and says nothing; a tower is what it can be (--tower-from)"
 _CROSS = "its language model looks at pictures by cross-attention; they never stand in the prompt"
 # model_type -> why rows in the prompt are not enough for it
 MISFITS = {
+    "clip": _TOWER,
+    "siglip": _TOWER,
+    "siglip2": _TOWER,
     "qwen2_vl": _ROPE,
     "qwen2_5_vl": _ROPE,
     "qwen3_vl": f"{_ROPE}, and {_DEEP}",
