@@ -10,8 +10,10 @@ os.environ["TRIFOCAL_LOG"] = "no"  # nothing is written into the log of whoever 
 
 import gc
 import logging
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ import pytest
 from PIL import Image as Pictures
 
 from long_files import LONG, TESTS
+from nursery import Forked, Nursery
 from trifocal.images import Image, from_pil
 
 if TYPE_CHECKING:
@@ -48,6 +51,27 @@ def pytest_collection_finish() -> None:
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[type[Forked]]:
+    """What starts the processes of those that have few of their own: see `nursery`."""
+    made = Nursery()
+
+    class Ours(Forked):
+        nursery = made
+
+    yield Ours
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def forked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The processes that a file's tests start are forked, not started anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.platform == "linux":
+            patch.setattr(subprocess, "Popen", request.getfixturevalue("nursery"))
+        yield
 
 
 @pytest.fixture(scope="session")

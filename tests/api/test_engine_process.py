@@ -20,6 +20,8 @@ from trifocal.engines.remote.worker import Worker
 from trifocal.errors import EngineError
 from waiting import PATIENCE, until
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 KILLS = full(20, 3)
 SLOW = Recipe(source="", config={"hidden_size": HIDDEN}, engine="echo", options={"delay": 0.01})
 BODY = {

@@ -26,6 +26,8 @@ from trifocal.errors import UsageError
 from trifocal.web import routes
 from waiting import PATIENCE, until
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 KEY = "0123456789abcdef-test"
 
 

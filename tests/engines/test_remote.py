@@ -38,6 +38,8 @@ LIMIT = 2.0  # seconds without a step
 FAULTS = ["kill", "sicken", "hang", *(["panic", "stop", "segv", "exit", "deaf"] if FULL else [])]
 ECHO = Recipe(source="", config={"hidden_size": 8}, engine="echo", options={"delay": 0.02})
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipe]:

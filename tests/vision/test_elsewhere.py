@@ -41,6 +41,8 @@ from trifocal.vision.elsewhere import VisionElsewhere, open_elsewhere
 from trifocal.vision.wire import encoded, layout_from, layout_to, pack, picture_from, rows_digest, size_of, unpack
 from waiting import PATIENCE, until
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 KEY = "0123456789abcdef-sees"
 ENVIRON = {"TRIFOCAL_VISION_KEY": KEY}
 
