@@ -252,13 +252,40 @@ def spelt(name: str) -> str:
     return name.removeprefix("base_model.model.").replace("lora_A.weight", "weight")
 
 
-@pytest.mark.parametrize("told", [[3, 5, 9], {"embed_tokens": [3, 5, 9]}])
+@pytest.mark.parametrize(
+    "told", [[3, 5, 9], {"embed_tokens": [3, 5, 9]}, {"lm_head": [1], "model.embed_tokens": [3, 5, 9]}]
+)
 def test_rows_that_were_trained_alone(lora: Path, tmp_path: Path, told: Any) -> None:
     table = part_weights(tmp_path / "base", "language")["model.embed_tokens.weight"].clone()
     rows = torch.randn(3, 64)
     add(lora, trainable_token_indices=told)({f"{WRAPPED}embed_tokens.token_adapter.trainable_tokens_delta": rows})
     table[[3, 5, 9]] = rows
     assert torch.equal(sums(lora)["model.embed_tokens.weight"], table)
+
+
+def test_a_resized_module_that_was_trained_whole_is_written_down_three_times(lora: Path) -> None:
+    rows, before = torch.randn(410, 64), torch.randn(410, 64)
+    stem = "base_model.model.lm_head"
+    named = {f"{stem}.weight": rows, f"{stem}.modules_to_save.weight": rows.clone()}
+    add(lora)({**named, f"{stem}.original_module.weight": before, f"{WRAPPED}embed_tokens.weight": before.clone()})
+    assert torch.equal(sums(lora)["lm_head.weight"], rows)
+    add(lora)({f"{stem}.modules_to_save.weight": before.clone()})
+    with pytest.raises(CheckpointError, match=r"are both for lm_head\.weight"):
+        sums(lora)
+
+
+def test_rows_of_a_resized_tied_table_are_trained_in_the_head_too(tied: Path) -> None:
+    table, rows = torch.randn(410, 64), torch.randn(2, 64)
+    add(tied, trainable_token_indices={"model.embed_tokens": [3, 409]})(
+        {
+            f"{layer}.token_adapter.{part}": each.clone()
+            for layer in (f"{WRAPPED}embed_tokens", "base_model.model.lm_head")
+            for part, each in (("base_layer.weight", table), ("trainable_tokens_delta", rows))
+        }
+    )
+    table[[3, 409]] = rows
+    assert torch.equal(sums(tied)["model.embed_tokens.weight"], table)
+    assert torch.equal(sums(tied)["lm_head.weight"], table)
 
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])

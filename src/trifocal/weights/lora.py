@@ -205,9 +205,16 @@ class LoraWeights(Weights):
             )
         pieces = self._changes.setdefault(name, {}) if piece else self._saved
         key = (piece["half"] or (MAGNITUDE if piece["magnitude"] else ROWS)) if piece else name
-        if key in pieces:
+        if key in pieces and (piece or not self._alike(stored, pieces[key])):
             raise CheckpointError(f"{self._adapter.where(stored)}: {stored} and {pieces[key]} are both for {name}")
         pieces[key] = stored
+
+    def _alike(self, *stored: str) -> bool:
+        """Whether two tensors are one: peft writes resized embeddings that it trained whole down under two names."""
+        import torch
+
+        first, second = (self._adapter[name] for name in stored)
+        return torch.equal(first, second)
 
     def _check_unpacked(self, stored: str, name: str) -> None:
         """Refuses a change of a layer that the base has in levels of few bits: its numbers are no weights."""
@@ -268,20 +275,27 @@ class LoraWeights(Weights):
     def _trained_rows(self, name: str) -> list[int]:
         """The ids whose rows were trained alone."""
         told = self._settings.get("trainable_token_indices")
-        layer = name.removesuffix(".weight").rpartition(".")[2]
-        ids = told.get(layer) if isinstance(told, dict) else told
-        return ids if isinstance(ids, list) and all(type(each) is int for each in ids) else []
+        if isinstance(told, dict):
+            # a head that is its table was trained with it, and may go unnamed
+            layers = [self._layer(each) for each in (name, TABLE) if each in self._changes]
+            named = (ids for layer in layers for key, ids in told.items() if f".{layer}".endswith(f".{key}"))
+            told = next(named, None)
+        return told if isinstance(told, list) and all(type(each) is int for each in told) else []
 
     def _scale(self, name: str, rank: int) -> float:
         alpha = self._patterned("alpha_pattern", "lora_alpha", name, ALPHA)
         return float(alpha) / (math.sqrt(rank) if self._settings.get("use_rslora") else rank)
 
     def _patterned(self, patterns: str, everywhere: str, name: str, default: int) -> Any:
-        """What the first pattern says that fits the layer under the name that it had when it was trained."""
-        layer = _AROUND.sub("", _PIECE.sub(r"\g<layer>", next(iter(self._changes[name].values()))))
+        """What the first pattern says that fits the layer."""
+        layer = self._layer(name)
         told = self._settings.get(patterns) or {}
         found = (value for key, value in told.items() if re.fullmatch(rf"(?:.*\.)?(?:{key})", layer))
         return next(found, self._settings.get(everywhere, default))
+
+    def _layer(self, name: str) -> str:
+        """The name that a changed layer had when it was trained, which settings call it by."""
+        return _AROUND.sub("", _PIECE.sub(r"\g<layer>", next(iter(self._changes[name].values()))))
 
 
 def _first(folder: Path, stem: str) -> Path | None:

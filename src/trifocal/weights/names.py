@@ -8,7 +8,7 @@ __all__ = ["LANGUAGE_OF_WHOLE", "LEFT_OUT", "canonical"]
 
 _BUFFERS = re.compile(r"(?:rotary_emb\.inv_freq|\.position_ids|logit_scale)$")
 # peft's words around a module that was trained whole, or that a change is added to
-_TRAINED = re.compile(r"\.(?:modules_to_save(?:\.default)?|base_layer)(?=\.)")
+_TRAINED = re.compile(r"\.(?:modules_to_save(?:\.default)?|(?:token_adapter\.)?base_layer)(?=\.)")
 _WRAPPED = re.compile(r"^(?:base_model\.)?model\.(?=model\.|lm_head\b|transformer\.)|^base_model\.")
 LEFT_OUT = re.compile(rf"{_BUFFERS.pattern}|^(?:text_model|text_projection|visual_projection)\.|^logit_bias$")
 _NESTED = re.compile(r"^model\.(?=(?:language_model|vision_tower|multi_modal_projector|image_newline)\b)")
