@@ -14,6 +14,7 @@ import trifocal
 from trifocal.web import routes
 from waiting import PATIENCE
 
+WINDOW = {"width": 1280, "height": 820}
 ON_CI = bool(os.environ.get("CI"))  # as it is while tests are collected
 
 
@@ -37,20 +38,62 @@ def thimble() -> Iterator[Live]:
         yield live
 
 
+class Shared:
+    """One profile of the browser for the pages of a module, emptied after each test.
+
+    A page that stays open keeps the process which draws them all: a new one would compile the page's scripts anew,
+    a quarter of what a page takes.
+    """
+
+    def __init__(self, browser: Any) -> None:
+        self.context = browser.new_context(viewport=WINDOW)
+        self._tools: Any = None
+
+    def page(self, url: str) -> Any:
+        if self._tools is None:
+            stays = self.context.new_page()
+            stays.goto(f"{url}/page/icon.svg")
+            self._tools = self.context.new_cdp_session(stays)
+        return self.context.new_page()
+
+    def forget(self, urls: set[str]) -> None:
+        """Nothing of what these servers' pages kept is there any more."""
+        for url in urls:
+            self._tools.send("Storage.clearDataForOrigin", {"origin": url, "storageTypes": "all"})
+
+
+@pytest.fixture(scope="module")
+def shared(browser: Any) -> Iterator[Shared]:
+    shared = Shared(browser)
+    yield shared
+    shared.context.close()
+
+
 @pytest.fixture
-def visit(browser: Any) -> Iterator[Callable[..., Visit]]:
-    """Opens pages in fresh browsers; at the end nothing has left this machine and nothing broke."""
+def visit(browser: Any, shared: Shared) -> Iterator[Callable[..., Visit]]:
+    """Opens pages, those of a test as tabs of one browser that knows nothing from before.
+
+    A `context` or what only a context can have makes it another browser. At the end nothing has left this machine and
+    nothing broke.
+    """
     contexts, visits = [], []
 
-    def open_page(url: str, *, context: Any = None, faults: bool = True, **options: Any) -> Visit:
-        context = context or browser.new_context(**{"viewport": {"width": 1280, "height": 820}, **options})
-        contexts.append(context)
-        made = Visit(context.new_page())
-        made.page.set_default_timeout(PATIENCE * 1000)
-        made.page.add_init_script(PATIENT)
-        made.page.on("request", lambda request: made.asked.append(request.url))
-        made.page.on("pageerror", lambda error: made.faults.append(str(error)))
-        made.page.on(
+    def open_page(url: str, *, context: Any = None, script: str = "", faults: bool = True, **options: Any) -> Visit:
+        if context is None and options.keys() - {"viewport"}:
+            context = browser.new_context(**{"viewport": WINDOW, **options})
+        if context is None:
+            page = shared.page(url)
+            page.set_viewport_size(options.get("viewport", WINDOW))
+        else:
+            contexts.append(context)
+            page = context.new_page()
+        made = Visit(page)
+        page.set_default_timeout(PATIENCE * 1000)
+        for each in (PATIENT, script):
+            page.add_init_script(each)
+        page.on("request", lambda request: made.asked.append(request.url))
+        page.on("pageerror", lambda error: made.faults.append(str(error)))
+        page.on(
             "console",
             lambda message: (
                 made.faults.append(message.text)
@@ -62,9 +105,14 @@ def visit(browser: Any) -> Iterator[Callable[..., Visit]]:
         return made.open(url)
 
     yield open_page
-    for made, url, strict in visits:
-        foreign = [asked for asked in made.asked if not asked.startswith((url, "data:", "blob:"))]
-        assert foreign == []
-        assert not strict or made.faults == []
-    for context in {id(each): each for each in contexts}.values():
-        context.close()
+    try:
+        for made, url, strict in visits:
+            foreign = [asked for asked in made.asked if not asked.startswith((url, "data:", "blob:"))]
+            assert foreign == []
+            assert not strict or made.faults == []
+    finally:
+        for context in {id(each): each for each in contexts}.values():
+            context.close()
+        for made, _, _ in visits:
+            made.page.close()
+        shared.forget({url for made, url, _ in visits if made.page.context is shared.context})

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import threading
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from live import Gated, Live, make_llava, running
+from PIL import Image as Pictures
 from visiting import EXAMPLE, LOADED, PHONE, Visit, drawn
 
 from trifocal.api.settings import hash_key
@@ -44,7 +47,7 @@ def test_drop_a_picture_ask_and_read(visit: Callable[..., Visit], thimble: Live)
             transfer.items.add(new File([data], 'dropped.png', {type: 'image/png'}));
             return transfer;
         }""",
-        [_base64(EXAMPLE)],
+        [base64.b64encode(_unseen()).decode()],
     )
     seen.page.dispatch_event("body", "dragenter", {"dataTransfer": transfer})
     seen.expect(".app.dropping").to_have_count(1)
@@ -198,9 +201,8 @@ HOTTEST = """() => {
 }"""
 
 
-def test_nothing_typed_is_lost(visit: Callable[..., Visit], browser: Any, thimble: Live) -> None:
-    context = browser.new_context(viewport={"width": 1280, "height": 820})
-    seen = visit(thimble.url, context=context)
+def test_nothing_typed_is_lost(visit: Callable[..., Visit], thimble: Live) -> None:
+    seen = visit(thimble.url)
     seen.add(EXAMPLE)
     first = seen.ask(" What is in this picture?")
     seen.add(EXAMPLE)
@@ -416,7 +418,10 @@ def _expect_order(seen: Visit, *pieces: str) -> None:
     )
 
 
-def _base64(file: Path) -> str:
-    import base64
-
-    return base64.b64encode(file.read_bytes()).decode()
+def _unseen() -> bytes:
+    """The example with another corner: what the vision tower made of it is in no memory yet."""
+    buffer = BytesIO()
+    with Pictures.open(EXAMPLE) as example:
+        example.putpixel((0, 0), (1, 2, 3))
+        example.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -16,13 +16,6 @@ from trifocal.web import routes
 FORMULA = r"So $a\,b = \frac{1}{2}$ costs $5 and $6, \(x_1 * y_1 * z\) and" + "\n\n" + r"\[ \int_0^1 x\,dx \]"
 
 
-def fresh(browser: Any, script: str, **options: Any) -> Any:
-    """A browser whose questions are answered by a script."""
-    context = browser.new_context(**{"viewport": {"width": 1280, "height": 820}, **options})
-    context.add_init_script(script)
-    return context
-
-
 @pytest.fixture(scope="module")
 def echo() -> Any:
     with running(make_llava(), routes()) as live:
@@ -38,9 +31,8 @@ def expect_the_end(seen: Visit) -> None:
     )
 
 
-def test_the_answer_is_followed_until_the_reader_goes_up(visit: Open, browser: Any, echo: Live) -> None:
-    context = fresh(browser, answering("A line of the answer.\n\n" * 60))
-    seen = visit(echo.url, context=context)
+def test_the_answer_is_followed_until_the_reader_goes_up(visit: Open, echo: Live) -> None:
+    seen = visit(echo.url, script=answering("A line of the answer.\n\n" * 60))
     for _ in range(2):
         seen.add(EXAMPLE)
         seen.ask(" What?")
@@ -63,8 +55,8 @@ def test_the_answer_is_followed_until_the_reader_goes_up(visit: Open, browser: A
     expect_the_end(seen)
 
 
-def test_an_error_is_in_view(visit: Open, browser: Any, echo: Live) -> None:
-    seen = visit(echo.url, context=fresh(browser, answering("A line.\n\n" * 80)))
+def test_an_error_is_in_view(visit: Open, echo: Live) -> None:
+    seen = visit(echo.url, script=answering("A line.\n\n" * 80))
     seen.ask("one")
     seen.page.evaluate("window.fetch = () => Promise.resolve(new Response('{}', {status: 500}))")
     seen.ask("two")
@@ -101,11 +93,11 @@ WATCH = """() => { window.made = 0; window.tasks = [];
 
 
 @pytest.mark.parametrize("step", [400, 40_000])
-def test_32000_characters_are_drawn_by_what_changed(visit: Open, browser: Any, echo: Live, step: int) -> None:
+def test_32000_characters_are_drawn_by_what_changed(visit: Open, echo: Live, step: int) -> None:
     """In pieces or in one burst: about as many elements are made as stand there at the end, not the square of it."""
     text = LONG.replace("`code`", "[link below][1]") + "[1]: https://example.com/below\n"
     assert len(text) > 32_000
-    seen = visit(echo.url, context=fresh(browser, answering(text, step), **LOW))
+    seen = visit(echo.url, script=answering(text, step), **LOW)
     seen.page.evaluate(WATCH)
     seen.ask("tell me all")
     seen.until(f"document.querySelectorAll('.text a[href$=below]').length === {PARTS}")
@@ -121,14 +113,14 @@ def test_32000_characters_are_drawn_by_what_changed(visit: Open, browser: Any, e
 
 
 @pytest.mark.parametrize("kind", ["code", "list", "table", "paragraph"])
-def test_one_long_block_is_drawn_by_what_changed(visit: Open, browser: Any, echo: Live, kind: str) -> None:
+def test_one_long_block_is_drawn_by_what_changed(visit: Open, echo: Live, kind: str) -> None:
     long = {
         "code": "```python\n" + "x = 1\n" * 750 + "```\n",
         "list": "- an *item*\n" * 400,
         "table": "| a | b |\n|---|---|\n" + "| 1 | **2** |\n" * 350,
         "paragraph": "some *words* and `code` " * 200,
     }[kind]
-    seen = visit(echo.url, context=fresh(browser, answering(long, 60), **LOW))
+    seen = visit(echo.url, script=answering(long, 60), **LOW)
     seen.page.evaluate(WATCH)
     seen.ask("tell me all")
     words = len(long.split())
@@ -140,7 +132,7 @@ def test_one_long_block_is_drawn_by_what_changed(visit: Open, browser: Any, echo
     assert made < 6 * stand + 600
 
 
-def test_what_grows_ends_as_what_is_read_whole(visit: Open, browser: Any, echo: Live) -> None:
+def test_what_grows_ends_as_what_is_read_whole(visit: Open, echo: Live) -> None:
     """Links that are explained below, lists that turn loose, fences and formulas that close late."""
     text = (
         "See [there] and [here][h].\n\n- one\n- two\n\n- three\n\n```js\nlet a = 1;\n\nlet b = 2;\n```\n\n"
@@ -148,7 +140,7 @@ def test_what_grows_ends_as_what_is_read_whole(visit: Open, browser: Any, echo: 
         "Heading\n=======\n\n1. a\n\n   more\n2. b\n\n> quote\nlazy\n\n| a |\n|---|\n| 1 |\n\nlast\r\nline\n\n"
         "[there]: https://example.com/there\n[h]: https://example.com/here\n"
     )
-    seen = visit(echo.url, context=fresh(browser, answering(text, 1)))
+    seen = visit(echo.url, script=answering(text, 1))
     seen.ask("go")
     seen.until("document.querySelectorAll('.text a').length === 2 && document.querySelector('.text math')")
     seen.until("document.querySelector('.text .hljs-keyword')")
@@ -168,10 +160,10 @@ LOOKED = """() => { window.looked = 0; const real = {...Object.fromEntries(['ind
 
 
 @pytest.mark.parametrize("line", ["\\[ x = 1\n", "\\( x "])
-def test_formulas_that_never_close_are_looked_for_once(visit: Open, browser: Any, echo: Live, line: str) -> None:
+def test_formulas_that_never_close_are_looked_for_once(visit: Open, echo: Live, line: str) -> None:
     """Not once for each that opens: the characters that are looked at grow with the text, not with its square."""
     text = line * (16_000 // len(line))
-    seen = visit(echo.url, context=fresh(browser, answering(text, 40_000), **LOW))
+    seen = visit(echo.url, script=answering(text, 40_000), **LOW)
     seen.page.evaluate(LOOKED)
     seen.ask("go")
     seen.page.wait_for_selector(".costs")
@@ -179,8 +171,8 @@ def test_formulas_that_never_close_are_looked_for_once(visit: Open, browser: Any
     assert seen.page.evaluate("window.looked") < 10 * slices * len(text)
 
 
-def test_formulas_keep_their_backslashes(visit: Open, browser: Any, echo: Live) -> None:
-    seen = visit(echo.url, context=fresh(browser, answering(FORMULA)))
+def test_formulas_keep_their_backslashes(visit: Open, echo: Live) -> None:
+    seen = visit(echo.url, script=answering(FORMULA))
     seen.ask("go")
     seen.until("document.querySelectorAll('.text math').length === 3")
     seen.expect(".text annotation").to_have_text([r"a\,b = \frac{1}{2}", "x_1 * y_1 * z", r"\int_0^1 x\,dx"])
@@ -215,10 +207,10 @@ def test_nothing_in_an_answer_runs_or_loads(visit: Open, echo: Live) -> None:
     seen.expect(".send").to_be_visible()
 
 
-def test_long_words_and_tables_break_nothing(visit: Open, browser: Any, echo: Live) -> None:
+def test_long_words_and_tables_break_nothing(visit: Open, echo: Live) -> None:
     word = "internationalisation" * 30
     text = f"{word}\n\n| {'a column | ' * 12}\n|{'---|' * 12}\n| {'unbreakable | ' * 12}\n\nשלום עולם, מה שלומך?"
-    seen = visit(echo.url, context=fresh(browser, answering(text), **PHONE))
+    seen = visit(echo.url, script=answering(text), **PHONE)
     seen.say(f"مرحبا {word}")
     seen.page.locator(".send").tap()
     seen.page.wait_for_selector(".costs")
@@ -229,9 +221,9 @@ def test_long_words_and_tables_break_nothing(visit: Open, browser: Any, echo: Li
     seen.check()
 
 
-def test_copying_says_so_and_works_over_plain_http(visit: Open, browser: Any, echo: Live) -> None:
+def test_copying_says_so_and_works_over_plain_http(visit: Open, echo: Live) -> None:
     plain = answering("`x\\,y`") + ";Object.defineProperty(navigator, 'clipboard', {value: undefined})"
-    seen = visit(echo.url, context=fresh(browser, plain))
+    seen = visit(echo.url, script=plain)
     seen.ask("go")
     seen.page.evaluate(
         "document.addEventListener('copy', () => window.copied = getSelection().toString()"
@@ -250,9 +242,9 @@ PANELS = {  # all open and close by the same few lines: one shows each way to cl
 }
 
 
-def test_panels_stay_inside_the_window_and_close(visit: Open, browser: Any, echo: Live) -> None:
+def test_panels_stay_inside_the_window_and_close(visit: Open, echo: Live) -> None:
     for options in ({}, PHONE):
-        seen = visit(echo.url, context=fresh(browser, answering("Short."), **options))
+        seen = visit(echo.url, script=answering("Short."), **options)
         seen.say("go")
         seen.page.locator(".send").click()
         seen.page.wait_for_selector(".costs")
@@ -272,16 +264,15 @@ def test_panels_stay_inside_the_window_and_close(visit: Open, browser: Any, echo
                 seen.until("!document.querySelector('.popover')")
 
 
-def test_redraws_keep_the_focus_and_what_is_open(visit: Open, browser: Any) -> None:
+def test_redraws_keep_the_focus_and_what_is_open(visit: Open) -> None:
     with running(make_llava(), routes()) as live:
-        context = browser.new_context(viewport={"width": 1280, "height": 820})
-        one = visit(live.url, context=context)
+        one = visit(live.url)
         one.ask("first")
         one.page.locator("[aria-label='Copy the answer']").focus()
         one.page.locator(".look-button").click()
         one.page.wait_for_selector(".look-told")
         one.page.locator(".look-button").focus()
-        two = visit(live.url, context=context)
+        two = visit(live.url)
         two.ask("second")
         one.until("document.querySelectorAll('.turn').length === 4 && !document.querySelector('.growing')")
         one.settle()
@@ -541,8 +532,8 @@ def test_a_picture_is_enlarged(visit: Open, echo: Live) -> None:
     seen.page.wait_for_selector(".preview-pair")
 
 
-def test_field_and_column_have_one_width(visit: Open, browser: Any, echo: Live) -> None:
-    seen = visit(echo.url, context=fresh(browser, answering("A line.\n\n" * 60)))
+def test_field_and_column_have_one_width(visit: Open, echo: Live) -> None:
+    seen = visit(echo.url, script=answering("A line.\n\n" * 60))
     seen.ask("go")
     sides = [f"document.querySelector('{part}').getBoundingClientRect()" for part in (".turns", ".composer")]
     for width in (1440, 1024, 761, 390, 320):
@@ -572,9 +563,9 @@ SIZES = {1440: {}, 1024: {}, 390: PHONE}
 
 
 @pytest.mark.parametrize("width", SIZES)
-def test_every_size_in_light_and_dark(visit: Open, browser: Any, thimble: Live, width: int) -> None:
+def test_every_size_in_light_and_dark(visit: Open, thimble: Live, width: int) -> None:
     options = {"viewport": {"width": width, "height": 900}, "color_scheme": "dark", **SIZES[width]}
-    seen = visit(thimble.url, context=fresh(browser, answering(RICH, image_positions=[256]), **options))
+    seen = visit(thimble.url, script=answering(RICH, image_positions=[256]), **options)
     seen.page.wait_for_selector(".sample")
     seen.until("document.documentElement.dataset.theme === 'dark'")  # from the first on, as the system is
     seen.check_dark_and_light()

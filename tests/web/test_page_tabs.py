@@ -14,17 +14,11 @@ from visiting import EXAMPLE, Open, Visit
 from trifocal.web import routes
 
 
-@pytest.fixture
-def context(browser: Any) -> Any:
-    """One browser for several tabs."""
-    return browser.new_context(viewport={"width": 1280, "height": 820})
-
-
-def test_three_tabs_have_one_truth(visit: Open, context: Any) -> None:
+def test_three_tabs_have_one_truth(visit: Open) -> None:
     with running(make_llava(), routes()) as live:
-        one = visit(live.url, context=context)
+        one = visit(live.url)
         one.ask("first")
-        two, three = visit(live.url, context=context), visit(live.url, context=context)
+        two, three = visit(live.url), visit(live.url)
         two.until("document.querySelectorAll('.turn').length === 2")
         two.ask("second, of the other tab")
         one.until("document.querySelectorAll('.turn').length === 4 && !document.querySelector('.growing')")
@@ -38,13 +32,13 @@ def test_three_tabs_have_one_truth(visit: Open, context: Any) -> None:
         three.expect_said(*everything)
 
 
-def test_another_tabs_start_takes_no_picture_away(visit: Open, context: Any) -> None:
+def test_another_tabs_start_takes_no_picture_away(visit: Open) -> None:
     with running(make_llava(), routes()) as live:
-        one = visit(live.url, context=context)
+        one = visit(live.url)
         one.add(EXAMPLE)
-        two = visit(live.url, context=context)  # before and after what is written was kept
+        two = visit(live.url)  # before and after what is written was kept
         one.say("And this?")
-        three = visit(live.url, context=context)
+        three = visit(live.url)
         for other in (two, three):
             other.page.reload()
             other.until("document.querySelectorAll('.field .chip img').length === 1")
@@ -78,15 +72,15 @@ def test_a_missing_picture_stops_the_question_and_says_so(visit: Open) -> None:
         seen.expect_answer().to_contain_text("And now?")
 
 
-def test_a_tab_that_is_closed_in_the_middle_of_an_answer(visit: Open, context: Any) -> None:
+def test_a_tab_that_is_closed_in_the_middle_of_an_answer(visit: Open) -> None:
     engine = Gated(hidden=8)
     with running(make_llava(engine), routes()) as live:
-        one = visit(live.url, context=context)
+        one = visit(live.url)
         engine.gate.clear()
         one.say("hello there")
         one.page.keyboard.press("Enter")
         one.page.wait_for_selector(".growing")
-        two = visit(live.url, context=context)
+        two = visit(live.url)
         two.until("document.querySelector('.growing')?.innerText.includes('Another tab is writing')")
         two.say("not yet")
         two.page.keyboard.press("Enter")
@@ -192,11 +186,10 @@ LATE = """(() => { const real = window.setTimeout, get = IDBObjectStore.prototyp
         if (this.name === 'drafts' && window.late) for (const act of held.splice(0)) act(); return found; }; })()"""
 
 
-def test_a_draft_is_not_written_over_while_it_is_read(visit: Open, context: Any) -> None:
+def test_a_draft_is_not_written_over_while_it_is_read(visit: Open) -> None:
     """What was still to be saved when another chat was opened is none of that chat's affair."""
-    context.add_init_script(LATE)
     with running(make_llava(), routes()) as live:
-        seen = visit(live.url, context=context)
+        seen = visit(live.url, script=LATE)
         seen.ask("one")
         seen.say("the draft of one")
         seen.page.locator(".new-talk").click()
@@ -209,12 +202,12 @@ def test_a_draft_is_not_written_over_while_it_is_read(visit: Open, context: Any)
         seen.expect(".field").to_have_text("the draft of one")
 
 
-def test_the_list_of_chats_follows_what_happens_elsewhere(visit: Open, context: Any) -> None:
+def test_the_list_of_chats_follows_what_happens_elsewhere(visit: Open) -> None:
     """A search finds what was said since, and a press is not lost because the list was drawn in its middle."""
     with running(make_llava(), routes()) as live:
-        one = visit(live.url, context=context)
+        one = visit(live.url)
         one.ask("about giraffes")
-        two = visit(live.url, context=context)
+        two = visit(live.url)
         two.page.locator(".new-talk").click()
         two.page.fill(".talk-search", "elephants")
         two.page.wait_for_selector(".talk-none:not([hidden])")
@@ -231,11 +224,11 @@ def test_the_list_of_chats_follows_what_happens_elsewhere(visit: Open, context: 
         two.expect_said("about giraffes", "and elephants")
 
 
-def test_a_chat_that_is_deleted_elsewhere_does_not_come_back(visit: Open, context: Any) -> None:
+def test_a_chat_that_is_deleted_elsewhere_does_not_come_back(visit: Open) -> None:
     with running(make_llava(), routes()) as live:
-        one = visit(live.url, context=context)
+        one = visit(live.url)
         one.ask("one chat")
-        two = visit(live.url, context=context)
+        two = visit(live.url)
         two.page.wait_for_selector(".costs")
         two.say("what I was writing")
         one.page.locator(".talk").hover()
@@ -254,10 +247,9 @@ FULL = """(() => { const put = IDBObjectStore.prototype.put; IDBObjectStore.prot
 NONE = "Object.defineProperty(window, 'indexedDB', {get() { throw new DOMException('private', 'SecurityError'); }})"
 
 
-def test_a_browser_without_room_goes_on_and_says_so(visit: Open, context: Any) -> None:
-    context.add_init_script(FULL)
+def test_a_browser_without_room_goes_on_and_says_so(visit: Open) -> None:
     with running(make_llava(), routes()) as live:
-        seen = visit(live.url, context=context)
+        seen = visit(live.url, script=FULL)
         seen.ask("kept")
         seen.page.evaluate("window.full = true")
         seen.add(EXAMPLE)
@@ -279,10 +271,9 @@ def test_a_browser_without_room_goes_on_and_says_so(visit: Open, context: Any) -
         seen.until("document.querySelector('.sent img')?.naturalWidth > 0")
 
 
-def test_what_is_deleted_to_make_room_is_gone_and_comes_back_whole(visit: Open, context: Any) -> None:
-    context.add_init_script(FULL)
+def test_what_is_deleted_to_make_room_is_gone_and_comes_back_whole(visit: Open) -> None:
     with running(make_llava(), routes()) as live:
-        seen = visit(live.url, context=context)
+        seen = visit(live.url, script=FULL)
         seen.ask("kept")
         seen.page.evaluate("window.full = true")
         seen.ask("not kept")
@@ -298,10 +289,9 @@ def test_what_is_deleted_to_make_room_is_gone_and_comes_back_whole(visit: Open, 
         seen.expect_said("kept", "not kept")
 
 
-def test_a_picture_without_room_that_nothing_mentions_stands_in_nothings_way(visit: Open, context: Any) -> None:
-    context.add_init_script(FULL)
+def test_a_picture_without_room_that_nothing_mentions_stands_in_nothings_way(visit: Open) -> None:
     with running(make_llava(), routes()) as live:
-        seen = visit(live.url, context=context)
+        seen = visit(live.url, script=FULL)
         seen.ask("in its way")
         seen.page.locator(".new-talk").click()
         seen.page.evaluate("window.full = true")
@@ -315,10 +305,9 @@ def test_a_picture_without_room_that_nothing_mentions_stands_in_nothings_way(vis
         seen.toast("There is room again: all is kept.")
 
 
-def test_a_private_window_that_keeps_nothing_still_answers(visit: Open, context: Any) -> None:
-    context.add_init_script(NONE)
+def test_a_private_window_that_keeps_nothing_still_answers(visit: Open) -> None:
     with running(make_llava(), routes()) as live:
-        seen = visit(live.url, context=context)
+        seen = visit(live.url, script=NONE)
         seen.toast("keeps nothing here")
         seen.add(EXAMPLE)
         assert "hello" in seen.ask("hello")
@@ -345,7 +334,8 @@ OLD = """async () => { const asked = indexedDB.open('trifocal', 1);
     await new Promise(done => more.oncomplete = done); asked.result.close(); }"""
 
 
-def test_what_an_earlier_page_kept_is_there(visit: Open, context: Any) -> None:
+def test_what_an_earlier_page_kept_is_there(visit: Open, browser: Any) -> None:
+    context = browser.new_context()
     with running(make_llava(), routes()) as live:
         page = context.new_page()
         page.goto(f"{live.url}/page/icon.svg")
@@ -455,7 +445,7 @@ def test_the_same_file_twice_is_not_everything_twice(visit: Open, tmp_path: Path
         seen.page.set_input_files("nav input[type=file]", str(file))
         seen.toast("2 chats of the file were here already")
         seen.expect(".talk").to_have_count(2)
-        other = visit(live.url)
+        other = visit(live.url, context=browser.new_context())
         for told in ("2 chats imported", "were here already"):
             other.page.set_input_files("nav input[type=file]", str(file))
             other.toast(told)

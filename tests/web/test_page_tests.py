@@ -1,12 +1,20 @@
-"""The page's tests wait for a state: none reads one at once after an act that changes it later, none sleeps."""
+"""The page's tests wait for a state: none reads one at once after an act that changes it later, none sleeps.
+
+And what one leaves in the browser no other finds.
+"""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from live import make_llava, running
+from visiting import EXAMPLE, Open
+
+from trifocal.web import routes
 
 FILES = sorted(file for file in Path(__file__).parent.glob("test_page_*.py") if file.name != Path(__file__).name)
 # what reads a state as it is in this moment; `Visit.expect` and `Visit.until` wait for one
@@ -53,3 +61,20 @@ def test_every_state_is_waited_for(file: Path) -> None:
 )
 def test_a_rash_line_is_found(line: str) -> None:
     assert len(list(rash(line))) == 1
+
+
+def test_a_page_knows_nothing_of_those_before(visit: Open, shared: Any) -> None:
+    with running(make_llava(), routes()) as live:
+        before = visit(live.url)
+        before.add(EXAMPLE)
+        before.ask(" What?")
+        before.page.locator("[aria-label='Dark colours']").click()
+        before.say("a draft")  # still to be kept, when the page is closed
+        before.page.close()
+        shared.forget({live.url})
+        seen = visit(live.url)
+        seen.page.wait_for_selector(".about")
+        seen.expect("[aria-label='Dark colours']").to_have_count(1)
+        for left in (".talk", ".turn", ".chip"):
+            seen.expect(left).to_have_count(0)
+        seen.expect(".field").to_have_text("")

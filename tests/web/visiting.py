@@ -34,6 +34,7 @@ ARGUMENTS = [
     "--disable-sync",
     "--disable-quic",
     "--no-first-run",
+    "--renderer-process-limit=1",  # tabs of a browser are drawn by one process, which compiles the page's scripts once
 ]
 MOVING = (
     "document.getAnimations().some(each => each.playState === 'running'"
