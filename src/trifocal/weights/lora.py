@@ -245,7 +245,8 @@ class LoraWeights(Weights):
             magnitude = math.prod(shapes.get(MAGNITUDE, (high,)))
             if len(down) != 2 or not down[0] or (down[1], *up, magnitude) != (wide, high, down[0], high):
                 raise CheckpointError(
-                    f"{file}: lora_A {list(down)} and lora_B {list(up)} of {name} make no change of {[rows, columns]}"
+                    f"{file}: lora_A {list(down)} and lora_B {list(up)} of {name} make no change of "
+                    f"{list(self.spec(name)[1])}"
                 )
             told = self._patterned("rank_pattern", "r", name, down[0])
             if told != down[0]:
