@@ -13,7 +13,7 @@ PAGE = ROOT / "ARCHITECTURE.md"
 # from the ground up; a module imports only from floors below its own, or from its own room
 FLOORS = [
     ["errors", "timing", "quiet", "cancelling"],
-    ["encoded", "connection"],
+    ["encoded", "connection", "cuda"],
     ["files", "images", "prompt", "placement", "peer"],
     ["messages", "tokens", "hub", "embedded"],
     ["gguf"],

@@ -73,7 +73,7 @@ def test_engines_know_neither_vision_nor_checkpoints() -> None:
     for name, path in modules().items():
         if name.split(".")[0] == "engines":
             allowed = {"errors", "files", "messages", "placement", "prompt", "quiet", "source", "timing", "tokens"}
-            allowed |= {"cancelling", "engines", "gguf", "peer", "weights"}
+            allowed |= {"cancelling", "cuda", "engines", "gguf", "peer", "weights"}
             assert {room(other) for other in imports(path)} <= allowed, name
 
 

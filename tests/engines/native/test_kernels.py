@@ -10,7 +10,7 @@ import torch
 from test_packing import dense, layer
 from torch.nn.functional import silu
 
-from trifocal.engines.native import cuda
+from trifocal import cuda
 from trifocal.engines.native.kernels import Kernels
 from trifocal.engines.native.linear import Dense, Packed
 from trifocal.engines.native.memory import BLOCK, Pool

@@ -12,11 +12,11 @@ from typing import Literal
 
 import torch
 
+from trifocal import cuda
 from trifocal.engines.base import Abilities
 from trifocal.engines.batching import Batching, Model
 from trifocal.engines.grammar import Grammars, constraints
 from trifocal.engines.language import end_ids, open_language, tokenizer_of, unrunnable
-from trifocal.engines.native import cuda
 from trifocal.engines.native.kernels import Kernels
 from trifocal.engines.native.loading import read
 from trifocal.engines.native.looking import attention_of

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from trifocal.engines.native import cuda
+from trifocal import cuda
 from trifocal.engines.native.memory import BLOCK, Pool, Step
 from trifocal.engines.native.model import Layer, Plain
 from trifocal.engines.shape import Shape

@@ -9,8 +9,9 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
+from trifocal import cuda
 from trifocal.engines.int4 import Int4Linear
-from trifocal.engines.native import cuda, wide
+from trifocal.engines.native import wide
 from trifocal.engines.native.packing import FourBit
 from trifocal.weights.packed import PackedLinear
 

@@ -8,9 +8,9 @@ from contextlib import suppress
 
 import torch
 
+from trifocal import cuda
 from trifocal.engines.int4 import Int4Linear
 from trifocal.engines.language import HEAD, TABLE, Language, check_blocks, check_finite, file_of, stored_twice
-from trifocal.engines.native import cuda
 from trifocal.engines.native.linear import Dense, Linear, Packed, Stored, dense
 from trifocal.engines.native.model import Layer, Model
 from trifocal.engines.native.packing import packed

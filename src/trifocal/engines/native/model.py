@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from trifocal.engines.native import cuda
+from trifocal import cuda
 from trifocal.engines.native.linear import Dense, Linear, Packed
 from trifocal.engines.native.memory import Piece, Pool, Step
 from trifocal.engines.shape import Shape

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from trifocal.engines.native import cuda
+from trifocal import cuda
 from trifocal.engines.native.packing import FourBit
 
 __all__ = ["HEIGHT", "product", "supported", "variants"]

@@ -96,7 +96,7 @@ def image(file: str, macros: Macros, device: torch.device) -> bytes:
         EngineError: it does not compile; the compiler's words are in the message.
     """
     major, minor = torch.cuda.get_device_capability(device)
-    folder = resources.files("trifocal.engines.native") / "kernels"
+    folder = resources.files("trifocal.cuda") / "kernels"
     source = "".join((folder / f"{part}.cu").read_text("utf-8") for part in ("common", file))
     options = [f"--gpu-architecture=sm_{major}{minor}{'a' if major >= 9 else ''}", "--std=c++17", "-default-device"]
     options += [f"-D{key}={value}" for key, value in macros]

@@ -1,5 +1,5 @@
 // What all kernels share; put in front of each of them. For NVIDIA cards from sm_80 on, compiled at run time by NVRTC,
-// without any header; `cuda.py` says with which macros.
+// without any header; whoever launches them says with which macros.
 //
 //   BF      1: values are bfloat16, 0: float16
 //   every kernel may be launched as a programmatic dependent: it waits for the one before it before it reads a value
