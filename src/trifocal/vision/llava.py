@@ -15,6 +15,7 @@ from trifocal.timing import step
 from trifocal.vision.base import Look
 from trifocal.vision.frames import InFrames
 from trifocal.vision.graphed import Graphed
+from trifocal.vision.kernels import at_its_best
 from trifocal.vision.placing import room
 from trifocal.vision.preprocessing import pixels, pixels_on
 from trifocal.vision.showing import PatchGrid, View
@@ -45,7 +46,7 @@ class LlavaVision:
     ) -> None:
         self.tower, self.projector, self.preprocessing = tower, projector, preprocessing
         self.hidden, self.identity, self.newline = hidden, identity, newline
-        self._tower, self._projector = Graphed(tower), Graphed(projector)
+        self._tower, self._projector = Graphed(at_its_best(tower)), Graphed(projector)
 
     def looks(self, images: Sequence[Image]) -> list[Look]:
         """How each picture of a prompt will be seen: as one square, in tiles or in frames.

@@ -9,7 +9,7 @@ from torch.nn import functional
 from trifocal.checkpoints import Tower
 from trifocal.vision.activations import activation
 
-__all__ = ["VisionTransformer"]
+__all__ = ["Block", "VisionTransformer"]
 
 
 class VisionTransformer(nn.Module):
@@ -57,8 +57,13 @@ class _Embeddings(nn.Module):
 class _Encoder(nn.Module):
     def __init__(self, config: Tower) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(_Block(config) for _ in range(config.blocks))
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.taken = config.taken
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All blocks that run, in their order."""
+        return [block for block in self.layers if isinstance(block, Block)]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """``[images, rows, hidden]`` to the features of each layer that is taken, side by side."""
@@ -99,7 +104,7 @@ class _Mlp(nn.Module):
         return out
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     def __init__(self, config: Tower) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(config.hidden, eps=config.eps)
