@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +18,14 @@ from trifocal import cuda
 from trifocal.checkpoints import Tower
 from trifocal.vision.fused import Fused, Plain, Rows
 from trifocal.vision.graphed import Graphed
-from trifocal.vision.kernels import Kernels, at_its_best
+from trifocal.vision.kernels import ByCudnn, Kernels, at_its_best, attention_on
+from waiting import PATIENCE
 
 CARD = torch.device("cuda:0")
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or not cuda.supported(CARD), reason="there is no NVIDIA card from sm_80 on here"
 )
+HAS_CUDNN = torch.cuda.is_available() and cuda.supported(CARD) and isinstance(attention_on(CARD), ByCudnn)
 BOUNDS = {torch.float16: 6e-4, torch.bfloat16: 5e-3}  # of one rounding
 REAL = {
     "clip": replace(CLIP, hidden=1024, layers=4, heads=16, mlp=4096, image_size=336),
@@ -54,7 +59,7 @@ def exactly(norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
     return functional.layer_norm(x.double(), x.shape[-1:], norm.weight.double(), norm.bias.double(), norm.eps)
 
 
-def kernels(dtype: torch.dtype, **values: object) -> Kernels:
+def kernels(dtype: torch.dtype, **values: Any) -> Kernels:
     return Kernels(replace(CLIP, **values), dtype, CARD)
 
 
@@ -71,19 +76,6 @@ def test_rows_are_added_and_normed(rows: int, hidden: int, dtype: torch.dtype) -
     assert distance(found.normed, exactly(norm, found.hidden)) < BOUNDS[dtype]
     assert torch.equal(steps.onto(x, taken, linear, None).hidden, found.hidden)
     assert distance(steps.norm(x, norm), exactly(norm, x)) < BOUNDS[dtype]
-
-
-@pytest.mark.parametrize("dtype", BOUNDS)
-@pytest.mark.parametrize("parts", [2, 4])
-def test_a_product_in_parts_is_rounded_once(parts: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, taken, norm = normal(577, 1024, dtype=dtype), normal(577, 4096, dtype=dtype), norm_of(1024, dtype)
-    linear = nn.Linear(4096, 1024, device=CARD, dtype=dtype).requires_grad_(False)
-    steps = kernels(dtype, hidden=1024, heads=16)
-    monkeypatch.setattr(steps, "parts", lambda rows, linear: parts)
-    found = steps.onto(x, taken, linear, norm)
-    wanted = x.double() + (taken.double() @ linear.weight.double().T + linear.bias.double()).to(dtype).double()
-    assert distance(found.hidden, wanted) < BOUNDS[dtype]
-    assert distance(found.normed, exactly(norm, found.hidden)) < BOUNDS[dtype]
 
 
 def test_a_row_far_from_zero_is_normed() -> None:
@@ -132,9 +124,62 @@ def test_towers_begin_as_torch_begins_them(first: bool, normed: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("config", [CLIP, SIGLIP, *REAL.values()])
+@pytest.mark.parametrize("images", [1, 3])
+def test_attention_is_that_of_float64(config: Tower, images: int, dtype: torch.dtype) -> None:
+    qkv = normal(images * rows_of(config), 3 * config.hidden, dtype=dtype)
+    wanted = Plain(config, as_float64).attend(qkv, images)
+    found = Kernels(config, dtype, CARD).attend(qkv, images)
+    assert found.is_contiguous()
+    assert distance(found, wanted) < BOUNDS[dtype]
+
+
+def rows_of(config: Tower) -> int:
+    return config.side**2 + (config.kind == "clip")
+
+
+def as_float64(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    queries, keys, values = queries.double(), keys.double(), values.double()
+    weights = (queries @ keys.mT / float(queries.shape[-1]) ** 0.5).softmax(-1)
+    seen: torch.Tensor = weights @ values
+    return seen
+
+
+@pytest.mark.skipif(not HAS_CUDNN, reason="no card, torch and cuDNN for its attention")
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("config", REAL.values(), ids=REAL)
+def test_cudnn_has_the_attention_of_real_towers(config: Tower, dtype: torch.dtype) -> None:
+    attention = ByCudnn()
+    heads = normal(3, 2, config.heads, rows_of(config), config.hidden // config.heads, dtype=dtype)
+    assert distance(attention(*heads), as_float64(*heads)) < BOUNDS[dtype]
+    assert attention.found
+
+
+@torch.inference_mode()
+def test_a_graph_outlives_the_thread_that_captured_it() -> None:
+    tower = at_its_best(made(REAL["clip"]).to(CARD, torch.float16))
+    graphed, values = Graphed(tower), normal(2, 3, 336, 336)
+    found: list[torch.Tensor] = []
+
+    def captures() -> None:
+        with torch.inference_mode():
+            found.append(graphed(values))
+
+    thread = threading.Thread(target=captures)
+    thread.start()
+    thread.join(PATIENCE)
+    gc.collect()
+    torch.cuda.empty_cache()
+    graphed(values[:1])  # what plans anew, in this thread
+    assert torch.equal(graphed(values), found[0])
+    other = normal(*values.shape)
+    assert torch.equal(graphed(other), tower(other))
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize(
     ("config", "images"),
-    [*((one, images) for one in SMALL for images in (1, 3)), *((REAL["clip"], n) for n in (1, 2, 3, 8, 32))]
+    [*((one, images) for one in SMALL.values() for images in (1, 3)), *((REAL["clip"], n) for n in (1, 2, 3, 8, 32))]
     + [(REAL["siglip"], n) for n in (1, 8)],
 )
 @torch.inference_mode()
@@ -151,6 +196,7 @@ def test_a_tower_sees_what_it_sees_in_float32(config: Tower, images: int, dtype:
     assert distance(found, wanted) < 1.2 * distance(plain, wanted) + BOUNDS[dtype] / 10
     graphed = Graphed(fused)
     assert torch.equal(graphed(values), found)
+    assert torch.equal(graphed(values.float()), found)  # as pixels come
     other = normal(*values.shape, dtype=dtype)
     assert torch.equal(graphed(other), fused(other))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,9 @@ from trifocal.checkpoints import Tower
 from trifocal.vision.activations import activation
 from trifocal.vision.towers import Block, VisionTransformer
 
-__all__ = ["Fused", "Plain", "Rows"]
+__all__ = ["Attention", "Fused", "Plain", "Rows"]
+
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # [images, heads, rows, head] each
 
 
 class Rows(NamedTuple):
@@ -25,8 +28,9 @@ class Rows(NamedTuple):
 class Plain:
     """What a tower does beside its large products, in torch's operations; all rows ``[images * rows, width]``."""
 
-    def __init__(self, config: Tower) -> None:
+    def __init__(self, config: Tower, attention: Attention = functional.scaled_dot_product_attention) -> None:
         self.config = config
+        self._attention = attention
         self._act = activation(config.act)
 
     def patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -59,7 +63,7 @@ class Plain:
         """What the rows of each image see of each other, of queries, keys and values side by side."""
         parts = qkv.view(images, -1, 3, self.config.heads, qkv.shape[1] // 3 // self.config.heads)
         queries, keys, values = parts.permute(2, 0, 3, 1, 4)  # [images, heads, rows, head] each, and none is copied
-        seen = functional.scaled_dot_product_attention(queries, keys, values)
+        seen = self._attention(queries, keys, values)
         return seen.transpose(1, 2).reshape(len(qkv), -1)
 
     def _normed(self, x: torch.Tensor, norm: nn.LayerNorm | None) -> Rows:
@@ -70,7 +74,8 @@ class Fused(nn.Module):
     """A tower by its `Plain` steps or other ones; it is called as the tower is.
 
     Queries, keys and values are one product: the three weights become views of one, so that nothing lies there twice
-    but the weight of the patches, whose rows are filled up with zeros to a multiple of 8.
+    but the weight of the patches, whose rows are filled up with zeros to a multiple of 8. A graph that was captured
+    of the tower before reads where its weights were.
     """
 
     def __init__(self, tower: VisionTransformer, steps: Plain) -> None:

@@ -24,13 +24,13 @@ class Graphed:
         self._memory: Any = None
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        values = on_part(values, self._part)
-        if values.device.type != "cuda" or torch.version.cuda is None:
-            out: torch.Tensor = self._part(values)
+        device = next(self._part.parameters()).device
+        if device.type != "cuda" or torch.version.cuda is None:
+            out: torch.Tensor = self._part(on_part(values, self._part))
             return out
-        with torch.cuda.device(values.device):
-            graph, taken, given = self._graphs.get(values.shape) or self._captured(values)
-            taken.copy_(values)
+        with torch.cuda.device(device):
+            graph, taken, given = self._graphs.get(values.shape) or self._captured(on_part(values, self._part))
+            taken.copy_(values)  # from where they are, in the dtype they have
             graph.replay()
             return given.clone()
 

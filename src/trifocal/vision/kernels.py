@@ -1,18 +1,23 @@
-"""A tower's steps by our own kernels, where a card has them."""
+"""A tower's steps by our own kernels and its attention by cuDNN's, where a card has them."""
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import nn
+from torch.nn import functional
 
 from trifocal import cuda
 from trifocal.checkpoints import Tower
-from trifocal.vision.fused import Fused, Plain, Rows
+from trifocal.vision.fused import Attention, Fused, Plain, Rows
 from trifocal.vision.towers import VisionTransformer
 
-__all__ = ["Kernels", "at_its_best"]
+__all__ = ["ByCudnn", "Kernels", "at_its_best", "attention_on"]
 
+log = logging.getLogger("trifocal")
 _ACTS = {"quick_gelu": 0, "gelu": 1, "gelu_pytorch_tanh": 2}  # as `activate` has them
+_CUDNN_ON = {(9, 0), (10, 0), (10, 3)}
 _WIDEST = 8 * 1024  # values of a row: a block has a thread for 8
 
 
@@ -33,7 +38,7 @@ class Kernels(Plain):
     """`Plain` with a kernel for all that stands between two products."""
 
     def __init__(self, config: Tower, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(config)
+        super().__init__(config, attention_on(device))
         macros = (("BF", int(dtype == torch.bfloat16)), ("ACT", _ACTS[config.act]), ("PATCH", config.patch_size))
         whole = -(-config.hidden // 256) * 32  # threads of a row: whole warps, 8 values each
         with torch.cuda.device(device):  # where a kernel is loaded
@@ -60,40 +65,61 @@ class Kernels(Plain):
         return Rows(x, y)
 
     def onto(self, x: torch.Tensor, taken: torch.Tensor, linear: nn.Linear, norm: nn.LayerNorm | None) -> Rows:
-        parts = self.parts(len(taken), linear)
-        if parts == 1:
-            return self._added(x, linear(taken), None, 0, norm)
-        rows = taken.view(len(taken), parts, -1).transpose(0, 1)
-        weights = linear.weight.view(len(linear.weight), parts, -1).permute(1, 2, 0)
-        return self._added(x, torch.bmm(rows, weights, out_dtype=torch.float32), linear.bias, parts, norm)
-
-    def parts(self, rows: int, linear: nn.Linear) -> int:
-        """Into how many products along its inputs one is divided, whose sum is made where it is added."""
-        return 1
+        return self._added(x, linear(taken), norm)
 
     def norm(self, x: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
-        return self._added(x, None, None, 0, norm).normed
+        return self._added(x, None, norm).normed
 
     def activate(self, x: torch.Tensor) -> torch.Tensor:
         groups = x.numel() // 8
         self._activate((-(-groups // 512), 1, 1), x, groups)
         return x
 
-    def _added(
-        self,
-        x: torch.Tensor,
-        added: torch.Tensor | None,
-        bias: torch.Tensor | None,
-        parts: int,
-        norm: nn.LayerNorm | None,
-    ) -> Rows:
+    def _added(self, x: torch.Tensor, added: torch.Tensor | None, norm: nn.LayerNorm | None) -> Rows:
         hidden = x if added is None else torch.empty_like(x)
         normed = hidden if norm is None else torch.empty_like(x)
-        self._add(
-            (len(x), 1, 1),
-            *(x, added, bias, *_norm(norm, hidden, normed), parts, x.shape[1], _eps(norm)),
-        )
+        self._add((len(x), 1, 1), x, added, *_norm(norm, hidden, normed), x.shape[1], _eps(norm))
         return Rows(hidden, normed)
+
+
+class ByCudnn:
+    """Attention by cuDNN's kernel, in half the time of flash attention's; by torch's choice once cuDNN has none.
+
+    cuDNN plans for each shape and thread, for as long as a second: for what is captured as a graph that is once. So its
+    operation is called by name. `torch.nn.attention.sdpa_kernel` asks for it in all threads, in those of the language
+    model, too, which meet a new length with every prompt.
+    """
+
+    def __init__(self) -> None:
+        self.found = True
+
+    def __call__(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        if self.found:
+            try:
+                seen: torch.Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(
+                    queries, keys, values, None, False
+                )[0]
+                return seen
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                log.info("cuDNN has no attention for heads of %d: %s", queries.shape[-1], error)
+                self.found = False
+        return functional.scaled_dot_product_attention(queries, keys, values)
+
+
+def attention_on(device: torch.device) -> Attention:
+    """cuDNN's on the cards for which torch itself would choose it, where it is safe in graphs.
+
+    A graph may need the plan of its kernels for as long as it is replayed, and torch did not always keep it behind the
+    thread's end. cuDNN up to 9.15.0 is at fault for rows that are no multiple of 128, in graphs above all
+    (pytorch/pytorch#169849).
+    """
+    lasting = torch.__version__ >= "2.11"  # compared as a version
+    right = (torch.backends.cudnn.version() or 0) > 91500  # type: ignore[no-untyped-call]
+    if lasting and right and torch.cuda.get_device_capability(device) in _CUDNN_ON:
+        return ByCudnn()
+    return functional.scaled_dot_product_attention
 
 
 def _norm(norm: nn.LayerNorm | None, hidden: torch.Tensor, normed: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

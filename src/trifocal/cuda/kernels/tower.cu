@@ -50,11 +50,9 @@ DEV void norm8(float (&f)[8], bool mine, const uint4& weight, const uint4& bias,
   *(uint4*)y = gather8(f);
 }
 
-// ---- rows with what is added to them, and their norm. ``added`` are values, or as many ``parts`` [parts, rows, hidden] of
-// a product in float32, which get their bias and are rounded here. Without ``added`` nothing is, without ``y`` no norm is
+// ---- rows with what is added to them, and their norm. Without ``added`` nothing is, without ``y`` no norm is made
 extern "C" __global__ void __launch_bounds__(1024) add_norm(
-    const u16* x, const void* added, const u16* own, const u16* weight, const u16* bias, u16* sum, u16* y, int parts,
-    int hidden, float eps) {
+    const u16* x, const u16* added, const u16* weight, const u16* bias, u16* sum, u16* y, int hidden, float eps) {
   let_next_start();
   const int i = threadIdx.x * 8;
   const bool mine = i < hidden;
@@ -67,19 +65,7 @@ extern "C" __global__ void __launch_bounds__(1024) add_norm(
     spread(load(x + at), f);
     if (added) {
       float a[8];
-      if (parts) {
-        spread(load(own + i), a);
-        for (int part = 0; part < parts; part++) {
-          const float4* p = (const float4*)((const float*)added + (u64)part * gridDim.x * hidden + at);
-          const float4 low = p[0], high = p[1];
-          a[0] += low.x, a[1] += low.y, a[2] += low.z, a[3] += low.w;
-          a[4] += high.x, a[5] += high.y, a[6] += high.z, a[7] += high.w;
-        }
-#pragma unroll
-        for (int j = 0; j < 8; j++) a[j] = wide(narrow(a[j]));
-      } else {
-        spread(load((const u16*)added + at), a);
-      }
+      spread(load(added + at), a);
 #pragma unroll
       for (int j = 0; j < 8; j++) f[j] = wide(narrow(f[j] + a[j]));
       *(uint4*)(sum + at) = gather8(f);
