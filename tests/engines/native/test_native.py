@@ -306,9 +306,15 @@ def test_heads_kept_as_bytes_are_within_half_a_step() -> None:
 
 def test_another_way_to_keep_keys_and_values_is_refused_by_name(tokenizer: Path) -> None:
     half, _ = language(KINDS["llama"], tokenizer)
-    for name, value in (("kv", "fp8"), ("table", "disk")):
+    for name, value in (("kv", "fp8"), ("table", "disk"), ("prompts", "int4")):
         with pytest.raises(UsageError, match=f"{name}.*{value}"):
             load_engine(replace(half, engine="native", options={name: value}))
+
+
+def test_prompts_in_eight_bits_are_refused_where_there_is_no_card_for_them(tokenizer: Path) -> None:
+    half, _ = language(KINDS["llama"], tokenizer)
+    with pytest.raises(UsageError, match=r"prompts=fp8 wants a Hopper card.*cpu"):
+        load_engine(replace(half, engine="native", device="cpu", options={"prompts": "fp8"}))
 
 
 @pytest.mark.parametrize("ids", [[7, 8, 9, 10], [7]])

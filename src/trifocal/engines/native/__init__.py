@@ -17,6 +17,8 @@ from trifocal.engines.base import Abilities
 from trifocal.engines.batching import Batching, Model
 from trifocal.engines.grammar import Grammars, constraints
 from trifocal.engines.language import end_ids, open_language, tokenizer_of, unrunnable
+from trifocal.engines.native.eight import Prompts
+from trifocal.engines.native.eight import supported as in_eight_bits
 from trifocal.engines.native.kernels import Kernels
 from trifocal.engines.native.loading import read
 from trifocal.engines.native.looking import attention_of
@@ -26,7 +28,7 @@ from trifocal.engines.native.runner import NativeRunner
 from trifocal.engines.recipe import Recipe
 from trifocal.engines.shape import Shape, rotary_table, shape_of, unfit
 from trifocal.engines.speculation import LONGEST
-from trifocal.errors import OutOfMemory
+from trifocal.errors import OutOfMemory, UsageError
 from trifocal.placement import Part, Placement
 from trifocal.prompt import Prompt
 
@@ -56,6 +58,7 @@ class _Options:
     threads: int | None
     kv: str
     table: str
+    prompts: str
 
 
 class Native(Batching):
@@ -96,6 +99,7 @@ def load(
     overlap: bool | None = None,
     kv: Literal["exact", "int8"] = "exact",
     table: Literal["device", "cpu"] = "device",
+    prompts: Literal["exact", "fp8"] = "exact",
 ) -> Native:
     """Loads a language model of the LLaMA family onto its device.
 
@@ -109,9 +113,12 @@ def load(
     ``kv`` is "exact", or "int8": keys and values are kept as bytes, each head of a position with a scale, which takes
     half the memory and the time to read it, and is no longer within the model's own rounding (docs/performance.md).
     ``table`` is "device", or "cpu": the table of embeddings stays in the main memory, where a token's row is looked up;
-    then no step is begun ahead.
+    then no step is begun ahead. ``prompts`` is "exact", or "fp8": steps of more than 64 positions are multiplied in
+    eight bits, which Hopper cards do in half the time; each layer's weight is there a second time, a byte a number,
+    and prompts are no longer within the model's own rounding (docs/performance.md).
 
     Raises:
+        UsageError: ``prompts="fp8"`` where nothing can be multiplied so.
         CheckpointError: no model of the family, or tensors missing, unknown, damaged or of another shape.
         OutOfMemory: the device has no room.
     """
@@ -120,10 +127,13 @@ def load(
         raise unrunnable(recipe, "native", reason)
     if threads:
         torch.set_num_threads(threads)
-    if placement.resolve()[0].type == "cuda":
+    device, dtype = placement.resolve()
+    if prompts == "fp8" and not (kernels and dtype != torch.float32 and in_eight_bits(device)):
+        raise UsageError(f"prompts=fp8 wants a Hopper card, with kernels and 16 bits; this is {placement}")
+    if device.type == "cuda":
         # cuDNN's attention builds a kernel for every new length of a prompt, up to a second each
         torch.backends.cuda.enable_cudnn_sdp(False)
-    options = _Options(context, positions, int4, kernels, graphs, speculate, overlap, threads, kv, table)
+    options = _Options(context, positions, int4, kernels, graphs, speculate, overlap, threads, kv, table, prompts)
 
     def start() -> Model:
         try:
@@ -146,6 +156,8 @@ def _started(recipe: Recipe, placement: Placement, options: _Options) -> Model:
     four_bit = fast or shape.parameters * dtype.itemsize >= LARGE_BYTES if options.int4 is None else options.int4
     apart = options.table == "cpu" and device.type != "cpu"
     model = read(language, shape, dtype, device, four_bit=four_bit and (fast or device.type == "cpu"), apart=apart)
+    if options.prompts == "fp8":
+        model.prompts = Prompts(model.layers, shape.epsilon)
     context = min(shape.context, options.context or shape.context)
     blocks = _blocks(shape, context, options, dtype, device)
     pool = Pool(shape, blocks, dtype, device, in_bytes=options.kv == "int8")

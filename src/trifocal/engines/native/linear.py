@@ -40,6 +40,10 @@ class Linear(Protocol):
         """Bytes on the device."""
         ...
 
+    def variants(self, then: int) -> list[cuda.Source]:
+        """What has to be compiled for every number of rows; ``then`` as ``kernels/product.cu`` says."""
+        ...
+
 
 class _Multiplied(ABC):
     """A `Linear` by a product that knows nothing of what comes behind it."""
@@ -56,6 +60,9 @@ class _Multiplied(ABC):
         gate, up = self.multiply(x).chunk(2, -1)
         return functional.silu(gate).mul_(up)
 
+    def variants(self, then: int) -> list[cuda.Source]:
+        return []
+
 
 class Dense(_Multiplied):
     """A weight ``[outputs, inputs]`` in the model's own type, with a bias or none."""
@@ -65,6 +72,12 @@ class Dense(_Multiplied):
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         return functional.linear(x, self.weight, self.bias)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        outputs, inputs = self.weight.shape
+        return outputs, inputs
 
     @property
     def nbytes(self) -> int:
@@ -127,7 +140,7 @@ class Stored(_Multiplied):
 
 
 class Packed:
-    """A four-bit weight on an NVIDIA card."""
+    """A four-bit weight on an NVIDIA card; gate and up lie by turns of eight rows in one that holds both."""
 
     def __init__(self, weight: FourBit, dtype: torch.dtype, bias: torch.Tensor | None = None) -> None:
         self.weight, self.dtype, self.bias = weight, dtype, bias
@@ -159,11 +172,17 @@ class Packed:
         """Bytes on the device."""
         return self.weight.words.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        return self.weight.outputs, self.weight.inputs
+
     def unpacked(self) -> torch.Tensor:
-        """The whole weight ``[outputs, inputs]``, in the model's type."""
+        """The whole weight ``[outputs, inputs]``, in the model's type, for x as it is."""
         dense = torch.empty(self.weight.outputs, self.weight.inputs, dtype=self.dtype, device=self._device)
         self._unpack(dense, 0, self.weight.outputs)
-        return dense
+        order = self.weight.order
+        return dense if order is None else dense.index_select(1, order.argsort())
 
     def variants(self, then: int) -> list[cuda.Source]:
         """What `cuda.prepare` is told of a product for every number of rows."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn import functional
 
 from trifocal import cuda
-from trifocal.engines.native.linear import Dense, Linear, Packed
+from trifocal.engines.native.linear import Dense, Linear
 from trifocal.engines.native.memory import Piece, Pool, Step
 from trifocal.engines.shape import Shape
 
-__all__ = ["Layer", "Model", "Plain"]
+__all__ = ["FEW", "Blocks", "Layer", "Model", "Plain"]
+
+FEW = 64  # rows: answers, and all that runs as a graph
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,14 +160,26 @@ class Plain:
         return torch.zeros(hidden.shape, dtype=self.pool.dtype, device=device).masked_fill_(hidden, -torch.inf)
 
 
+class Blocks(Protocol):
+    """All blocks of a model, computed in another way."""
+
+    nbytes: int
+
+    def forward(self, x: torch.Tensor, step: Step, operations: Plain) -> torch.Tensor:
+        """Hidden states ``[rows, hidden]`` of input rows ``[rows, hidden]``, which are overwritten."""
+        ...
+
+
 class Model:
     """All layers, the table of embeddings ``[vocabulary, hidden]``, the last norm and the head.
 
-    The table may be of a narrower type than the rest, and in the main memory where the rest is on a card.
+    The table may be of a narrower type than the rest, and in the main memory where the rest is on a card. ``prompts``
+    compute steps of more than `FEW` rows where they are there.
     """
 
     def __init__(self, layers: list[Layer], embedding: torch.Tensor, norm: torch.Tensor, head: Linear) -> None:
         self.layers, self.embedding, self.norm, self.head = layers, embedding, norm, head
+        self.prompts: Blocks | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -186,7 +201,8 @@ class Model:
         linears = [one for layer in self.layers for one in (layer.qkv, layer.output, layer.gate_up, layer.down)]
         tied = isinstance(self.head, Dense) and self.head.weight.data_ptr() == self.embedding.data_ptr()
         table = self.embedding.nbytes if self.embedding.device == self.device else 0
-        return sum(one.nbytes for one in linears) + table + (0 if tied else self.head.nbytes)
+        own = sum(one.nbytes for one in linears) + table + (0 if tied else self.head.nbytes)
+        return own + (self.prompts.nbytes if self.prompts else 0)
 
     def variants(self) -> list[cuda.Source]:
         """What has to be compiled for the products of every number of rows."""
@@ -194,13 +210,14 @@ class Model:
             variant
             for layer in self.layers[:1]
             for linear, then in ((layer.qkv, 0), (layer.output, 1), (layer.gate_up, 2), (layer.down, 1))
-            if isinstance(linear, Packed)
             for variant in linear.variants(then)
         ]
 
     def forward(self, x: torch.Tensor, step: Step, operations: Plain) -> torch.Tensor:
         """Hidden states ``[rows, hidden]`` of input rows ``[rows, hidden]``, which are overwritten."""
         operations.begin(step)
+        if self.prompts is not None and len(x) > FEW:
+            return self.prompts.forward(x, step, operations)
         for index, layer in enumerate(self.layers):
             seen = operations.attend(layer.qkv(operations.norm(x, layer.before_attention)), layer, index, step)
             x = layer.output(seen, onto=x)
