@@ -330,8 +330,6 @@ def test_where_it_looked_is_told_as_well_where_attention_knows_shapes_for_masks(
     tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a card, whose kernels take a shape that nobody can read: there this was an error."""
-    from torch.nn.attention.bias import causal_lower_right
-
     half, _ = language(KINDS["llama"], tokenizer)
     with closing(load(half, CPU)) as engine:
         told = engine.attention(PROMPTS[0], [7, 8, 9, 10])
@@ -339,7 +337,7 @@ def test_where_it_looked_is_told_as_well_where_attention_knows_shapes_for_masks(
 
         def as_on_a_card(self: Plain, *given: Any) -> None:
             made(self, *given)
-            self._lower_right = causal_lower_right
+            self._by_shape = True
 
         monkeypatch.setattr(Plain, "__init__", as_on_a_card)
         torch.testing.assert_close(engine.attention(PROMPTS[0], [7, 8, 9, 10]), told)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from trifocal import cuda
-from trifocal.engines.native.memory import BLOCK, Pool, Step
+from trifocal.engines.native.memory import BLOCK, Piece, Pool, Step
 from trifocal.engines.native.model import Layer, Plain
 from trifocal.engines.shape import Shape
 
@@ -92,6 +92,27 @@ class Kernels(Plain):
         for piece, seen in zip(step.pieces, pieces, strict=True):
             out[piece.first : piece.first + piece.rows] = seen
         return out
+
+    def _piece(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        piece: Piece,
+        mask: torch.Tensor | None,
+        index: int,
+    ) -> torch.Tensor:
+        """As `Plain` has it; what is causal without a window goes to flash attention itself, past torch's choosing."""
+        if piece.rows == 1 or mask is not None:
+            return super()._piece(queries, keys, values, piece, mask, index)
+        seen: torch.Tensor = torch.ops.aten._scaled_dot_product_flash_attention(
+            queries.transpose(0, 1)[None], keys, values, 0.0, True
+        )[0]
+        return seen[0].transpose(0, 1).flatten(1)
+
+    def _near(self, rows: int, columns: int) -> torch.Tensor | None:
+        """None: flash attention lets the last row see all, so that no mask tells what was there before."""
+        return None
 
     def _memory(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Keys, values and scales of a layer."""

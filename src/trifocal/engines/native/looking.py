@@ -43,7 +43,7 @@ class _Looking(Plain):
     def __init__(self, shape: Shape, pool: Pool, table: torch.Tensor, positions: int) -> None:
         super().__init__(shape, pool, table)
         self._positions = positions
-        self._lower_right = None  # a mask that can be read: scores are summed up here
+        self._by_shape = False  # a mask that can be read: scores are summed up here
         self.seen = torch.empty(0)  # [rows, positions]
 
     def _piece(

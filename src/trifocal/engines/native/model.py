@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,11 +37,7 @@ class Plain:
 
     def __init__(self, shape: Shape, pool: Pool, table: torch.Tensor) -> None:
         self.shape, self.pool, self.table = shape, pool, table
-        self._lower_right: Callable[[int, int], torch.Tensor] | None = None
-        if pool.keys.device.type == "cuda":  # brings torch's compiler along: almost a second no CPU has to wait for
-            from torch.nn.attention.bias import causal_lower_right
-
-            self._lower_right = causal_lower_right
+        self._by_shape = pool.keys.device.type == "cuda"  # whether attention knows some masks by their shape alone
 
     def begin(self, step: Step) -> None:
         """Called once a step, before the first layer."""
@@ -149,8 +144,8 @@ class Plain:
         if near and (piece.rows == 1 or not piece.start):
             return None
         device = self.pool.keys.device
-        if near and self._lower_right:  # a shape that attention kernels know without reading a mask
-            return self._lower_right(piece.rows, piece.start + piece.rows - piece.begins)
+        if near and self._by_shape:
+            return self._near(piece.rows, piece.start + piece.rows - piece.begins)
         rows = torch.arange(piece.start, piece.start + piece.rows, device=device)[:, None]
         columns = torch.arange(piece.begins, piece.start + piece.rows, device=device)
         hidden = columns > rows
@@ -158,6 +153,12 @@ class Plain:
             hidden |= columns <= rows - window
         # as attention wants it: of who sees whom it would make this anew in every layer
         return torch.zeros(hidden.shape, dtype=self.pool.dtype, device=device).masked_fill_(hidden, -torch.inf)
+
+    def _near(self, rows: int, columns: int) -> torch.Tensor | None:
+        """The mask of ``rows``, of which the last sees all of ``columns``, that attention kernels need not read."""
+        from torch.nn.attention.bias import causal_lower_right  # brings torch's compiler along: almost a second
+
+        return causal_lower_right(rows, columns)
 
 
 class Blocks(Protocol):
