@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_packing import dense, layer
@@ -15,8 +18,10 @@ from trifocal.engines.native.eight import Eight
 from trifocal.engines.native.eight import Prompts as InEight
 from trifocal.engines.native.eight import supported as in_eight_bits
 from trifocal.engines.native.kernels import Kernels
+from trifocal.engines.native.graphs import SIZES, fill
+from trifocal.engines.native.kernels import Kernels, Places
 from trifocal.engines.native.linear import Dense, Packed
-from trifocal.engines.native.memory import BLOCK, Pool
+from trifocal.engines.native.memory import BLOCK, Pool, Step
 from trifocal.engines.native.model import Layer, Model, Plain
 from trifocal.engines.native.packing import packed
 from trifocal.engines.native.runner import NativeRunner
@@ -240,6 +245,104 @@ def test_the_kernel_keeps_the_bytes_that_are_told() -> None:
     assert torch.equal(one[1], two[1])  # values come as they are: nothing turns them
     assert int((one[0] - two[0]).abs().max()) <= 2
     assert float((one[0] != two[0]).float().mean()) < 0.1  # the kernel turns without rounding in between
+
+
+class Rows:
+    """Rows of several sequences in one step of `Kernels`, as a graph is told of them."""
+
+    def __init__(self, shape: Shape, runs: Sequence[tuple[int, int]], dtype: torch.dtype, *, in_bytes: bool) -> None:
+        torch.manual_seed(0)
+        self.shape, self.per_key, self.count = shape, shape.heads // shape.kv_heads, sum(count for _, count in runs)
+        self.pool = Pool(shape, 208, dtype, CARD, in_bytes=in_bytes)
+        earlier = [torch.randn_like(self.pool.keys[0], dtype=dtype) for _ in range(2)]
+        self.pool.write(0, torch.arange(208 * BLOCK, device=CARD), earlier[0], earlier[1])
+        self.operations = Kernels(shape, self.pool, rotary_table(shape, CONTEXT).to(CARD), rows=64)
+        order = torch.randperm(208).tolist()
+        columns = CONTEXT // BLOCK
+        self.parts: list[Any] = [
+            Part(start, count, (0,) * count, [order.pop() for _ in range(columns)]) for start, count in runs
+        ]
+        size = next(size for size in SIZES if size >= self.count)
+        numbers = np.zeros(6 * 64 + 64 * columns, dtype=np.int32)
+        fill(numbers, columns, self.parts, size, together=self.operations.runs(size))
+        told = torch.from_numpy(numbers).to(CARD)
+        sections, tables = told[: 6 * 64].view(6, 64), told[6 * 64 :].view(64, columns)[:size]
+        listed = sections[-1].view(-1, 4) if self.operations.runs(size) else None
+        self.together = 0 if listed is None else int((listed[:, 1] > 0).sum())
+        _, positions, slots, lengths, known, _ = sections[:, :size]
+        self.places = Places(positions, slots, lengths, known, tables, listed)
+        heads = shape.heads + 2 * shape.kv_heads
+        self.qkv = torch.randn(size, heads * shape.dim, device=CARD).to(dtype)
+
+    def attend(self) -> torch.Tensor:
+        """What the rows see."""
+        none = torch.zeros(0, dtype=torch.long, device=CARD)
+        layer: Any = SimpleNamespace(q_norm=None, k_norm=None)
+        self.operations.use(self.places)
+        self.turned = self.qkv.clone()
+        return self.operations.attend(self.turned, layer, 0, Step(none, none, none, (), none))
+
+    def exact(self) -> torch.Tensor:
+        """The same of float64, from the turned queries and the pool as `attend` left them."""
+        shape, at, told = self.shape, 0, []
+        queries = self.turned[:, : shape.heads * shape.dim].double().view(-1, shape.kv_heads, self.per_key, shape.dim)
+        for part in self.parts:
+            blocks = torch.tensor(part.blocks, device=CARD)
+            for length in range(part.start + 1, part.start + part.count + 1):
+                seen = torch.arange(max(0, length - shape.window) if shape.window else 0, length, device=CARD)
+                slots = blocks[seen // BLOCK] * BLOCK + seen % BLOCK
+                keys, values = self.pool.keys[0][slots].double(), self.pool.values[0][slots].double()
+                if self.pool.scales is not None:
+                    scales = self.pool.scales[0][slots].double()
+                    keys, values = keys * scales[..., :1], values * scales[..., 1:]
+                products = torch.einsum("khd,nkd->khn", queries[at], keys) * shape.dim**-0.5
+                told.append(torch.einsum("khn,nkd->khd", products.softmax(-1), values).flatten())
+                at += 1
+        return torch.stack(told)
+
+
+RUNS = [
+    [(0, 16)],
+    [(300, 8), (20, 8)],
+    [(257, 20)],
+    [(10, 1), (399, 1), (55, 1), (330, 40)],  # behind single rows
+    [(100, 33), (3, 2), (200, 9), (0, 12), (77, 1)],
+    [(311, 64)],
+    [(15, 8)] * 8,
+]
+HEADS = [(2, 2, 128, 0), (4, 1, 128, 0), (7, 1, 64, 0), (6, 2, 96, 0), (2, 2, 80, 0), (2, 2, 128, 50), (8, 2, 64, 100)]
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize(("heads", "kv_heads", "dim", "window"), [*HEADS, (2, 1, 256, 0)])
+@pytest.mark.parametrize("in_bytes", [False, True])
+def test_rows_of_every_kind_see_what_they_see_in_float64(
+    heads: int, kv_heads: int, dim: int, window: int, in_bytes: bool, dtype: torch.dtype
+) -> None:
+    """Weights are rounded to the model's type before they meet the values: 2e-3 of bfloat16, 3e-4 of float16."""
+    shape = Shape(1, 512, heads, kv_heads, dim, 1024, 1e-5, window, CONTEXT, False, ROPE | {"rotated": dim})
+    for runs in RUNS:
+        rows = Rows(shape, runs, dtype, in_bytes=in_bytes)
+        assert rows.together == (0 if in_bytes or dim == 256 else sum(count >= 8 for _, count in runs))
+        found = rows.attend()
+        assert distance(found[: rows.count], rows.exact()) < BOUNDS[dtype]
+        assert not found[rows.count :].any()
+
+
+def test_rows_see_the_same_in_a_graph_and_at_every_call() -> None:
+    shape = Shape(1, 512, 4, 2, 128, 1024, 1e-5, 0, CONTEXT, False, ROPE | {"rotated": 128})
+    for runs in RUNS:
+        rows = Rows(shape, runs, torch.bfloat16, in_bytes=False)
+        first = rows.attend().clone()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = rows.attend()
+        for _ in range(20):
+            captured.zero_()
+            graph.replay()
+            assert torch.equal(captured, first)
+            assert torch.equal(rows.attend(), first)
 
 
 @pytest.mark.parametrize("graphs", [False, True])

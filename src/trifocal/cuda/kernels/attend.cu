@@ -44,6 +44,10 @@ extern "C" __global__ void __launch_bounds__(128) attend(
   const bool live_lane = lane * 8 < DIM;
   const int length = lengths[row], first = window > 0 && length > window ? length - window : 0, count = length - first;
   const int chunk = max(64, ((count + splits - 1) / splits + 15) / 16 * 16), used = (count + chunk - 1) / chunk;
+  if (length < 0) {  // it is one of a run: see runs.cu
+    if (split + kv + row == 0) wait_for_previous();  // one block is enough for whoever waits for us
+    return;
+  }
   if (count <= 0) {
     wait_for_previous();
     if (split == 0)

@@ -21,10 +21,6 @@
 #define HIGH (TALL * 32)
 #define STAGE (TALL * CHUNK)
 
-DEV void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32." KIND "." KIND ".f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 struct Weights { uint4 levels[2 * TILES]; u32 scales[GROUPS][2 * TILES]; };
 struct Values { uint4 v[BATCHES][4]; };
 

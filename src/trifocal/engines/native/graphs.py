@@ -5,25 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from trifocal.engines.native.kernels import Kernels, Places
+from trifocal.engines.native.kernels import LEAST, Kernels, Places
 from trifocal.engines.native.memory import BLOCK, Step
 from trifocal.engines.native.model import Model
 from trifocal.engines.sampler import put
 from trifocal.engines.scheduler import Run
 
-__all__ = ["SIZES", "Graphs"]
+__all__ = ["SIZES", "Graphs", "fill"]
 
-_SECTIONS = 5  # ids, and the numbers of `Places`
+_SECTIONS = 6  # ids, and the numbers of `Places`
 SIZES = (1, 2, 4, 8, 16, 24, 32, 40, 48, 64)  # rows
 
 
 class Graphs:
     """A model's step for each of `SIZES`, captured when it is first needed, or before, while nobody asks (`prepare`).
 
-    Every row stands for itself, with the blocks of its sequence: single positions of many answers, the neighbouring
-    ones of a short prompt, or both. Rows that fill up to the next size write nothing.
+    Every row has its place, with the blocks of its sequence: single positions of many answers, the neighbouring ones
+    of a short prompt, which attend together, or both. Rows that fill up to the next size write nothing.
     """
 
     def __init__(self, model: Model, operations: Kernels, columns: int) -> None:
@@ -85,28 +86,16 @@ class Graphs:
         self._device[:used].copy_(self._hosts[0][:used], non_blocking=True)
 
     def _fill(self, runs: Sequence[Run[Any]], size: int, *, known: bool = True) -> None:
-        """Writes where each row stands: ids, positions, slots, lengths, known, tables, one section behind the other."""
         self._hosts.reverse()
-        most, columns, numbers = SIZES[-1], self._columns, self._hosts[0].numpy()
-        sections = numbers[: _SECTIONS * most].reshape(_SECTIONS, most)
-        sections[:, :size] = ((0,), (0,), (-1,), (0,), (0,))
-        tables = numbers[_SECTIONS * most :].reshape(most, columns)
-        at = 0
-        for run in runs:
-            blocks, ids = run.blocks[:columns], run.ids if known else None
-            for offset in range(run.count):
-                place = run.start + offset
-                slot = blocks[place // BLOCK] * BLOCK + place % BLOCK
-                sections[:, at] = (ids[offset] if ids else 0, place, slot, place + 1, run.start)
-                tables[at, : len(blocks)] = blocks
-                at += 1
+        fill(self._hosts[0].numpy(), self._columns, runs, size, together=self._operations.runs(size), known=known)
 
     def _capture(self, size: int) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         most = SIZES[-1]
         sections = self._device[: _SECTIONS * most].view(_SECTIONS, most)
         tables = self._device[_SECTIONS * most :].view(most, self._columns)[:size]
-        _, positions, slots, lengths, known = sections[:, :size]
-        self._operations.use(Places(positions, slots, lengths, known, tables))
+        _, positions, slots, lengths, known, _ = sections[:, :size]
+        runs = sections[-1].view(-1, 4) if self._operations.runs(size) else None
+        self._operations.use(Places(positions, slots, lengths, known, tables, runs))
 
         def run() -> torch.Tensor:
             hidden = self._model.forward(self._x[:size].clone(), self._step, self._operations)
@@ -120,3 +109,36 @@ class Graphs:
         self._memory = self._memory or graph.pool()
         self._graphs[size] = graph, logits
         return graph, logits
+
+
+def fill(
+    numbers: np.ndarray[Any, np.dtype[np.int32]],
+    columns: int,
+    runs: Sequence[Run[Any]],
+    size: int,
+    *,
+    together: int,
+    known: bool = True,
+) -> None:
+    """Writes where each row of a step of ``size`` stands, as `Places` has it, one section of 64 behind the other.
+
+    They are ids, positions, slots, lengths, known and runs, and then the tables ``[64, columns]``. As many runs as
+    ``together`` says attend so, if they are long enough. Without ``known`` the ids are 0: the device has them.
+    """
+    most = SIZES[-1]
+    sections = numbers[: _SECTIONS * most].reshape(_SECTIONS, most)
+    tables, listed = numbers[_SECTIONS * most :].reshape(most, columns), sections[-1].reshape(-1, 4)
+    sections[:-1, :size] = ((0,), (0,), (-1,), (0,), (0,))
+    listed[:] = 0
+    at = joined = 0
+    for run in runs:
+        blocks, ids = run.blocks[:columns], run.ids if known else None
+        joins = run.count >= LEAST and joined < together
+        if joins:
+            listed[joined, :3] = at, run.count, run.start
+            joined += 1
+        for place in range(run.start, run.start + run.count):
+            slot = blocks[place // BLOCK] * BLOCK + place % BLOCK
+            sections[:-1, at] = ids[place - run.start] if ids else 0, place, slot, -1 if joins else place + 1, run.start
+            tables[at, : len(blocks)] = blocks
+            at += 1

@@ -11,10 +11,16 @@ from trifocal.engines.native.memory import BLOCK, Piece, Pool, Step
 from trifocal.engines.native.model import Layer, Plain
 from trifocal.engines.shape import Shape
 
-__all__ = ["Kernels", "Places"]
+__all__ = ["LEAST", "Kernels", "Places"]
+
+LEAST = 8  # neighbouring rows of one sequence that attend together
 
 _SPLITS = (4, 64)  # blocks that a row's attention is split over, at the least and at the most
 _BUSY = 4  # blocks a processor that keep the memory busy
+_WARPS, _STAGES, _BLOCKS = 4, 2, 2  # of the kernel for runs: warps a block, stages in flight, blocks a processor
+_STRETCHES = 16  # over which the positions of a run are split, at the most
+_DIMS = (64, 80, 96, 112, 128)  # of a head, for which there is room in registers
+_TOGETHER = 16  # rows of a step from which on the kernel for runs is worth its launch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,7 +28,9 @@ class Places:
     """Where rows stand, all int32: ``positions``, ``slots``, ``lengths`` and ``known`` ``[rows]``, and ``tables``.
 
     ``lengths`` is how many positions a row sees, of which ``known`` were there before the step; ``tables``
-    ``[rows, columns]`` says in which blocks. A row that only fills the batch has slot -1 and length 0.
+    ``[rows, columns]`` says in which blocks. A row that only fills the batch has slot -1 and length 0. ``runs``
+    ``[runs, 4]``, if there are any, are neighbouring rows of one sequence that attend together, whose lengths are -1:
+    the first of them, how many, and the first one's position; the list ends before the first run of no rows.
     """
 
     positions: torch.Tensor
@@ -30,6 +38,29 @@ class Places:
     lengths: torch.Tensor
     known: torch.Tensor
     tables: torch.Tensor
+    runs: torch.Tensor | None = None
+
+
+class _Runs:
+    """The kernel for runs of neighbouring rows, whose keys and values are read once for all of them."""
+
+    def __init__(self, shape: Shape, macros: cuda.Macros, device: torch.device) -> None:
+        self._shape, self._per_key = shape, shape.heads // shape.kv_heads
+        self._processors = torch.cuda.get_device_properties(device).multi_processor_count
+        stage = 2 * 16 * _WARPS * (2 * shape.dim + 16)
+        sized = (*macros, ("WARPS", _WARPS), ("STAGES", _STAGES))
+        self._kernel = cuda.compiled("runs", sized, "attend_runs", 32 * _WARPS, _STAGES * stage, device)
+
+    def floats(self, rows: int) -> int:
+        """How many the results of a step's stretches are."""
+        return rows * self._shape.heads * self._grid(rows)[0] * (self._shape.dim + 4)
+
+    def __call__(self, rows: int, *arguments: torch.Tensor | int | float | None) -> None:
+        self._kernel(self._grid(rows), *arguments)
+
+    def _grid(self, rows: int) -> tuple[int, int, int]:
+        tiles = -(-rows * self._per_key // 64) * self._shape.kv_heads  # of 64 queries
+        return max(1, min(_STRETCHES, -(-_BLOCKS * self._processors // tiles))), tiles, 1
 
 
 class Kernels(Plain):
@@ -45,10 +76,13 @@ class Kernels(Plain):
         per_key = shape.heads // shape.kv_heads
         attend = (*kept, ("DIM", shape.dim), ("HEADS", per_key), ("BLOCK", BLOCK))
         self._attend_kernel = cuda.compiled("attend", attend, "attend", 128, 0, device)
+        self._runs = _Runs(shape, attend, device) if pool.scales is None and shape.dim in _DIMS else None
         self._norm_kernel = cuda.compiled("small", self._macros, "rms_norm", 256, 0, device)
         self._rotate_kernel = cuda.compiled("small", kept, "rotate", 128, 0, device)
         most = max(self.splits(count) * count for count in range(1, rows + 1))
         parts = most * shape.kv_heads * per_key * (shape.dim + 2)
+        if self._runs is not None:
+            parts = max(parts, *(self._runs.floats(count) for count in range(1, rows + 1)))
         self._parts = torch.empty(parts, dtype=torch.float32, device=device)
         self._arrived = torch.zeros(rows * shape.kv_heads, dtype=torch.int32, device=device)
         self._places: Places | None = None
@@ -57,6 +91,10 @@ class Kernels(Plain):
         """Over how many blocks each row's attention is split."""
         low, high = _SPLITS
         return max(low, min(high, -(-_BUSY * self._processors // (self.shape.kv_heads * rows))))
+
+    def runs(self, rows: int) -> int:
+        """How many runs of at least `LEAST` neighbouring rows may attend together in a step of so many rows."""
+        return rows // LEAST if self._runs is not None and rows >= _TOGETHER else 0
 
     def use(self, places: Places) -> None:
         """Where the rows of the next step stand; its `Step` then needs no places of single rows."""
@@ -122,9 +160,11 @@ class Kernels(Plain):
     def _split(self, qkv: torch.Tensor, index: int, places: Places) -> torch.Tensor:
         shape, rows = self.shape, len(qkv)
         out = qkv.new_empty(rows, shape.heads * shape.dim)
-        self._attend_kernel(
-            (self.splits(rows), shape.kv_heads, rows),
-            *(qkv, *self._memory(index), places.tables, places.lengths, places.known, out, self._parts, self._arrived),
-            *(shape.kv_heads, places.tables.shape[1], shape.window, shape.dim**-0.5),
-        )
+        memory, (tables, columns) = self._memory(index), (places.tables, places.tables.shape[1])
+        room = out, self._parts, self._arrived, shape.kv_heads, columns, shape.window, shape.dim**-0.5
+        if places.runs is not None:
+            assert self._runs is not None, "`runs` says that there are none"
+            self._runs(rows, qkv, *memory, tables, places.runs, *room)
+        grid = self.splits(rows), shape.kv_heads, rows
+        self._attend_kernel(grid, qkv, *memory, tables, places.lengths, places.known, *room)
         return out

@@ -1,0 +1,66 @@
+"""What a captured step is told of its rows. The steps themselves need a card: `test_kernels.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trifocal.engines.native.graphs import SIZES, fill
+from trifocal.engines.native.kernels import LEAST
+
+COLUMNS, MOST = 8, SIZES[-1]
+
+
+@dataclass
+class Rows:
+    """As much of a run as is looked at."""
+
+    start: int
+    count: int
+    blocks: list[int]
+
+    @property
+    def ids(self) -> list[int]:
+        return [1000 + place for place in range(self.start, self.start + self.count)]
+
+
+def told(*runs: Any, size: int, together: int, known: bool = True) -> tuple[Any, Any, Any]:
+    """The sections, the runs and the tables, written over what a step before left."""
+    numbers = np.full(6 * MOST + MOST * COLUMNS, 77, dtype=np.int32)
+    fill(numbers, COLUMNS, runs, size, together=together, known=known)
+    sections = numbers[: 6 * MOST].reshape(6, MOST)
+    return sections[:-1, :size].tolist(), sections[-1].reshape(-1, 4), numbers[6 * MOST :].reshape(MOST, COLUMNS)
+
+
+def test_every_row_has_its_place() -> None:
+    rows, runs, tables = told(Rows(17, 1, [5, 3]), Rows(14, 3, [9, 2]), size=8, together=0)
+    ids, positions, slots, lengths, known = rows
+    assert ids == [1017, 1014, 1015, 1016, 0, 0, 0, 0]
+    assert positions == [17, 14, 15, 16, 0, 0, 0, 0]
+    assert slots == [3 * 16 + 1, 9 * 16 + 14, 9 * 16 + 15, 2 * 16, -1, -1, -1, -1]
+    assert lengths == [18, 15, 16, 17, 0, 0, 0, 0]
+    assert known == [17, 14, 14, 14, 0, 0, 0, 0]
+    assert not runs.any()
+    assert tables[:4, :2].tolist() == [[5, 3], [9, 2], [9, 2], [9, 2]]
+
+
+def test_neighbouring_rows_of_one_sequence_attend_together() -> None:
+    long, short = Rows(20, LEAST + 3, [1, 4, 6]), Rows(3, LEAST - 1, [7])
+    rows, runs, tables = told(Rows(2, 1, [8]), long, short, Rows(0, LEAST, [9]), size=32, together=4)
+    assert runs[:2].tolist() == [[1, LEAST + 3, 20, 0], [2 * LEAST + 3, LEAST, 0, 0]]
+    assert not runs[2:].any()
+    lengths = rows[3]
+    assert lengths == [3, *[-1] * (LEAST + 3), *range(4, LEAST + 3), *[-1] * LEAST, *[0] * (32 - 3 * LEAST - 3)]
+    assert tables[1, :3].tolist() == [1, 4, 6]
+
+
+def test_no_more_runs_attend_together_than_may() -> None:
+    rows, runs, _ = told(*(Rows(5, LEAST, [at]) for at in range(3)), size=24, together=2)
+    assert runs[:3, 1].tolist() == [LEAST, LEAST, 0]
+    assert rows[3][2 * LEAST :] == list(range(6, 6 + LEAST))
+
+
+def test_ids_that_only_the_device_knows_are_left_out() -> None:
+    assert told(Rows(2, 1, [8]), size=2, together=0, known=False)[0][0] == [0, 0]
