@@ -200,12 +200,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) attend_runs(
     for (int i = 0; i < stages; i++) {
       copies_wait();
       __syncthreads();
-      const int at = t.begin + i * KEYS + part;
-      const u32 k = ring + i % STAGES * (2 * HALF) + part * PITCH, v = k + HALF;
-      if (own < t.queries && at < t.end) {
-        if (t.queries > 32) take<4>(w, k, v, at, least, t.end, window, scale * LOG2E);
-        else if (t.queries > 16) take<2>(w, k, v, at, least, t.end, window, scale * LOG2E);
-        else take<1>(w, k, v, at, least, t.end, window, scale * LOG2E);
+      if (own < t.queries) {
+        const int at = t.begin + i * KEYS + part, until = min(t.end, at + KEYS / abreast);
+        const u32 k = ring + i % STAGES * (2 * HALF) + part * PITCH, v = k + HALF;
+        if (KEYS / abreast == 16) {
+          if (at < t.end) take<1>(w, k, v, at, least, t.end, window, scale * LOG2E);
+        } else {
+          for (int n = 0; at + n < until; n += 32) take<2>(w, k + n * PITCH, v + n * PITCH, at + n, least, t.end, window, scale * LOG2E);
+        }
       }
       __syncthreads();
       if (i + STAGES < stages) fetch(i + STAGES);
