@@ -18,12 +18,13 @@ import torch
 
 from trifocal.errors import EngineError
 
-__all__ = ["Kernel", "Macros", "Source", "compiled", "prepare", "supported"]
+__all__ = ["Kernel", "Macros", "Source", "compiled", "prepare", "shared_memory", "supported"]
 
 Macros = tuple[tuple[str, int | str], ...]
 Source = tuple[str, Macros]  # a file of kernels, and the macros with which it is compiled
 _LARGE = 48 << 10  # bytes of shared memory that a kernel has without asking
 _SHARED_LIMIT, _PROGRAMMATIC = 8, 6  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, CU_LAUNCH_ATTRIBUTE_...
+_SHARED = 81  # CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
 _ARGUMENTS = 16  # of a kernel, at the most
 
 
@@ -36,6 +37,14 @@ def supported(device: torch.device) -> bool:
     except OSError:
         return False
     return True
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that the blocks of a processor have together, with 1 KiB of each that CUDA keeps."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    told = ctypes.c_int()
+    _check(_driver().cuDeviceGetAttribute(ctypes.byref(told), _SHARED, index), "cuDeviceGetAttribute")
+    return told.value
 
 
 class Kernel:

@@ -29,8 +29,9 @@ class Rows:
 def told(*runs: Any, size: int, together: int, known: bool = True) -> tuple[Any, Any, Any]:
     """The sections, the runs and the tables, written over what a step before left."""
     numbers = np.full(6 * MOST + MOST * COLUMNS, 77, dtype=np.int32)
-    fill(numbers, COLUMNS, runs, size, together=together, known=known)
+    joined = fill(numbers, COLUMNS, runs, size, together=together, known=known)
     sections = numbers[: 6 * MOST].reshape(6, MOST)
+    assert joined is bool(sections[-1].any())
     return sections[:-1, :size].tolist(), sections[-1].reshape(-1, 4), numbers[6 * MOST :].reshape(MOST, COLUMNS)
 
 

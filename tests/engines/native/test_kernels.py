@@ -264,10 +264,10 @@ class Rows:
         ]
         size = next(size for size in SIZES if size >= self.count)
         numbers = np.zeros(6 * 64 + 64 * columns, dtype=np.int32)
-        fill(numbers, columns, self.parts, size, together=self.operations.runs(size))
+        joined = fill(numbers, columns, self.parts, size, together=self.operations.runs(size))
         told = torch.from_numpy(numbers).to(CARD)
         sections, tables = told[: 6 * 64].view(6, 64), told[6 * 64 :].view(64, columns)[:size]
-        listed = sections[-1].view(-1, 4) if self.operations.runs(size) else None
+        listed = sections[-1].view(-1, 4) if joined else None
         self.together = 0 if listed is None else int((listed[:, 1] > 0).sum())
         _, positions, slots, lengths, known, _ = sections[:, :size]
         self.places = Places(positions, slots, lengths, known, tables, listed)
@@ -319,20 +319,24 @@ HEADS = [(2, 2, 128, 0), (4, 1, 128, 0), (7, 1, 64, 0), (6, 2, 96, 0), (2, 2, 80
 def test_rows_of_every_kind_see_what_they_see_in_float64(
     heads: int, kv_heads: int, dim: int, window: int, in_bytes: bool, dtype: torch.dtype
 ) -> None:
-    """Weights are rounded to the model's type before they meet the values: 2e-3 of bfloat16, 3e-4 of float16."""
+    """Weights are rounded to the model's type before they meet the values: 2e-3 of bfloat16, 3e-4 of float16.
+
+    So are weights times the values' scales, where the pool has bytes, which are whole numbers of either type.
+    """
     shape = Shape(1, 512, heads, kv_heads, dim, 1024, 1e-5, window, CONTEXT, False, ROPE | {"rotated": dim})
     for runs in RUNS:
         rows = Rows(shape, runs, dtype, in_bytes=in_bytes)
-        assert rows.together == (0 if in_bytes or dim == 256 else sum(count >= 8 for _, count in runs))
+        assert rows.together == (0 if dim == 256 else sum(count >= 8 for _, count in runs))
         found = rows.attend()
         assert distance(found[: rows.count], rows.exact()) < BOUNDS[dtype]
         assert not found[rows.count :].any()
 
 
-def test_rows_see_the_same_in_a_graph_and_at_every_call() -> None:
+@pytest.mark.parametrize("in_bytes", [False, True])
+def test_rows_see_the_same_in_a_graph_and_at_every_call(in_bytes: bool) -> None:
     shape = Shape(1, 512, 4, 2, 128, 1024, 1e-5, 0, CONTEXT, False, ROPE | {"rotated": 128})
     for runs in RUNS:
-        rows = Rows(shape, runs, torch.bfloat16, in_bytes=False)
+        rows = Rows(shape, runs, torch.bfloat16, in_bytes=in_bytes)
         first = rows.attend().clone()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()

@@ -55,6 +55,18 @@ DEV uint4 load(const void* p) {  // values that another kernel wrote
   asm volatile("ld.global.v4.u32 {%0,%1,%2,%3},[%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
   return v;
 }
+DEV uint2 eight(const char* p) {
+  uint2 v;
+  asm volatile("ld.global.v2.u32 {%0,%1},[%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
+  return v;
+}
+// bytes as floats: 2^23 and a byte more than -128 in the low bits of the fraction, and that taken off
+DEV void spread(const uint2& v, float (&f)[8]) {
+  const u32 w[2] = {v.x ^ 0x80808080u, v.y ^ 0x80808080u};
+#pragma unroll
+  for (int i = 0; i < 8; i++) f[i] = __uint_as_float(__byte_perm(w[i / 4], 0x4b000000u, 0x7440 + i % 4)) - 8388736.f;
+}
+DEV uint4 eight(const u16* p) { return load(p); }
 DEV uint4 load_shared(u32 p) {
   uint4 v;
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3},[%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(p) : "memory");

@@ -2,6 +2,9 @@
 // runs [, 4]: first row, rows, the first row's position, 0; the list ends before the first run of no rows. Queries stand
 // in qkv; keys and values of one layer [slots, kv_heads, dim]; HEADS query heads share a key head.
 //   WARPS   warps a block, 4 or 8    STAGES  stages of 16 * WARPS positions in flight
+//   BYTES   1: keys and values are bytes, and each head of a position has two float16 scales [slots, kv_heads, 2]. They
+//           are copied as whole numbers of the model's type; products and weights are scaled. STAGES is 1: the next
+//           stage waits in registers
 // A block takes up to 64 queries (rows times HEADS, 16 an mma) of a run, a key head and a stretch of the positions.
 // Its warps share the queries, 16 each, and where there are more warps than that, the positions of each stage.
 // The stretches' results [queries, kv_heads, splits, dim + 4] are merged by the block that comes last.
@@ -11,16 +14,16 @@
 #define BLOCK 16
 #endif
 #ifndef WARPS
-#define WARPS 4
+#define WARPS 8
 #define STAGES 2
 #endif
 #define THREADS (WARPS * 32)
 #define KEYS (WARPS * 16)
-#ifndef RESIDENT
-#define RESIDENT (WARPS == 4 ? 3 : 1)  // blocks a processor
-#endif
+#define RESIDENT (8 / WARPS)  // blocks a processor
 #define PITCH (DIM * 2 + 16)  // bytes a position in shared memory; 8 of them meet in no bank
 #define HALF (KEYS * PITCH)
+#define SCALES (STAGES * 2 * HALF)  // where they stand in shared memory
+#define SHORTEST 128                // positions a stretch
 #define STEPS (DIM / 16)
 #define WIDTH (DIM + 4)  // floats a result: sums of values, greatest product, sum of weights
 #define NONE -1e30f
@@ -58,8 +61,9 @@ struct Queries {
 // a warp's part of a stage, 16 * GROUPS positions from ``at`` on, taken into the sums; all see those before ``least``,
 // and from ``end`` on they are another block's
 template <int GROUPS>
-DEV void take(Queries& w, u32 keys, u32 values, int at, int least, int end, int window, float scale) {
+DEV void take(Queries& w, u32 keys, u32 values, const u32* scales, int at, int least, int end, int window, float scale) {
   const int lane = threadIdx.x & 31;
+  const u32* const own = scales + (lane & 3) * 2;  // of the two positions in every 8 that this thread's products are of
   float s[GROUPS * 2][4] = {};
 #pragma unroll
   for (int n = 0; n < GROUPS * 2; n++) {
@@ -71,6 +75,12 @@ DEV void take(Queries& w, u32 keys, u32 values, int at, int least, int end, int 
       if (k + 1 < STEPS) mma(s[n], w.q[k + 1 < STEPS ? k + 1 : k], b[2], b[3]);
     }
   }
+#if BYTES
+#pragma unroll
+  for (int n = 0; n < GROUPS * 2; n++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) s[n][i] *= half_wide(own[n * 8 + (i & 1)]);
+#endif
   if (at + GROUPS * 16 > least || window > 0) {  // somebody does not see all of them
 #pragma unroll
     for (int n = 0; n < GROUPS * 2; n++)
@@ -94,7 +104,11 @@ DEV void take(Queries& w, u32 keys, u32 values, int at, int least, int end, int 
     for (int n = 0; n < GROUPS * 2; n++) {
       const float a = power(s[n][half * 2] * scale - off), b = power(s[n][half * 2 + 1] * scale - off);
       sum += a + b;
+#if BYTES
+      weights[n][half] = pair(a * half_wide(own[n * 8] >> 16), b * half_wide(own[n * 8 + 1] >> 16));
+#else
       weights[n][half] = pair(a, b);
+#endif
     }
     w.sum[half] = w.sum[half] * less + sum;
 #pragma unroll
@@ -127,7 +141,6 @@ DEV void store(const Queries& w, float* results, float scale) {
 }
 DEV void add(float4& to, float weight, const float4& v) { to.x += weight * v.x, to.y += weight * v.y, to.z += weight * v.z, to.w += weight * v.w; }
 
-
 // up to 64 queries of a run, and this block's stretch of the positions that they see
 struct Tile {
   int first, start, from, queries;  // the run's first row and its position; queries of the run before the tile's
@@ -140,19 +153,24 @@ DEV Tile tile_of(const int* run, int number, int split, int splits, int window) 
   if (t.queries <= 0) return t;
   const int low = t.start + 1 + t.row(0), high = t.start + 1 + t.row(t.queries - 1);
   const int begins = (window > 0 && low > window ? low - window : 0) / BLOCK * BLOCK, count = high - begins;
-  const int chunk = max(64, ((count + splits - 1) / splits + 15) / 16 * 16);
+  const int chunk = max(SHORTEST, ((count + splits - 1) / splits + 15) / 16 * 16);
   t.used = (count + chunk - 1) / chunk;
   t.begin = begins + split * chunk, t.end = split < t.used ? min(high, t.begin + chunk) : t.begin;
   return t;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) attend_runs(
-    const u16* qkv, const u16* keys, const u16* values, const u32*, const int* tables, const int* runs, u16* out,
-    float* parts, int* arrived, int kv_heads, int columns, int window, float scale) {
-  extern __shared__ __align__(128) char memory[];  // [STAGES, 2, KEYS, PITCH]; then [WARPS * 16, WIDTH]; then weights
+#if BYTES
+    const u16* qkv, const char* keys, const char* values, const u32* scales, const int* tables,
+#else
+    const u16* qkv, const u16* keys, const u16* values, const u32*, const int* tables,
+#endif
+    const int* runs, u16* out, float* parts, int* arrived, int kv_heads, int columns, int window, float scale) {
+  extern __shared__ __align__(128) char memory[];  // [STAGES, 2, KEYS, PITCH], scales; then [WARPS * 16, WIDTH]; then weights
   __shared__ int last;
   const u32 ring = (u32)__cvta_generic_to_shared(memory);
   float* const results = (float*)memory;
+  u32* const held = (u32*)(memory + SCALES);
   const int split = blockIdx.x, splits = gridDim.x, kv = blockIdx.y % kv_heads, number = blockIdx.y / kv_heads;
   const int all = kv_heads * HEADS, thread = threadIdx.x, warp = thread >> 5, lane = thread & 31;
   let_next_start();
@@ -163,17 +181,44 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) attend_runs(
     if (t.begin == t.end) continue;
     const int* table = tables + (u64)t.first * columns;
     const int stages = (t.end - t.begin + KEYS - 1) / KEYS;
+    auto slot = [&](int at) { return (u64)table[at / BLOCK] * BLOCK + at % BLOCK; };
+#if BYTES
+    uint2 k[DIM / 16], v[DIM / 16];
+    u32 both = 0;
+    auto fetch = [&](int stage) {  // behind the end the last position again
+      const int from = t.begin + stage * KEYS, end = t.end - 1;
+#pragma unroll
+      for (int u = 0; u < DIM / 16; u++) {
+        const int i = thread + u * THREADS;
+        const u64 at = (slot(min(from + i / (DIM / 8), end)) * kv_heads + kv) * DIM + i % (DIM / 8) * 8;
+        k[u] = eight(keys + at), v[u] = eight(values + at);
+      }
+      if (thread < KEYS) both = load_word(scales + slot(min(from + thread, end)) * kv_heads + kv);
+    };
+    auto land = [&]() {
+#pragma unroll
+      for (int u = 0; u < DIM / 16; u++) {
+        const int i = thread + u * THREADS;
+        char* to = memory + i / (DIM / 8) * PITCH + i % (DIM / 8) * 16;
+        float f[8];
+        spread(k[u], f), *(uint4*)to = gather8(f);
+        spread(v[u], f), *(uint4*)(to + HALF) = gather8(f);
+      }
+      if (thread < KEYS) held[thread] = both;
+    };
+#else
     auto fetch = [&](int stage) {
       const u32 to = ring + stage % STAGES * (2 * HALF);
 #pragma unroll 4
       for (int i = thread; i < KEYS * (DIM / 8); i += THREADS) {
         const int row = i / (DIM / 8), column = i % (DIM / 8), p = t.begin + stage * KEYS + row, at = min(p, t.end - 1);
-        const u64 from = (((u64)table[at / BLOCK] * BLOCK + at % BLOCK) * kv_heads + kv) * DIM + column * 8;
+        const u64 from = (slot(at) * kv_heads + kv) * DIM + column * 8;
         const u32 bytes = p < t.end ? 16 : 0, place = to + row * PITCH + column * 16;
         copy16(place, keys + from, bytes);
         copy16(place + HALF, values + from, bytes);
       }
     };
+#endif
     for (int i = 0; i < STAGES; i++) {
       // what this step itself adds to the sequence stands there when the kernel before is done
       if (min(t.end, t.begin + (i + 1) * KEYS) > t.start) wait_for_previous();
@@ -198,20 +243,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) attend_runs(
     for (int d = 0; d < DIM / 8; d++) w.acc[d][0] = w.acc[d][1] = w.acc[d][2] = w.acc[d][3] = 0.f;
     const int least = min(t.end, t.start + 1 + t.row(min(own, t.queries - 1)));
     for (int i = 0; i < stages; i++) {
+#if BYTES
+      land();
+      if (i + 1 < stages) fetch(i + 1);
+#else
       copies_wait();
+#endif
       __syncthreads();
       if (own < t.queries) {
         const int at = t.begin + i * KEYS + part, until = min(t.end, at + KEYS / abreast);
         const u32 k = ring + i % STAGES * (2 * HALF) + part * PITCH, v = k + HALF;
         if (KEYS / abreast == 16) {
-          if (at < t.end) take<1>(w, k, v, at, least, t.end, window, scale * LOG2E);
+          if (at < t.end) take<1>(w, k, v, held + part, at, least, t.end, window, scale * LOG2E);
         } else {
-          for (int n = 0; at + n < until; n += 32) take<2>(w, k + n * PITCH, v + n * PITCH, at + n, least, t.end, window, scale * LOG2E);
+          for (int n = 0; at + n < until; n += 32)
+            take<2>(w, k + n * PITCH, v + n * PITCH, held + part + n, at + n, least, t.end, window, scale * LOG2E);
         }
       }
       __syncthreads();
+#if !BYTES
       if (i + STAGES < stages) fetch(i + STAGES);
       copies_end();
+#endif
     }
     store(w, results, scale * LOG2E);
     __syncthreads();

@@ -24,7 +24,8 @@ class Graphs:
     """A model's step for each of `SIZES`, captured when it is first needed, or before, while nobody asks (`prepare`).
 
     Every row has its place, with the blocks of its sequence: single positions of many answers, the neighbouring ones
-    of a short prompt, which attend together, or both. Rows that fill up to the next size write nothing.
+    of a short prompt, or both. Sizes in which neighbouring ones may attend together have two steps, with what that
+    takes and without it. Rows that fill up to the next size write nothing.
     """
 
     def __init__(self, model: Model, operations: Kernels, columns: int) -> None:
@@ -34,7 +35,8 @@ class Graphs:
         self._hosts = [torch.zeros(_SECTIONS * most + most * columns, dtype=torch.int32).pin_memory() for _ in range(2)]
         self._device = torch.zeros_like(self._hosts[0], device=device)
         self._x = torch.zeros(most, model.embedding.shape[1], dtype=model.dtype, device=device)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._kinds = [(size, joined) for size in SIZES for joined in (False, True)[: 1 + bool(operations.runs(size))]]
+        self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._memory: Any = None
         none = torch.zeros(0, dtype=torch.long, device=device)
         self._step = Step(none, none, none, (), none)
@@ -49,7 +51,7 @@ class Graphs:
         """
         count = sum(run.count for run in runs)
         size = next(size for size in SIZES if size >= count)
-        self._fill(runs, size, known=ids is None)
+        kind = size, self._fill(runs, size, known=ids is None)
         self._send(size)
         if ids is not None:
             self._device[:count].copy_(ids)
@@ -57,7 +59,7 @@ class Graphs:
             torch.index_select(self._model.embedding, 0, self._device[:size], out=self._x[:size])
         else:
             self._x[:count].copy_(rows)
-        graph, logits = self._graphs.get(size) or self._capture(size)
+        graph, logits = self._graphs.get(kind) or self._capture(*kind)
         graph.replay()
         last: list[int] = []
         at = -1
@@ -71,13 +73,13 @@ class Graphs:
         return logits[put(last, logits.device)]
 
     def prepare(self) -> bool:
-        """Captures the next size that was not needed so far; False where there is none."""
-        size = next((size for size in SIZES if size not in self._graphs), None)
-        if size is None:
+        """Captures the next step that was not needed so far; False where there is none."""
+        kind = next((kind for kind in self._kinds if kind not in self._graphs), None)
+        if kind is None:
             return False
-        self._fill((), size)
-        self._send(size)
-        self._capture(size)
+        self._fill((), kind[0])
+        self._send(kind[0])
+        self._capture(*kind)
         return True
 
     def _send(self, size: int) -> None:
@@ -85,16 +87,17 @@ class Graphs:
         used = _SECTIONS * SIZES[-1] + size * self._columns
         self._device[:used].copy_(self._hosts[0][:used], non_blocking=True)
 
-    def _fill(self, runs: Sequence[Run[Any]], size: int, *, known: bool = True) -> None:
+    def _fill(self, runs: Sequence[Run[Any]], size: int, *, known: bool = True) -> bool:
         self._hosts.reverse()
-        fill(self._hosts[0].numpy(), self._columns, runs, size, together=self._operations.runs(size), known=known)
+        together = self._operations.runs(size)
+        return fill(self._hosts[0].numpy(), self._columns, runs, size, together=together, known=known)
 
-    def _capture(self, size: int) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    def _capture(self, size: int, joined: bool) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         most = SIZES[-1]
         sections = self._device[: _SECTIONS * most].view(_SECTIONS, most)
         tables = self._device[_SECTIONS * most :].view(most, self._columns)[:size]
         _, positions, slots, lengths, known, _ = sections[:, :size]
-        runs = sections[-1].view(-1, 4) if self._operations.runs(size) else None
+        runs = sections[-1].view(-1, 4) if joined else None
         self._operations.use(Places(positions, slots, lengths, known, tables, runs))
 
         def run() -> torch.Tensor:
@@ -107,7 +110,7 @@ class Graphs:
         with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
             logits = run()
         self._memory = self._memory or graph.pool()
-        self._graphs[size] = graph, logits
+        self._graphs[size, joined] = graph, logits
         return graph, logits
 
 
@@ -119,11 +122,12 @@ def fill(
     *,
     together: int,
     known: bool = True,
-) -> None:
+) -> bool:
     """Writes where each row of a step of ``size`` stands, as `Places` has it, one section of 64 behind the other.
 
     They are ids, positions, slots, lengths, known and runs, and then the tables ``[64, columns]``. As many runs as
-    ``together`` says attend so, if they are long enough. Without ``known`` the ids are 0: the device has them.
+    ``together`` says attend so, if they are long enough: whether any does is told. Without ``known`` the ids are 0: the
+    device has them.
     """
     most = SIZES[-1]
     sections = numbers[: _SECTIONS * most].reshape(_SECTIONS, most)
@@ -142,3 +146,4 @@ def fill(
             sections[:-1, at] = ids[place - run.start] if ids else 0, place, slot, -1 if joins else place + 1, run.start
             tables[at, : len(blocks)] = blocks
             at += 1
+    return joined > 0

@@ -11,14 +11,14 @@ from trifocal.engines.native.memory import BLOCK, Piece, Pool, Step
 from trifocal.engines.native.model import Layer, Plain
 from trifocal.engines.shape import Shape
 
-__all__ = ["LEAST", "Kernels", "Places"]
+__all__ = ["LEAST", "Kernels", "Places", "plan"]
 
 LEAST = 8  # neighbouring rows of one sequence that attend together
 
 _SPLITS = (4, 64)  # blocks that a row's attention is split over, at the least and at the most
 _BUSY = 4  # blocks a processor that keep the memory busy
-_WARPS, _STAGES, _BLOCKS = 4, 2, 2  # of the kernel for runs: warps a block, stages in flight, blocks a processor
-_STRETCHES = 16  # over which the positions of a run are split, at the most
+_STRETCHES = 8  # over which the positions of a run are split, at the most: the last block merges them alone
+_RESERVED = 1024  # bytes of shared memory a block that CUDA keeps
 _DIMS = (64, 80, 96, 112, 128)  # of a head, for which there is room in registers
 _TOGETHER = 16  # rows of a step from which on the kernel for runs is worth its launch
 
@@ -42,14 +42,19 @@ class Places:
 
 
 class _Runs:
-    """The kernel for runs of neighbouring rows, whose keys and values are read once for all of them."""
+    """The kernel for runs of neighbouring rows, whose keys and values are read once for all, and one for the ``rest``.
 
-    def __init__(self, shape: Shape, macros: cuda.Macros, device: torch.device) -> None:
+    Of the first, a block has eight warps where its processor has the shared memory for them, else four. All blocks run
+    at once: with one more wave of them it took half as long again.
+    """
+
+    def __init__(self, shape: Shape, macros: cuda.Macros, device: torch.device, *, in_bytes: bool) -> None:
         self._shape, self._per_key = shape, shape.heads // shape.kv_heads
-        self._processors = torch.cuda.get_device_properties(device).multi_processor_count
-        stage = 2 * 16 * _WARPS * (2 * shape.dim + 16)
-        sized = (*macros, ("WARPS", _WARPS), ("STAGES", _STAGES))
-        self._kernel = cuda.compiled("runs", sized, "attend_runs", 32 * _WARPS, _STAGES * stage, device)
+        warps, stages, shared, fit = plan(shape.dim, cuda.shared_memory(device), in_bytes=in_bytes)
+        self._at_once = fit * torch.cuda.get_device_properties(device).multi_processor_count
+        sized = (*macros, ("WARPS", warps), ("STAGES", stages))
+        self._kernel = cuda.compiled("runs", sized, "attend_runs", 32 * warps, shared, device)
+        self.rest = cuda.compiled("attend", (*macros, ("SEVERAL", 1)), "attend", 128, 0, device)
 
     def floats(self, rows: int) -> int:
         """How many the results of a step's stretches are."""
@@ -60,7 +65,20 @@ class _Runs:
 
     def _grid(self, rows: int) -> tuple[int, int, int]:
         tiles = -(-rows * self._per_key // 64) * self._shape.kv_heads  # of 64 queries
-        return max(1, min(_STRETCHES, -(-_BLOCKS * self._processors // tiles))), tiles, 1
+        return max(1, min(_STRETCHES, self._at_once // tiles)), tiles, 1
+
+
+def plan(dim: int, memory: int, *, in_bytes: bool) -> tuple[int, int, int, int]:
+    """How the kernel for runs fits a processor with so many bytes of shared memory.
+
+    Warps a block, stages of positions in its shared memory (of bytes, the next one waits in registers), the bytes of
+    it, and how many blocks a processor takes.
+    """
+    stages = 1 if in_bytes else 2
+    eight, four = (stages * 16 * warps * (2 * (2 * dim + 16) + 4 * in_bytes) for warps in (8, 4))
+    if eight + _RESERVED <= memory:
+        return 8, stages, eight, 1
+    return 4, stages, four, min(2, memory // (four + _RESERVED))
 
 
 class Kernels(Plain):
@@ -76,7 +94,8 @@ class Kernels(Plain):
         per_key = shape.heads // shape.kv_heads
         attend = (*kept, ("DIM", shape.dim), ("HEADS", per_key), ("BLOCK", BLOCK))
         self._attend_kernel = cuda.compiled("attend", attend, "attend", 128, 0, device)
-        self._runs = _Runs(shape, attend, device) if pool.scales is None and shape.dim in _DIMS else None
+        in_bytes = pool.scales is not None
+        self._runs = _Runs(shape, attend, device, in_bytes=in_bytes) if shape.dim in _DIMS else None
         self._norm_kernel = cuda.compiled("small", self._macros, "rms_norm", 256, 0, device)
         self._rotate_kernel = cuda.compiled("small", kept, "rotate", 128, 0, device)
         most = max(self.splits(count) * count for count in range(1, rows + 1))
@@ -162,9 +181,14 @@ class Kernels(Plain):
         out = qkv.new_empty(rows, shape.heads * shape.dim)
         memory, (tables, columns) = self._memory(index), (places.tables, places.tables.shape[1])
         room = out, self._parts, self._arrived, shape.kv_heads, columns, shape.window, shape.dim**-0.5
+        splits, kernel, deep = self.splits(rows), self._attend_kernel, rows
         if places.runs is not None:
             assert self._runs is not None, "`runs` says that there are none"
             self._runs(rows, qkv, *memory, tables, places.runs, *room)
-        grid = self.splits(rows), shape.kv_heads, rows
-        self._attend_kernel(grid, qkv, *memory, tables, places.lengths, places.known, *room)
+            kernel, deep = self._runs.rest, self._deep(rows)
+        kernel((splits, shape.kv_heads, deep), qkv, *memory, tables, places.lengths, places.known, *room, rows)
         return out
+
+    def _deep(self, rows: int) -> int:
+        """How many rows are attended at once where most of them are of runs: as keep the card busy."""
+        return max(1, min(rows, 2 * _BUSY * self._processors // (self.splits(rows) * self.shape.kv_heads)))
