@@ -1,4 +1,4 @@
-"""What a captured step is told of its rows. The steps themselves need a card: `test_kernels.py`."""
+"""What a captured step is told of its rows, and how blocks fit. The steps themselves need a card: `test_kernels.py`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 
 from trifocal.engines.native.graphs import SIZES, fill
-from trifocal.engines.native.kernels import LEAST
+from trifocal.engines.native.kernels import LEAST, plan
 
 COLUMNS, MOST = 8, SIZES[-1]
 
@@ -61,6 +62,18 @@ def test_no_more_runs_attend_together_than_may() -> None:
     rows, runs, _ = told(*(Rows(5, LEAST, [at]) for at in range(3)), size=24, together=2)
     assert runs[:3, 1].tolist() == [LEAST, LEAST, 0]
     assert rows[3][2 * LEAST :] == list(range(6, 6 + LEAST))
+
+
+@pytest.mark.parametrize("dim", [64, 80, 96, 112, 128])
+@pytest.mark.parametrize("in_bytes", [False, True])
+def test_blocks_for_runs_fit_every_card(dim: int, in_bytes: bool) -> None:
+    for memory in (100 << 10, 164 << 10, 228 << 10):  # a processor's of sm_86, sm_89 and sm_120; of sm_80; of sm_90
+        warps, stages, shared, fit = plan(dim, memory, in_bytes=in_bytes)
+        assert 1 <= fit <= 2
+        assert fit * (shared + 1024) <= memory
+        assert shared >= stages * 2 * 16 * warps * (2 * dim + 16)  # keys and values of a stage
+        assert shared >= 16 * warps * (dim + 4) * 4  # then the warps' results
+        assert warps == (4 if memory == 100 << 10 and dim > 80 and not in_bytes else 8)
 
 
 def test_ids_that_only_the_device_knows_are_left_out() -> None:

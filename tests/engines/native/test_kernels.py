@@ -17,7 +17,6 @@ from trifocal import cuda
 from trifocal.engines.native.eight import Eight
 from trifocal.engines.native.eight import Prompts as InEight
 from trifocal.engines.native.eight import supported as in_eight_bits
-from trifocal.engines.native.kernels import Kernels
 from trifocal.engines.native.graphs import SIZES, fill
 from trifocal.engines.native.kernels import Kernels, Places
 from trifocal.engines.native.linear import Dense, Packed
@@ -383,4 +382,8 @@ STEPS: list[Any] = [
     [part(0, 240, 241)],
     [part(1, 72, 75), part(2, 91, 120), part(0, 241, 242)],
     [part(0, 242, 300), part(1, 75, 76)],
+    # as many rows, with a run that attends together and without one, by turns
+    [part(1, 76, 92)],
+    [part(1, 92, 99), part(2, 120, 127)],
+    [part(1, 99, 115)],
 ]

@@ -69,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(128) attend(
           k[u] = eight(keys + from);
           v[u] = eight(values + from);
 #if BYTES
-          asm volatile("ld.global.u32 %0,[%1];" : "=r"(both[u]) : "l"(scales + slot * kv_heads + kv) : "memory");
+          both[u] = load_word(scales + slot * kv_heads + kv);
 #endif
         }
       }

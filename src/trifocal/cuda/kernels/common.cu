@@ -55,6 +55,11 @@ DEV uint4 load(const void* p) {  // values that another kernel wrote
   asm volatile("ld.global.v4.u32 {%0,%1,%2,%3},[%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
   return v;
 }
+DEV u32 load_word(const void* p) {
+  u32 v;
+  asm volatile("ld.global.u32 %0,[%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
 DEV uint2 eight(const char* p) {
   uint2 v;
   asm volatile("ld.global.v2.u32 {%0,%1},[%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");

@@ -46,11 +46,6 @@ DEV float power(float x) {  // of two
   asm("ex2.approx.ftz.f32 %0,%1;" : "=f"(r) : "f"(x));
   return r;
 }
-DEV u32 load_word(const void* p) {  // values that another kernel wrote
-  u32 v;
-  asm volatile("ld.global.u32 %0,[%1];" : "=r"(v) : "l"(p) : "memory");
-  return v;
-}
 
 // 16 queries of a warp: thread ``4 g + t`` has rows g and g + 8 of every product, of its columns 2 t and 2 t + 1
 struct Queries {
