@@ -295,7 +295,8 @@ def test_trifocal_s_own_keys_choose_template_frame_and_fit(own: Path) -> None:
 
 def test_do_pad_of_the_processor_is_heard(own: Path) -> None:
     assert from_folder(own).preprocessing.fit == "crop"
-    assert from_folder(changed(own, "preprocessor_config.json", do_pad=True)).preprocessing.fit == "pad"
+    padding = {"do_pad": True, "image_processor_type": "LlavaImageProcessor"}
+    assert from_folder(changed(own, "preprocessor_config.json", **padding)).preprocessing.fit == "pad"
 
 
 def test_the_pad_colour_is_the_mean() -> None:

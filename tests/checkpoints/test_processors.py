@@ -91,6 +91,15 @@ def test_a_flag_is_followed(tmp_path: Path, drawn: Callable[..., Image], case: s
     assert torch.equal(ours, original.values(picture.pixels, full(plain)))
 
 
+@pytest.mark.parametrize(
+    ("named", "fit"), [("CLIPImageProcessor", "crop"), ("LlavaImageProcessor", "pad"), (None, "pad")]
+)
+def test_do_pad_is_heard_by_the_classes_that_pad(tmp_path: Path, named: str | None, fit: str) -> None:
+    assert read(tmp_path, full({"do_pad": True, "image_processor_type": named})).fit == fit
+    old = {"do_pad": True, "image_processor_type": None, "feature_extractor_type": "CLIPFeatureExtractor"}
+    assert read(tmp_path, full(old)).fit == "crop"
+
+
 @pytest.mark.parametrize("size", [{}, {"size": SIDE}, {"size": BOTH}, {"size": [SIDE, SIDE]}])
 def test_siglip_stretches_whatever_its_size_is_written_as(
     tmp_path: Path, drawn: Callable[..., Image], size: dict[str, Any]

@@ -127,6 +127,12 @@ def _size(file: Path, config: Mapping[str, Any], key: str) -> tuple[int, bool] |
     return sides[0], not isinstance(value, int) and len(sides) == 2
 
 
+def _pads(processor: Mapping[str, Any]) -> bool:
+    """Whether an image processor makes a picture square itself; CLIP's and SigLIP's don't hear the flag."""
+    named = str(processor.get("image_processor_type") or processor.get("feature_extractor_type") or "")
+    return bool(processor.get("do_pad")) and not named.startswith(("CLIP", "Siglip"))
+
+
 def _fit(
     file: Path, tower: Tower, aspect: str | None, processor: Mapping[str, Any], layout: Layout, square: Fit
 ) -> Fit:
@@ -138,7 +144,7 @@ def _fit(
             f"the checkpoint's config.json: image_aspect_ratio {aspect!r} is not supported; known: square, pad, "
             "anyres, anyres_max_9"
         )
-    if aspect == "pad" or (aspect is None and bool(processor.get("do_pad"))):
+    if aspect == "pad" or (aspect is None and _pads(processor)):
         return "pad"
     if square == "pad":
         raise CheckpointError(

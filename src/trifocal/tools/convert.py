@@ -321,7 +321,8 @@ def _preprocessor(preprocessing: Preprocessing) -> dict[str, Any]:
     square = {"height": preprocessing.size, "width": preprocessing.size}
     resized = preprocessing.resized or preprocessing.size
     shapes: dict[str, Any] = {
-        "image_processor_type": "CLIPImageProcessor",
+        # CLIP's own does not hear do_pad
+        "image_processor_type": "LlavaImageProcessor" if preprocessing.fit == "pad" else "CLIPImageProcessor",
         "size": {"shortest_edge": resized},
         "do_center_crop": True,
         "crop_size": square,
