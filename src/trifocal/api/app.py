@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -95,7 +96,10 @@ def _documented(route: BaseRoute) -> BaseRoute:
     """The route with every status: pydantic reads the model of each anew, and no server that starts waits for that."""
     if not isinstance(route, APIRoute):
         return route
-    return _strict(route, {status: {"model": error_model(route.path)} for status in _STATUSES})
+    # its words are told, or a route whose only answer is a refusal would call that one a success
+    words = {status: HTTPStatus(status).phrase for status in _STATUSES}
+    model = error_model(route.path)
+    return _strict(route, {status: {"model": model, "description": words[status]} for status in _STATUSES})
 
 
 def _strict(route: APIRoute, responses: dict[int | str, dict[str, Any]]) -> APIRoute:

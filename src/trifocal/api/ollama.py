@@ -257,14 +257,14 @@ async def pull(body: ModelRequest, server: Serving) -> Response:
     return Json(done) if body.stream is False else Response(dump(done) + "\n", media_type="application/x-ndjson")
 
 
-@router.post("/api/embed", summary="There are no embeddings")
+@router.post("/api/embed", summary="There are no embeddings", status_code=400)
 @needs()
 async def embed(server: Serving) -> Response:
     """Says that the served model makes none."""
     raise Refusal(400, "not_supported", f"{server.name} answers questions; it makes no embeddings")
 
 
-@router.post("/api/embeddings", summary="There are no embeddings")
+@router.post("/api/embeddings", summary="There are no embeddings", status_code=400)
 @needs()
 async def embeddings(server: Serving) -> Response:
     """Says that the served model makes none."""
@@ -284,7 +284,8 @@ for _path, _method in (
     ("/api/push", "POST"),
     ("/api/delete", "DELETE"),
 ):
-    router.add_api_route(_path, _managed, methods=[_method], summary="Models are managed on the command line")
+    words = "Models are managed on the command line"
+    router.add_api_route(_path, _managed, methods=[_method], summary=words, status_code=400)
 
 
 async def _reply(request: Request, server: Server, body: Shared, job: Job, shape: Shape) -> Response:

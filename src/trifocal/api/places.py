@@ -210,7 +210,7 @@ async def studio_model(name: str, server: Serving) -> Response:
     return Json(_studio(next((each for each in server.all if each.name == name), server), name))
 
 
-@router.post("/v1/embeddings", summary="There are no embeddings")
+@router.post("/v1/embeddings", summary="There are no embeddings", status_code=400)
 @needs()
 async def embeddings(server: Serving) -> Response:
     """Says that the served model makes none."""

@@ -145,7 +145,7 @@ async def respond(request: Request, body: ResponseRequest, server: Serving) -> R
     return Json(told.whole(text, step))
 
 
-@router.post("/v1/responses/compact", summary="Conversations are not compacted")
+@router.post("/v1/responses/compact", summary="Conversations are not compacted", status_code=400)
 @needs()
 async def compact() -> Response:
     """Says that there is no shorter form of a conversation that only this server could read."""
@@ -193,7 +193,7 @@ async def input_items(
     return Json({"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": more})
 
 
-@router.post("/v1/responses/{id}/cancel", summary="Answers are not given in the background")
+@router.post("/v1/responses/{id}/cancel", summary="Answers are not given in the background", status_code=400)
 @needs()
 async def cancel(request: Request, id: str, server: Serving) -> Response:
     """Says that a response that is kept is done: none is given in the background."""
