@@ -43,7 +43,7 @@ POINTS = {
     "looks": "trifocal.vision.llava:LlavaVision.looks",
     "squares": "trifocal.vision.llava:LlavaVision._squares",
     "tower": "trifocal.vision.towers:VisionTransformer.forward",
-    "tower's block": "trifocal.vision.towers:_Block.forward",
+    "tower's block": "trifocal.vision.towers:Block.forward",
     "rows of a picture": "trifocal.vision.llava:_way",
     "cache of pictures, read": "trifocal.vision.gallery:Gallery._ask",
     "cache of pictures, turn": "trifocal.vision.gallery:Gallery._next",
