@@ -11,16 +11,46 @@
 #ifndef SEVERAL
 #define SEVERAL 0
 #endif
-#define LANES (DIM <= 64 ? 8 : DIM <= 128 ? 16 : 32)  // threads a position, 8 values each
+#if BYTES && DIM % 16 == 0 && HEADS == 1
+#define EACH 16  // values of a position that a thread takes; with more heads a key head they would take too many registers
+#else
+#define EACH 8
+#endif
+#define LANES ((DIM <= 64 ? 64 : DIM <= 128 ? 128 : 256) / EACH)  // threads a position; the last may have nothing to do
 #define ABREAST (128 / LANES)
-#if BYTES
+#ifndef AHEAD
+#if BYTES && EACH == 8
 #define AHEAD 8
-typedef uint2 Eight;
 #else
 #define AHEAD 4
-typedef uint4 Eight;
 #endif
-extern "C" __global__ void __launch_bounds__(128) attend(
+#endif
+#if EACH == 16
+typedef uint4 Taken;
+#define TAKE load
+#ifndef BOUNDS
+#define BOUNDS 128, 5  // blocks a processor, or one with SEVERAL takes more registers
+#endif
+DEV void spread(const Taken& v, float (&f)[16]) {
+  const uint2 both[2] = {make_uint2(v.x, v.y), make_uint2(v.z, v.w)};
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    float half[8];
+    spread(both[i], half);
+#pragma unroll
+    for (int j = 0; j < 8; j++) f[i * 8 + j] = half[j];
+  }
+}
+#else
+#if BYTES
+typedef uint2 Taken;
+#else
+typedef uint4 Taken;
+#endif
+#define TAKE eight
+#define BOUNDS 128
+#endif
+extern "C" __global__ void __launch_bounds__(BOUNDS) attend(
 #if BYTES
     const u16* qkv, const char* keys, const char* values, const u32* scales, const int* tables,
 #else
@@ -33,7 +63,7 @@ extern "C" __global__ void __launch_bounds__(128) attend(
   let_next_start();
   const int split = blockIdx.x, splits = gridDim.x, kv = blockIdx.y, all = kv_heads * HEADS;
   const int sub = threadIdx.x / LANES, lane = threadIdx.x % LANES;
-  const bool live_lane = lane * 8 < DIM;
+  const bool live_lane = lane * EACH < DIM;
   int row = blockIdx.z;
   do {
     if (SEVERAL && row != blockIdx.z) __syncthreads();  // shared memory is free again
@@ -56,82 +86,103 @@ extern "C" __global__ void __launch_bounds__(128) attend(
     const int begin = first + split * chunk, end = min(length, begin + chunk);
     const int* table = tables + (u64)row * columns;
     const int there = known[row];  // positions whose keys and values no kernel of this step writes
-    Eight k[AHEAD], v[AHEAD];
+    Taken k[AHEAD], v[AHEAD];
 #if BYTES
     u32 both[AHEAD];
 #endif
-    auto fetch = [&](int p, int low, int high) {
+    u32 slots[AHEAD];
+    auto fetch_keys = [&](int p, int low, int high) {
 #pragma unroll
       for (int u = 0; u < AHEAD; u++) {
         const int at = p + u * ABREAST;
         if (at >= low && at < high && live_lane) {
-          const u64 slot = (u64)table[at / BLOCK] * BLOCK + at % BLOCK, from = (slot * kv_heads + kv) * DIM + lane * 8;
-          k[u] = eight(keys + from);
-          v[u] = eight(values + from);
+          slots[u] = (u32)((table[at / BLOCK] * BLOCK + at % BLOCK) * kv_heads + kv);
+          k[u] = TAKE(keys + (u64)slots[u] * DIM + lane * EACH);
 #if BYTES
-          both[u] = load_word(scales + slot * kv_heads + kv);
+          both[u] = load_word(scales + slots[u]);
 #endif
         }
       }
     };
+    auto fetch_values = [&](int p, int low, int high) {
+#pragma unroll
+      for (int u = 0; u < AHEAD; u++) {
+        const int at = p + u * ABREAST;
+        if (at >= low && at < high && live_lane) v[u] = TAKE(values + (u64)slots[u] * DIM + lane * EACH);
+      }
+    };
 #pragma unroll
     for (int u = 0; u < AHEAD; u++) {
-      k[u] = v[u] = Eight();
+      k[u] = v[u] = Taken();
 #if BYTES
       both[u] = 0;
 #endif
     }
-    fetch(begin + sub, 0, min(end, there));
+    fetch_keys(begin + sub, 0, min(end, there));
+    fetch_values(begin + sub, 0, min(end, there));
     wait_for_previous();
-    fetch(begin + sub, there, end);
-    float q[HEADS][8], acc[HEADS][8], most[HEADS], sum[HEADS];
+    fetch_keys(begin + sub, there, end);
+    fetch_values(begin + sub, there, end);
+    float q[HEADS][EACH], acc[HEADS][EACH], most[HEADS], sum[HEADS];
 #pragma unroll
     for (int h = 0; h < HEADS; h++) {
-      uint4 v = make_uint4(0, 0, 0, 0);
-      if (live_lane) v = load(qkv + ((u64)row * (all + 2 * kv_heads) + kv * HEADS + h) * DIM + lane * 8);
-      spread(v, q[h]);
       most[h] = -1e30f, sum[h] = 0.f;
 #pragma unroll
-      for (int j = 0; j < 8; j++) q[h][j] *= scale * 1.44269504f, acc[h][j] = 0.f;
+      for (int i = 0; i < EACH; i += 8) {
+        float f[8];
+        uint4 some = make_uint4(0, 0, 0, 0);
+        if (live_lane) some = load(qkv + ((u64)row * (all + 2 * kv_heads) + kv * HEADS + h) * DIM + lane * EACH + i);
+        spread(some, f);
+#pragma unroll
+        for (int j = 0; j < 8; j++) q[h][i + j] = f[j] * (scale * 1.44269504f), acc[h][i + j] = 0.f;
+      }
     }
     for (int p = begin + sub; p - sub < end; p += ABREAST * AHEAD) {  // as often in all threads, which exchange values
-      if (p >= begin + ABREAST * AHEAD) fetch(p, 0, end);
+      const int next = p + ABREAST * AHEAD;
+      float s[HEADS][AHEAD], f[EACH];
 #pragma unroll
       for (int h = 0; h < HEADS; h++) {
-        float s[AHEAD], f[8], m = most[h];
+        float m = most[h];
 #pragma unroll
         for (int u = 0; u < AHEAD; u++) {
-          spread(k[u], f);
           float dot = 0.f;
+          spread(k[u], f);
 #pragma unroll
-          for (int j = 0; j < 8; j++) dot += q[h][j] * f[j];
+          for (int j = 0; j < EACH; j++) dot += q[h][j] * f[j];
 #pragma unroll
           for (int o = LANES / 2; o; o >>= 1) dot += __shfl_xor_sync(0xffffffffu, dot, o);
 #if BYTES
           dot *= half_wide(both[u]);
 #endif
-          s[u] = p + u * ABREAST < end ? dot : -1e30f;
-          m = fmaxf(m, s[u]);
+          s[h][u] = p + u * ABREAST < end ? dot : -1e30f;
+          m = fmaxf(m, s[h][u]);
         }
         const float less = exp2f(most[h] - m);
         most[h] = m;
         sum[h] *= less;
 #pragma unroll
-        for (int j = 0; j < 8; j++) acc[h][j] *= less;
+        for (int j = 0; j < EACH; j++) acc[h][j] *= less;
 #pragma unroll
         for (int u = 0; u < AHEAD; u++) {
-          const float e = s[u] > -1e29f ? exp2f(s[u] - m) : 0.f;
+          const float e = s[h][u] > -1e29f ? exp2f(s[h][u] - m) : 0.f;
           sum[h] += e;
-          spread(v[u], f);
 #if BYTES
-          const float weight = e * half_wide(both[u] >> 16);
+          s[h][u] = e * half_wide(both[u] >> 16);
 #else
-          const float weight = e;
+          s[h][u] = e;
 #endif
-#pragma unroll
-          for (int j = 0; j < 8; j++) acc[h][j] += weight * f[j];
         }
       }
+      fetch_keys(next, 0, end);
+#pragma unroll
+      for (int u = 0; u < AHEAD; u++) {
+        spread(v[u], f);
+#pragma unroll
+        for (int h = 0; h < HEADS; h++)
+#pragma unroll
+          for (int j = 0; j < EACH; j++) acc[h][j] += s[h][u] * f[j];
+      }
+      fetch_values(next, 0, end);
     }
     // the rows abreast are merged in shared memory
 #pragma unroll
@@ -140,7 +191,7 @@ extern "C" __global__ void __launch_bounds__(128) attend(
       if (lane == 0) mine[DIM] = most[h], mine[DIM + 1] = sum[h];
       if (live_lane)
 #pragma unroll
-        for (int j = 0; j < 8; j++) mine[lane * 8 + j] = acc[h][j];
+        for (int j = 0; j < EACH; j++) mine[lane * EACH + j] = acc[h][j];
     }
     __syncthreads();
     float* part = parts + (((u64)row * kv_heads + kv) * splits) * HEADS * (DIM + 2);

@@ -16,6 +16,7 @@ __all__ = ["LEAST", "Kernels", "Places", "plan"]
 LEAST = 8  # neighbouring rows of one sequence that attend together
 
 _SPLITS = (4, 64)  # blocks that a row's attention is split over, at the least and at the most
+_LEAST_OF_BYTES = 1  # of bytes, whose parts take as long to merge and half as long to read
 _BUSY = 4  # blocks a processor that keep the memory busy
 _STRETCHES = 8  # over which the positions of a run are split, at the most: the last block merges them alone
 _RESERVED = 1024  # bytes of shared memory a block that CUDA keeps
@@ -109,6 +110,7 @@ class Kernels(Plain):
     def splits(self, rows: int) -> int:
         """Over how many blocks each row's attention is split."""
         low, high = _SPLITS
+        low = low if self.pool.scales is None or rows < _TOGETHER else _LEAST_OF_BYTES
         return max(low, min(high, -(-_BUSY * self._processors // (self.shape.kv_heads * rows))))
 
     def runs(self, rows: int) -> int:
