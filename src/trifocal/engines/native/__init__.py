@@ -129,7 +129,8 @@ def load(
         torch.set_num_threads(threads)
     device, dtype = placement.resolve()
     if prompts == "fp8" and not (kernels and dtype != torch.float32 and in_eight_bits(device)):
-        raise UsageError(f"prompts=fp8 wants a Hopper card, with kernels and 16 bits; this is {placement}")
+        found = f"{device} in {str(dtype).removeprefix('torch.')}"
+        raise UsageError(f"prompts=fp8 wants a Hopper card, with kernels and 16 bits; this is {found}; leave it out")
     if device.type == "cuda":
         # cuDNN's attention builds a kernel for every new length of a prompt, up to a second each
         torch.backends.cuda.enable_cudnn_sdp(False)
