@@ -36,9 +36,8 @@ class Eight:
         dense = exact.unpacked() if isinstance(exact, Packed) else exact.weight
         most = dense.abs().amax() if bound else dense.abs().amax(1, keepdim=True)
         steps = most.float().clamp_min(1e-12) / _LARGEST
-        weight = torch.empty(
-            dense.shape, dtype=torch.float8_e4m3fn, device=dense.device
-        )  # row by row, however dense lies
+        # row by row, however the exact one lies
+        weight = torch.empty(dense.shape, dtype=torch.float8_e4m3fn, device=dense.device)
         for at in range(0, len(dense), _ROWS):
             rows = slice(at, at + _ROWS)
             weight[rows] = (dense[rows].float() / (steps if bound else steps[rows])).to(torch.float8_e4m3fn)
