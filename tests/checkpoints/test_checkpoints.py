@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig
+from transformers import AutoConfig, LlamaConfig
 
 import trifocal
 from checkpoint_maker import TEXT, V0, llama_tokenizer, make_hf15, make_v0, preprocessor, save_tokenizer, tensors_of
@@ -25,7 +25,7 @@ from trifocal.checkpoints import (
     from_folder,
     language_recipe,
 )
-from trifocal.checkpoints.configs import text_part
+from trifocal.checkpoints.configs import text_part, tower_part
 from trifocal.conversation.templates import get_template
 from trifocal.engines.language import open_language
 from trifocal.engines.tokenizer import FileTokenizer
@@ -159,6 +159,61 @@ def test_a_sparse_hf_configuration_is_filled_with_its_class_s_values(tmp_path: P
         assert getattr(filled, key) == getattr(wanted, key)
     assert (checkpoint.family, checkpoint.template) == ("llava-1.5", "llava_v1")
     assert (checkpoint.image_start, checkpoint.image_end, checkpoint.strip_around_images) == ("", "", False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tower", "text"),
+    [
+        ("llava", ("clip", 24, 1024, 336), "llama"),
+        ("llava_next", ("clip", 24, 1024, 336), "llama"),
+        ("llava_onevision", ("siglip", 26, 1152, 384), "qwen2"),
+    ],
+)
+@pytest.mark.parametrize("half", ["vision_config", "text_config"])
+def test_a_half_that_is_not_told_is_that_of_the_class(
+    tmp_path: Path, kind: str, tower: tuple[Any, ...], text: str, half: str
+) -> None:
+    told = json.loads(AutoConfig.for_model(kind).to_json_string())
+    del told[half]
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    read = from_folder(tmp_path)
+    assert (read.tower.kind, read.tower.layers, read.tower.hidden, read.tower.image_size) == tower
+    assert read.language.config["model_type"] == text
+
+
+@pytest.mark.parametrize("kind", ["llava", "llava_next", "llava_onevision"])
+def test_halves_of_an_untold_kind_are_of_the_class_s(tmp_path: Path, kind: str) -> None:
+    told = json.loads(AutoConfig.for_model(kind).to_json_string())
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    wanted = from_folder(tmp_path)
+    for half in ("vision_config", "text_config"):
+        del told[half]["model_type"]
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    read = from_folder(tmp_path)
+    assert read.tower == wanted.tower
+    assert read.language.config == wanted.language.config
+
+
+@pytest.mark.parametrize("kind", ["clip_vision_model", "siglip_vision_model"])
+def test_a_tower_s_missing_keys_are_those_of_its_class(tmp_path: Path, kind: str) -> None:
+    whole, sparse = AutoConfig.for_model(kind, hidden_size=1152).to_dict(), {"model_type": kind, "hidden_size": 1152}
+    towers = [tower_part(tmp_path, config, -2, keep_first=False) for config in (whole, sparse)]
+    assert towers[0] == towers[1]
+    assert towers[1].heads == 12  # not those of the tower that LLaVA has
+
+
+@pytest.mark.parametrize("kind", ["perceiver", "qformer", "dynamic_compressor"])
+def test_a_resampler_is_refused_by_its_name(tmp_path: Path, kind: str) -> None:
+    folder_of(tmp_path, {**LLAVA_V0, "mm_resampler_type": kind})
+    with pytest.raises(CheckpointError, match=f"mm_resampler_type is '{kind}'.* set it to null"):
+        from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [None, "masked_drop", "spatial_pool"])
+def test_a_resampler_that_computes_nothing_is_none(v0: V0, tmp_path: Path, kind: str | None) -> None:
+    folder_of(tmp_path, {**LLAVA_V0, "mm_resampler_type": kind})
+    read = from_folder(tmp_path, tower=str(v0.tower), projector=str(v0.projector))
+    assert read.tower.patches == 16
 
 
 def test_v0_takes_its_parts_from_three_places(v0: V0) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from trifocal.checkpoints.configs import text_part
 from trifocal.checkpoints.gguf_pair import from_gguf, gguf_pair
-from trifocal.checkpoints.hf import from_hf
+from trifocal.checkpoints.hf import from_hf, is_hf
 from trifocal.checkpoints.inside import changed_checkpoint
 from trifocal.checkpoints.known import KNOWN, Release
 from trifocal.checkpoints.original import from_original, trained_with
@@ -141,7 +141,8 @@ def from_folder(
     if adapter and _is_over_whole(adapter):
         _check_no_lora(adapter, language_source)
         base = from_folder(language_source, tower=tower, projector=projector, template=template, patterns=patterns)
-        return replace(changed_checkpoint(base, adapter), name=name or folder.name)
+        changed = changed_checkpoint(base, adapter)
+        return replace(changed, name=name or folder.name, template=template or changed.template)
     config = read_json(folder / "config.json")
     projector_source = _projector(projector, patterns) if projector else None
     config = {**(says or {}), **config, **trained_with(projector_source)}
@@ -149,7 +150,7 @@ def from_folder(
     check_fits(folder / "config.json", config)
     if is_transformers(config) and not (tower or projector or language):
         found = from_transformers(folder, config)
-    elif "vision_config" in config and "text_config" in config:
+    elif is_hf(config):
         found = from_hf(folder, config, elsewhere, projector_source, language_source)
     else:
         found = from_original(folder, config, elsewhere, projector_source, language_source, adapter, patterns)
@@ -166,7 +167,7 @@ def _is_over_whole(adapter: Path) -> bool:
     if not file.is_file():
         return trained_file(adapter) is None  # original LLaVA's has both files
     config = read_json(file)
-    return is_transformers(config) or ("vision_config" in config and "text_config" in config)
+    return is_transformers(config) or is_hf(config)
 
 
 def _check_no_lora(adapter: Path, base: Path) -> None:
@@ -225,6 +226,7 @@ def language_recipe(
         allow_pickle=allow_pickle,
         attention=checkpoint.attention,
         original=checkpoint.original,
+        marks=text.marks,
         engine=engine,
         options=dict(options),
         device=placement.device,

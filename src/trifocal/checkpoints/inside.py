@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trifocal.checkpoints.parts import Checkpoint, OwnVision
+from trifocal.checkpoints.turns import turns_of
+from trifocal.conversation.templates import TEMPLATES
 from trifocal.errors import CheckpointError
 from trifocal.weights.lora import ADAPTER, adapter_file, changed_part, trained_file
 from trifocal.weights.names import canonical
@@ -75,7 +77,9 @@ def changed_checkpoint(base: Checkpoint, adapter: Path) -> Checkpoint:
         replace(part, source=own.get(name, part.source), adapter=inside.adapter(name, adapter, None))
         for name, part in (("tower", base.tower), ("projector", base.projector))
     )
-    return replace(base.seeing(tower=tower, projector=projector), language=replace(base.language, adapter=adapter))
+    text = replace(base.language, adapter=adapter)
+    template = turns_of(text, base.template) if base.template in TEMPLATES else base.template
+    return replace(base.seeing(tower=tower, projector=projector), language=text, template=template)
 
 
 def _names(source: Path) -> dict[str, set[str]]:

@@ -25,6 +25,9 @@ __all__ = ["from_original", "trained_with"]
 
 _FEATURE = re.compile(r"^(?:(?P<several>slicefour|slice_m25811_f6)_)?(?P<kept>cls_)?patch$")
 _PERCEPTRON = re.compile(r"^mlp\d+x$")
+# names of a resampler that computes nothing for an answer: LLaVA-NeXT drops rows in training alone, and by its
+# spatial_pool makes the frames of videos smaller, as mm_spatial_pool_mode and mm_spatial_pool_stride say
+_NO_RESAMPLER = (None, "", "identity", "masked_drop", "spatial_pool")
 SLICE_M25811_F6 = (-2, -5, -8, -11, 6)  # the layers in that name of LLaVA-NeXT's
 LLAMA_2 = 4096  # the context of LLaMA-2, and of no LLaMA before it
 
@@ -39,8 +42,7 @@ def from_original(
     patterns: Sequence[str] = EVERYTHING,
 ) -> Checkpoint:
     """Original LLaVA, a LoRA of it, or a bare language model with tower and projector from elsewhere."""
-    if config.get("s2"):
-        raise CheckpointError(f"{folder / 'config.json'}: s2 is true: pictures seen at several sizes are not supported")
+    _check_known(folder / "config.json", config)
     inside = parts_inside(folder, adapter, language)
     part, home = _own_tower(folder, config, tower, inside.homes.get("tower"), patterns)
     part = replace(part, adapter=inside.adapter("tower", adapter, tower))
@@ -52,7 +54,7 @@ def from_original(
     if layout.tiles is None and str(aspect).startswith("anyres"):
         aspect = None  # interleave: every picture is one square, as its tower's processor makes it
     own = config if language == folder or adapter else source_of(language).config()
-    text = text_part(language, own, adapter)
+    text = replace(text_part(language, own, adapter), marks=_marks(config))
     framed = bool(config.get("mm_use_im_start_end", source_of(language).knows("<im_start>")))
     if kind == "linear":
         family, recipe = _early(config, text, framed)
@@ -71,6 +73,25 @@ def from_original(
         strip_around_images=family == "llava-v0",
         original=True,
     ).framed(framed and kind == "linear")
+
+
+def _check_known(file: Path, config: Mapping[str, Any]) -> None:
+    """Refuses ways to see that are another computation than tower and projector."""
+    if config.get("s2"):
+        raise CheckpointError(f"{file}: s2 is true: pictures seen at several sizes are not supported")
+    resampler = config.get("mm_resampler_type")
+    if resampler not in _NO_RESAMPLER:
+        raise CheckpointError(
+            f"{file}: mm_resampler_type is {resampler!r}: a resampler between tower and projector is not supported; "
+            "where the model was trained without one, set it to null"
+        )
+
+
+def _marks(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tokens that the original adds when it loads a checkpoint whose pictures stand between marks."""
+    if not config.get("mm_use_im_start_end"):
+        return ()
+    return (*(("<im_patch>",) if config.get("mm_use_im_patch_token", True) else ()), "<im_start>", "<im_end>")
 
 
 def _projector_kind(config: Mapping[str, Any]) -> tuple[str, str]:

@@ -196,11 +196,20 @@ class Preprocessing:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The language half: where it lies, its own configuration, and the folder of a LoRA that changes it."""
+    """The language half: where it lies, its own configuration, and the folder of a LoRA that changes it.
+
+    ``marks`` are the tokens that original LLaVA adds to its tokenizer where it lacks them.
+    """
 
     source: Path
     config: Mapping[str, Any] = field(hash=False)
     adapter: Path | None = None
+    marks: tuple[str, ...] = ()
+
+    @property
+    def homes(self) -> tuple[Path, ...]:
+        """Where its tokens' names and its chat template may be told: a LoRA's are those that it was trained with."""
+        return (self.source,) if self.adapter is None else (self.adapter, self.source)
 
     @property
     def hidden(self) -> int:

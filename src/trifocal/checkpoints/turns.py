@@ -36,7 +36,7 @@ def turns_of(text: Text, recipe: str) -> str:
     What is wrong with it is told when it is asked for.
     """
     try:
-        own = own_template(text.source)
+        own = own_template(*text.homes)
     except CheckpointError:
         return "checkpoint"
     if own is None:
@@ -53,7 +53,8 @@ def _recipe(text: Text, *, newer: bool) -> str:
     if kind == "mistral" and newer:
         return "mistral_instruct"
     tokens = _TOKENS if newer else _TOKENS[:1]
-    return next((template for token, template in tokens if source_of(text.source).knows(token)), "llava_v1")
+    homes = [source_of(home) for home in text.homes]
+    return next((template for token, template in tokens if any(home.knows(token) for home in homes)), "llava_v1")
 
 
 def _mark(template: Template) -> str:

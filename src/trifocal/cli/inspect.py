@@ -223,8 +223,9 @@ def _facts(checkpoint: Checkpoint, template: str | None, placement: Placement) -
     own = checkpoint.vision if isinstance(checkpoint.vision, OwnVision) else None
     chosen = template or checkpoint.template
     speaks: dict[str, Any] = {"template": "none of its own; name one with --template"}
-    if chosen != "checkpoint" or own_template(checkpoint.language.source) is not None:
-        found = find_template(chosen, checkpoint.language.source)
+    homes = checkpoint.language.homes
+    if chosen != "checkpoint" or own_template(*homes) is not None:
+        found = find_template(chosen, *homes)
         speaks = {"template": found.name, **({"stops at": list(found.stop)} if found.stop else {})}
     return {
         "name": checkpoint.name,

@@ -13,8 +13,8 @@ __all__ = ["LARGEST", "own_template"]
 LARGEST = 1 << 20  # bytes of a template's file
 
 
-def own_template(folder: Path) -> tuple[str, Path] | None:
-    """A checkpoint's own Jinja template and the file that holds it; None where it has none.
+def own_template(*homes: Path) -> tuple[str, Path] | None:
+    """A checkpoint's own Jinja template and the file that holds it, of the first home that has one; None without any.
 
     It lies in ``chat_template.jinja``, in ``chat_template.json``, in the processor's or tokenizer's configuration or in
     a GGUF file. Of several the one called ``default`` is taken, or the only one.
@@ -22,12 +22,13 @@ def own_template(folder: Path) -> tuple[str, Path] | None:
     Raises:
         CheckpointError: several of which none is the default, or a file that is damaged.
     """
-    if (folder / "chat_template.jinja").is_file():
-        return _read(folder / "chat_template.jinja"), folder / "chat_template.jinja"
-    for found, file in source_of(folder).chat_templates():
-        source = _chosen(found, file)
-        if source is not None:
-            return source, file
+    for home in homes:
+        if (home / "chat_template.jinja").is_file():
+            return _read(home / "chat_template.jinja"), home / "chat_template.jinja"
+        for found, file in source_of(home).chat_templates():
+            source = _chosen(found, file)
+            if source is not None:
+                return source, file
     return None
 
 

@@ -47,27 +47,31 @@ _WORD = re.compile(r"[\w.$-]{1,64}", re.ASCII)
 _SAFE = range(0xF0000, 0x10FF00, 0x80)  # where the letters that users type may be put: blocks of private use
 
 
-def find_template(name: str, language: Path) -> ChatTemplate:
+def find_template(name: str, *homes: Path) -> ChatTemplate:
     """The template of that name; ``checkpoint`` is the one beside the language model, and a path is a Jinja file.
+
+    ``homes`` are where the language model's own may lie; what the first says counts before what the others do.
 
     Raises:
         UnknownName: there is none of that name.
         UsageError: a file that is missing, or is no template that can write a conversation with a picture down.
         CheckpointError: the checkpoint has none, or a damaged one.
     """
-    told = source_of(language)
+    told = [source_of(home) for home in homes]
+    tokens = {which: token for home in reversed(told) for which, token in home.special_tokens().items()}
+    marks = [mark for home in told for mark in home.picture_marks()]
     if name == CHECKPOINT:
-        brought = own_template(language)
+        brought = own_template(*homes)
         if brought is None:
             raise CheckpointError(
-                f"{language}: it has no chat template of its own; name one with template (--template)"
+                f"{', '.join(map(str, homes))}: it has no chat template of its own; name one with template (--template)"
             )
         source, file = brought
         where = f"{file.parent.name}/{file.name}"
-        return JinjaTemplate(source, "checkpoint", where, told.special_tokens(), told.picture_marks())
+        return JinjaTemplate(source, "checkpoint", where, tokens, marks)
     if _is_path(name):
         file = Path(name).expanduser()
-        return JinjaTemplate(_read(file), file.name, file.name, told.special_tokens(), told.picture_marks())
+        return JinjaTemplate(_read(file), file.name, file.name, tokens, marks)
     return get_template(name)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.errors import CheckpointError
 from trifocal.files import read_object
 from trifocal.source import source_of
-from trifocal.tokens.folder import read_words
-from trifocal.tokens.words import Words
+from trifocal.tokens.folder import grown, read_words
+from trifocal.tokens.words import Added, Words
 from trifocal.weights.lora import changed_weights
 from trifocal.weights.packed import Located
 from trifocal.weights.quantised import open_weights
@@ -58,6 +59,8 @@ class Language:
     tokenizer: Words | None = None
     original: bool = False
     attention: Attention = "causal"
+    adapter: Path | None = None
+    marks: tuple[str, ...] = ()
 
     @property
     def config_file(self) -> Path:
@@ -72,17 +75,17 @@ def open_language(recipe: Recipe) -> Language:
         CheckpointError: weights missing, damaged, or pickles that are not allowed.
     """
     path, config = recipe.path, recipe.config
+    adapter = Path(recipe.adapter) if recipe.adapter is not None else None
     if recipe.whole:
         weights = whole_language(path)
         config = {**config, "tie_word_embeddings": HEAD not in weights}  # whose flag counts, classes differ
     else:
-        adapter = Path(recipe.adapter) if recipe.adapter is not None else None
         weights = changed_weights(path, "language", adapter, allow_pickle=recipe.allow_pickle)
     tokenizer = source_of(path).tokenizer()
     if tokenizer is not None:
         return Language(path, config, weights, tokenizer, recipe.original, recipe.attention)
     dense = open_weights(weights, config, path, lambda name: str(weights.where(name)))
-    return Language(path, config, dense, None, recipe.original, recipe.attention)
+    return Language(path, config, dense, None, recipe.original, recipe.attention, adapter, tuple(recipe.marks))
 
 
 def config_file(source: Path) -> Path:
@@ -111,13 +114,25 @@ def tokenizer_of(language: Language, rows: int) -> FileTokenizer:
     bos = next(iter(starts), None)
     begins = language.attention != "prompt"
     day = language.config.get("transformers_version") if language.original else None
-    words = language.tokenizer or read_words(language.folder, bos=bos, slow=language.original, day=day)
+    words = language.tokenizer or _words(language, bos, day)
     tokenizer = FileTokenizer(words, rows=rows, begins=begins, parts=language.original)
     if tokenizer.largest >= rows:
         names = ("tokenizer.json", "tokenizer.model", "vocab.json")
         file = next((language.folder / name for name in names if (language.folder / name).is_file()), language.folder)
         raise CheckpointError(f"{file}: has a token {tokenizer.largest}, the embedding (embed_tokens) has {rows} rows")
     return tokenizer
+
+
+def _words(language: Language, bos: int | None, day: object) -> Words:
+    """The words in a folder, and behind them those that a LoRA's own tokenizer or the original's loader adds."""
+    read = partial(read_words, language.folder, bos=bos, slow=language.original, day=day)
+    words = read()
+    more = grown(words, language.folder, language.adapter) if language.adapter is not None else ()
+    held = {*words.added, *(token.content for token in more)}
+    first = max((words.backend.get_vocab_size() - 1, *(token.id for token in more))) + 1
+    missing = [mark for mark in language.marks if mark not in held]
+    more = (*more, *(Added(mark, first + at) for at, mark in enumerate(missing)))
+    return read(more=more) if more else words
 
 
 def end_ids(language: Language, rows: int) -> frozenset[int]:

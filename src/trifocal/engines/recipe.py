@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ class Recipe:
     behind a picture is a text of its own; transformers' processors have the picture as a token in the text, which goes
     on behind it.
 
+    ``marks`` are tokens that original LLaVA adds behind the tokenizer's own where it lacks them, in this order.
+
     ``engine`` is a name of `trifocal.engines.engine_names`, ``options`` are its loader's own. ``device`` and ``dtype``
     are a `Placement`'s.
     """
@@ -42,6 +44,7 @@ class Recipe:
     allow_pickle: bool = False
     attention: Attention = "causal"
     original: bool = False
+    marks: Sequence[str] = field(default=(), hash=False)
     engine: str = "auto"
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     device: str = "auto"

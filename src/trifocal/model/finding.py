@@ -30,7 +30,7 @@ def find(settings: Settings) -> Found:
         raise UnknownName("engine", settings.engine, engine_names())
     _check_elsewhere(settings)
     checkpoint = settings.find()
-    template = find_template(settings.template or checkpoint.template, checkpoint.language.source)
+    template = find_template(settings.template or checkpoint.template, *checkpoint.language.homes)
     recipe = language_recipe(
         checkpoint,
         settings.language,

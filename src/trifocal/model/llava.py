@@ -476,5 +476,6 @@ def _check_belong(checkpoint: Checkpoint, engine: Engine, vision: Vision) -> Non
         if engine.tokenizer.token(name) is None:
             raise CheckpointError(
                 f"{checkpoint.language.source}: its tokenizer has no {name} with a row in the embedding, which this "
-                "checkpoint puts around pictures"
+                "checkpoint puts around pictures (mm_use_im_start_end in its config.json): take the tokenizer's files "
+                "and the embedding that it was released with, or set mm_use_im_start_end to false"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from trifocal.tokens.generations import Manner, manner
 from trifocal.tokens.pieces import PieceCoder, read_pieces
 from trifocal.tokens.words import Added, Whole, Words, add, kept
 
-__all__ = ["read_words"]
+__all__ = ["grown", "read_words"]
 
 _PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _OTHERS = ("*vocab*", "*.tiktoken", "*.model", "*.spm", "tekken.json")  # what transformers may make one of
@@ -27,19 +27,21 @@ _MORE = "additional_special_tokens"
 _MARK = re.compile(r"<.+>|\[.+\]")
 
 
-def read_words(folder: Path, *, bos: int | None = None, slow: bool = False, day: object = None) -> Words:
+def read_words(
+    folder: Path, *, bos: int | None = None, slow: bool = False, day: object = None, more: Sequence[Added] = ()
+) -> Words:
     """What the files in a folder say of its tokenizer.
 
     ``bos`` is the id that starts a prompt, where the configuration names it. ``slow`` says that the checkpoint was
     used with transformers' slow tokenizers, as every original LLaVA was: then ``tokenizer.model`` counts where there is
     a ``tokenizer.json``, too, since the one was made from the other by rules of another day. ``day`` is the version of
     transformers that it was used with, where another configuration than the folder's own tells it: a LoRA's, over a
-    base that was saved before.
+    base that was saved before. ``more`` are tokens that are added to those of the files.
 
     Raises:
         CheckpointError: there is no tokenizer in the folder, or it can't be read.
     """
-    found = _Files(folder)
+    found = _Files(folder, more)
     pieces = next((folder / name for name in _PIECES if (folder / name).exists()), None)
     whole, vocabulary = folder / "tokenizer.json", folder / "vocab.json"
     if pieces is not None and whole.exists() and not (slow and _is_slow(pieces)):
@@ -65,6 +67,38 @@ def read_words(folder: Path, *, bos: int | None = None, slow: bool = False, day:
         raise CheckpointError(f"{file}: no tokenizer that can be read there ({said})") from error
 
 
+def grown(base: Words, home: Path, adapter: Path) -> tuple[Added, ...]:
+    """The tokens that a LoRA's own tokenizer has beyond its base's, the one in ``home``: its trainer saved it so.
+
+    Raises:
+        CheckpointError: it is another tokenizer, or can't be read.
+    """
+    names = [*_PIECES, "tokenizer.json", "vocab.json"]
+    if not any((adapter / name).exists() for name in names):
+        return ()
+    words = read_words(adapter)
+    own, below = (_ids(each) for each in (words, base))
+    odd = next((name for name, at in own.items() if below.get(name, at) != at), None)
+    if odd is not None:
+        raise CheckpointError(
+            f"{adapter}: its tokenizer gives {odd!r} the id {own[odd]}, that of its base {home} {below[odd]}: they "
+            "don't belong together; name the base that it was trained over with language_from (--language-from)"
+        )
+    new, taken = own.keys() - below.keys(), set(below.values())
+    odd = next((name for name in sorted(new) if name not in words.added or own[name] in taken), None)
+    if odd is not None:
+        raise CheckpointError(
+            f"{adapter}: its tokenizer has {odd!r} under the id {own[odd]}, which is no token added to those of its "
+            f"base {home}; name the base that it was trained over with language_from (--language-from)"
+        )
+    return tuple(sorted((words.added[name] for name in new), key=lambda token: token.id))
+
+
+def _ids(words: Words) -> dict[str, int]:
+    """Every token with its id, but for those that fill a gap."""
+    return {name: at for name, at in words.backend.get_vocab().items() if not name.startswith("\N{NULL}")}
+
+
 def _is_slow(pieces: Path) -> bool:
     """Whether there is a slow tokenizer of this file; of tiktoken's ranks, as Llama 3 has them, there never was one."""
     if not pieces.is_file():
@@ -76,8 +110,8 @@ def _is_slow(pieces: Path) -> bool:
 class _Files:
     """The small files beside a vocabulary: which tokens have names, and what they do to the text beside them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, more: Sequence[Added] = ()) -> None:
+        self.folder, self.more = folder, more
         self.settings = self._read("tokenizer_config.json")
         self.map = self._read("special_tokens_map.json")
         self.ids = self._read("added_tokens.json")
@@ -148,6 +182,7 @@ class _Files:
                 bare = trims and said is None
                 flags = {"lstrip": bare, "rstrip": bare} if said is None else said
                 yield _flagged(name, self._id("added_tokens.json", name, at), flags, special=name in special)
+        yield from self.more
 
     def _id(self, file: str, name: str, at: object) -> int:
         """A token's id, which is the text of a key in one of the files."""
@@ -190,7 +225,8 @@ def _from_whole(file: Path, text: str, found: _Files, bos: int | None) -> Words:
 
     backend = Backend.from_str(text)
     told = json.loads(backend.to_str())
-    made = kept({**told, "added_tokens": json.loads(text).get("added_tokens") or []})
+    listed = json.loads(text).get("added_tokens") or []
+    made = kept({**told, "added_tokens": [*listed, *map(_as_listed, found.more)]})
     if made["added_tokens"] != told["added_tokens"] or made["model"] is not told["model"]:
         backend = Backend.from_str(json.dumps(made))
     added = _held(backend, made)
@@ -202,6 +238,12 @@ def _from_whole(file: Path, text: str, found: _Files, bos: int | None) -> Words:
         elif vocabulary.get(token.content) == token.id and _MARK.fullmatch(token.content):
             added[token.content] = token
     return _words(backend, made, added, found, bos)
+
+
+def _as_listed(token: Added) -> dict[str, Any]:
+    """A token as a ``tokenizer.json`` lists it."""
+    flags = {"single_word": False, "lstrip": token.left, "rstrip": token.right, "normalized": False}
+    return {"id": token.id, "content": token.content, **flags, "special": token.special}
 
 
 def _held(backend: Any, made: Mapping[str, Any]) -> dict[str, Added]:
@@ -270,5 +312,6 @@ def _from_transformers(folder: Path, found: _Files, bos: int | None) -> Words:
             f"{folder}: transformers makes no tokenizer of {', '.join(files)} there ({said}): copy the model's "
             "tokenizer.json, tokenizer.model, or vocab.json and merges.txt there"
         ) from error
+    add(read.backend_tokenizer, found.more)
     made = json.loads(read.backend_tokenizer.to_str())
     return _words(read.backend_tokenizer, made, _held(read.backend_tokenizer, made), found, bos)

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trifocal.checkpoints import Checkpoint, Preprocessing, Release, Tiling, Tower, read_json
+from trifocal.checkpoints import Checkpoint, Preprocessing, Release, Text, Tiling, Tower, read_json
 from trifocal.conversation.brought import own_template
 from trifocal.conversation.exported import exported, takes_text
 from trifocal.conversation.templates import ALIASES, TEMPLATES
 from trifocal.errors import CheckpointError, UsageError
 from trifocal.source import source_of
+from trifocal.tokens.folder import grown, read_words
 from trifocal.weights.lora import changed_weights
 from trifocal.weights.names import canonical
 from trifocal.weights.tensors import Weights, part_weights, weight_files
@@ -152,7 +153,7 @@ def split(
         for part in plans:
             (folder / part).mkdir()
         steps = _Steps(everything, tell, (language, tower, projector))
-        _copy_files(checkpoint.language.source, folder / "language")
+        _copy_words(text, folder / "language")
         _write_template(checkpoint, folder / "language")
         _write_json(folder / "language" / "config.json", _language_config(checkpoint, language))
         _write_shards(plans["language"], folder / "language", shard, steps)
@@ -348,7 +349,7 @@ def _preprocessor(preprocessing: Preprocessing) -> dict[str, Any]:
 
 def _projector_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """What tower and projector were trained with, in the words of the original LLaVA."""
-    projector, tower = checkpoint.projector, checkpoint.tower
+    projector, tower, marks = checkpoint.projector, checkpoint.tower, checkpoint.language.marks
     return {
         "mm_projector_type": projector.kind if projector.kind == "linear" else f"{projector.kind}_{projector.act}",
         "mm_hidden_size": tower.width,
@@ -356,6 +357,7 @@ def _projector_config(checkpoint: Checkpoint) -> dict[str, Any]:
         "mm_vision_select_layer": tower.feature_layer if len(tower.taken) == 1 else list(tower.taken),
         "mm_vision_select_feature": "cls_patch" if tower.keep_first else "patch",
         "mm_use_im_start_end": bool(checkpoint.image_start),
+        **({"mm_use_im_patch_token": "<im_patch>" in marks} if marks else {}),
         **_tiling_config(checkpoint.preprocessing),
         "trifocal_template": checkpoint.template,
         "trifocal_original": checkpoint.original,  # whose way of cutting text the tokenizer's files don't tell
@@ -576,6 +578,18 @@ def _copy_files(source: Path, target: Path, extra: Sequence[str] = ()) -> None:
                 shutil.copyfile(file, target / file.name)
     brought = own_template(source) if source.is_dir() else None
     if brought and brought[1].name == "processor_config.json":  # which says more than belongs to this part
+        (target / "chat_template.jinja").write_text(brought[0], "utf-8")
+
+
+def _copy_words(text: Text, target: Path) -> None:
+    """A language model's small files; of a LoRA the tokenizer that has more tokens, and the template it brings."""
+    _copy_files(text.source, target)
+    if text.adapter is None:
+        return
+    if grown(read_words(text.source), text.source, text.adapter):
+        _copy_files(text.adapter, target)
+    brought = own_template(text.adapter)
+    if brought is not None:
         (target / "chat_template.jinja").write_text(brought[0], "utf-8")
 
 
