@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from live import Gated, Live, make_llava, running
 from PIL import Image as Pictures
@@ -126,10 +125,7 @@ def test_pictures_stand_and_move_in_the_text(visit: Callable[..., Visit], thimbl
     seen.page.keyboard.press("Alt+ArrowLeft")
     _expect_order(seen, "picture", "Is  a picture with a dog?")
     seen.page.keyboard.press("Alt+ArrowRight")
-    bodies: list[Any] = []
-    seen.page.on(
-        "request", lambda request: bodies.append(request.post_data_json) if "completions" in request.url else None
-    )
+    bodies = seen.bodies()
     seen.page.locator(".field").click()
     seen.page.keyboard.press("Enter")
     seen.page.wait_for_selector(".costs")
@@ -345,10 +341,7 @@ def test_what_the_model_sees(visit: Callable[..., Visit], thimble: Live) -> None
 
 def test_settings_reach_the_server_and_last(visit: Callable[..., Visit], thimble: Live) -> None:
     seen = visit(thimble.url, viewport={"width": 1400, "height": 900})
-    bodies: list[Any] = []
-    seen.page.on(
-        "request", lambda request: bodies.append(request.post_data_json) if "completions" in request.url else None
-    )
+    bodies = seen.bodies()
     seen.page.keyboard.press("Control+,")
     seen.page.wait_for_selector(".settings-open .choice")
     seen.expect(".parts").to_contain_text("Vision tower")

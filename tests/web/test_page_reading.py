@@ -491,7 +491,7 @@ def test_each_chat_has_settings_of_its_own(visit: Open, echo: Live) -> None:
     seen.ask("two")
     seen.page.locator(".new-talk").click()
     seen.ask("three")
-    assert [body.get("max_tokens") for body in bodies] == [None, 7, 9]
+    assert [body.get("max_tokens") for body in bodies.all_of(3)] == [None, 7, 9]
 
 
 def test_what_the_server_leaves_out_is_said_where_one_looks(visit: Open) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from live import make_llava, running
-from visiting import EXAMPLE, Open
+from visiting import EXAMPLE, Open, Sent
 
 from trifocal.web import routes
 
@@ -78,3 +79,12 @@ def test_a_page_knows_nothing_of_those_before(visit: Open, shared: Any) -> None:
         for left in (".talk", ".turn", ".chip"):
             seen.expect(left).to_have_count(0)
         seen.expect(".field").to_have_text("")
+
+
+def test_a_request_that_the_browser_tells_of_late_is_waited_for() -> None:
+    """A read at once found no request of a question that the page already showed answered."""
+    late: Any = SimpleNamespace(frames=lambda: sent.take(SimpleNamespace(post_data_json={"n": len(sent.all_of(0))})))
+    sent = Sent(late)
+    assert sent.all_of(0) == []
+    assert sent[1] == {"n": 1}
+    assert sent.all_of(2) == [{"n": 0}, {"n": 1}]

@@ -53,6 +53,27 @@ LOADED = "[...document.images].every(image => image.complete && image.naturalWid
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 
 
+class Sent:
+    """Bodies of a page's requests. Who reads one waits for it: the browser tells of it behind what the page shows."""
+
+    def __init__(self, visit: Visit) -> None:
+        self._visit, self._found = visit, list[Any]()
+
+    def take(self, request: Any) -> None:
+        self._found.append(request.post_data_json)
+
+    def __getitem__(self, at: int) -> Any:
+        return self.all_of(at + 1)[at]
+
+    def all_of(self, count: int) -> list[Any]:
+        """All that were sent, once there are so many."""
+        end = time.monotonic() + PATIENCE
+        while len(self._found) < count:
+            assert time.monotonic() < end, f"{len(self._found)} requests were sent, {count} were expected"
+            self._visit.frames()
+        return list(self._found)
+
+
 @dataclass
 class Visit:
     """A page that somebody looks at, what it asked for, and what went wrong in it."""
@@ -140,12 +161,10 @@ class Visit:
             self.settle()
             self.page.screenshot(path=SHOTS / f"{name}.png")
 
-    def bodies(self) -> list[Any]:
+    def bodies(self) -> Sent:
         """What the page asks answers with, from now on."""
-        found: list[Any] = []
-        self.page.on(
-            "request", lambda request: found.append(request.post_data_json) if "completions" in request.url else None
-        )
+        found = Sent(self)
+        self.page.on("request", lambda request: found.take(request) if "completions" in request.url else None)
         return found
 
     def check(self, rules: Sequence[str] = ()) -> None:
