@@ -44,11 +44,14 @@ class Recipe:
     allow_pickle: bool = False
     attention: Attention = "causal"
     original: bool = False
-    marks: Sequence[str] = field(default=(), hash=False)
+    marks: Sequence[str] = ()
     engine: str = "auto"
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     device: str = "auto"
     dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "marks", tuple(self.marks))  # JSON has lists
 
     @property
     def placement(self) -> Placement:
