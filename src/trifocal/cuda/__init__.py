@@ -18,7 +18,7 @@ import torch
 
 from trifocal.errors import EngineError
 
-__all__ = ["Kernel", "Macros", "Source", "compiled", "prepare", "shared_memory", "supported"]
+__all__ = ["Kernel", "Macros", "Source", "compiled", "hopper", "prepare", "shared_memory", "supported"]
 
 Macros = tuple[tuple[str, int | str], ...]
 Source = tuple[str, Macros]  # a file of kernels, and the macros with which it is compiled
@@ -37,6 +37,11 @@ def supported(device: torch.device) -> bool:
     except OSError:
         return False
     return True
+
+
+def hopper(device: torch.device) -> bool:
+    """Whether it is a Hopper card, of whose own products there are kernels, and e4m3's were tried."""
+    return device.type == "cuda" and bool(torch.version.cuda) and torch.cuda.get_device_capability(device) == (9, 0)
 
 
 def shared_memory(device: torch.device) -> int:

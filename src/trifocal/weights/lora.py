@@ -42,10 +42,8 @@ _PIECE = re.compile(
     r"^(?P<layer>.+?)\.(?:lora_(?:embedding_)?(?P<half>[AB])|(?P<magnitude>lora_magnitude_vector)"
     r"|token_adapter\.trainable_tokens_delta)(?:\.(?!weight$|bias$)[^.]+)?(?:\.weight)?$"
 )
-_PACKED = (
-    "qweight",
-    "weight_packed",
-)  # what stands for a weight where it is quantised, beside integers under its own name
+# what stands for a weight where it is quantised, beside integers under its own name
+_PACKED = ("qweight", "weight_packed")
 _PLAIN = ("F64", "F32", "F16", "BF16")
 _AROUND = re.compile(r"^base_model\.model\.")
 # other computations that go by the name of LoRA

@@ -63,8 +63,8 @@ class _Unpacked(Weights):
     def __getitem__(self, name: str) -> torch.Tensor:
         from trifocal.weights.parts import Parts
 
-        layer = name.removesuffix(".weight")
-        if f"{layer}.weight" != name or layer not in self._layers:
+        layer = self._layer(name)
+        if layer is None:
             return self._packed[name]
         tensors = {part: self._packed[stored] for part, stored in self._layers[layer].items() if part != "bias"}
         rows, columns = self.spec(name)[1]
@@ -72,8 +72,8 @@ class _Unpacked(Weights):
 
     def spec(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Type and shape of a tensor as it will be read."""
-        layer = name.removesuffix(".weight")
-        if f"{layer}.weight" != name or layer not in self._layers:
+        layer = self._layer(name)
+        if layer is None:
             return self._packed.spec(name)
         state = next((stored for part, stored in self._layers[layer].items() if part.startswith(_STATE)), None)
         shape = self._packed.spec(name)[1] if state is None else self._said(state)
@@ -89,6 +89,11 @@ class _Unpacked(Weights):
     def release(self) -> None:
         """Lets go of the pages of all ``.bin`` files."""
         self._packed.release()
+
+    def _layer(self, name: str) -> str | None:
+        """The packed layer of which this is the dense weight."""
+        layer = name.removesuffix(".weight")
+        return layer if layer != name and layer in self._layers else None
 
     def _said(self, state: str) -> tuple[int, ...]:
         """The shape in bitsandbytes' description of a layer."""

@@ -16,7 +16,6 @@ from torch.nn.functional import silu
 from trifocal import cuda
 from trifocal.engines.native.eight import Eight
 from trifocal.engines.native.eight import Prompts as InEight
-from trifocal.engines.native.eight import supported as in_eight_bits
 from trifocal.engines.native.graphs import SIZES, fill
 from trifocal.engines.native.kernels import Kernels, Places
 from trifocal.engines.native.linear import Dense, Packed
@@ -84,7 +83,7 @@ def test_a_product_is_the_same_at_every_call() -> None:
 
 
 hopper = pytest.mark.skipif(
-    not torch.cuda.is_available() or not in_eight_bits(CARD), reason="there is no Hopper card here"
+    not torch.cuda.is_available() or not cuda.hopper(CARD), reason="there is no Hopper card here"
 )
 
 

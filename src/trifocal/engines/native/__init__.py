@@ -18,7 +18,6 @@ from trifocal.engines.batching import Batching, Model
 from trifocal.engines.grammar import Grammars, constraints
 from trifocal.engines.language import end_ids, open_language, tokenizer_of, unrunnable
 from trifocal.engines.native.eight import Prompts
-from trifocal.engines.native.eight import supported as in_eight_bits
 from trifocal.engines.native.kernels import Kernels
 from trifocal.engines.native.loading import read
 from trifocal.engines.native.looking import attention_of
@@ -128,7 +127,7 @@ def load(
     if threads:
         torch.set_num_threads(threads)
     device, dtype = placement.resolve()
-    if prompts == "fp8" and not (kernels and dtype != torch.float32 and in_eight_bits(device)):
+    if prompts == "fp8" and not (kernels and dtype != torch.float32 and cuda.hopper(device)):
         found = f"{device} in {str(dtype).removeprefix('torch.')}"
         raise UsageError(f"prompts=fp8 wants a Hopper card, with kernels and 16 bits; this is {found}; leave it out")
     if device.type == "cuda":

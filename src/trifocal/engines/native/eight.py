@@ -13,16 +13,11 @@ from trifocal.engines.native.memory import Step
 from trifocal.engines.native.model import Layer, Plain
 from trifocal.errors import UsageError
 
-__all__ = ["Eight", "Prompts", "supported"]
+__all__ = ["Eight", "Prompts"]
 
 _LARGEST = 448.0  # of e4m3
 _ROWS = 4096  # outputs that are rounded at a time
 _MULTIPLE = 16  # of inputs and outputs
-
-
-def supported(device: torch.device) -> bool:
-    """Whether the products were tried there: on Hopper cards."""
-    return device.type == "cuda" and bool(torch.version.cuda) and torch.cuda.get_device_capability(device) == (9, 0)
 
 
 class Eight:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from trifocal import cuda
-from trifocal.engines.native.memory import BLOCK, Piece, Pool, Step
+from trifocal.engines.native.memory import BLOCK, Pool, Step
 from trifocal.engines.native.model import Layer, Plain
 from trifocal.engines.shape import Shape
 
@@ -91,11 +91,11 @@ class Kernels(Plain):
         self._device = device
         self._processors = torch.cuda.get_device_properties(device).multi_processor_count
         self._macros = (("BF", int(pool.dtype == torch.bfloat16)),)
-        kept = (*self._macros, ("BYTES", int(pool.scales is not None)))
+        in_bytes = pool.scales is not None
+        kept = (*self._macros, ("BYTES", int(in_bytes)))
         per_key = shape.heads // shape.kv_heads
         attend = (*kept, ("DIM", shape.dim), ("HEADS", per_key), ("BLOCK", BLOCK))
         self._attend_kernel = cuda.compiled("attend", attend, "attend", 128, 0, device)
-        in_bytes = pool.scales is not None
         self._runs = _Runs(shape, attend, device, in_bytes=in_bytes) if shape.dim in _DIMS else None
         self._norm_kernel = cuda.compiled("small", self._macros, "rms_norm", 256, 0, device)
         self._rotate_kernel = cuda.compiled("small", kept, "rotate", 128, 0, device)
@@ -152,22 +152,14 @@ class Kernels(Plain):
             out[piece.first : piece.first + piece.rows] = seen
         return out
 
-    def _piece(
-        self,
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        piece: Piece,
-        mask: torch.Tensor | None,
-        index: int,
+    def _mixed(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
         """As `Plain` has it; what is causal without a window goes to flash attention itself, past torch's choosing."""
-        if piece.rows == 1 or mask is not None:
-            return super()._piece(queries, keys, values, piece, mask, index)
-        seen: torch.Tensor = torch.ops.aten._scaled_dot_product_flash_attention(
-            queries.transpose(0, 1)[None], keys, values, 0.0, True
-        )[0]
-        return seen[0].transpose(0, 1).flatten(1)
+        if mask is not None:
+            return super()._mixed(queries, keys, values, mask)
+        seen: torch.Tensor = torch.ops.aten._scaled_dot_product_flash_attention(queries, keys, values, 0.0, True)[0]
+        return seen
 
     def _near(self, rows: int, columns: int) -> torch.Tensor | None:
         """None: flash attention lets the last row see all, so that no mask tells what was there before."""

@@ -127,15 +127,16 @@ class Plain:
         if piece.rows == 1 and mask is None:  # the queries of a group are rows over one key head
             own = queries.view(1, self.shape.kv_heads, -1, self.shape.dim)
             return functional.scaled_dot_product_attention(own, keys, values).reshape(1, -1)
-        seen = functional.scaled_dot_product_attention(
-            queries.transpose(0, 1)[None],  # [1, heads, rows, dim]
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=True,
-        )
+        seen = self._mixed(queries.transpose(0, 1)[None], keys, values, mask)
         return seen[0].transpose(0, 1).flatten(1)
+
+    def _mixed(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What heads ``[1, heads, rows, dim]`` see by the mask; without one, each row those up to its own."""
+        return functional.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+        )
 
     def _mask(self, piece: Piece) -> torch.Tensor | None:
         """What a piece adds to its scores, ``[rows, positions]``; None where one row sees all, or all is causal."""

@@ -24,7 +24,7 @@ _MOST_SPLITS = 6
 
 def supported(weight: FourBit, device: torch.device) -> bool:
     """Whether the kernel runs there and the weight has whole blocks for it."""
-    return torch.cuda.get_device_capability(device) == (9, 0) and weight.outputs % HEIGHT == 0
+    return cuda.hopper(device) and weight.outputs % HEIGHT == 0
 
 
 def variants(weight: FourBit, dtype: torch.dtype, then: int) -> list[cuda.Source]:
