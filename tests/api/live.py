@@ -8,7 +8,9 @@ import contextlib
 import json
 import os
 import ssl
+import sys
 import threading
+import traceback
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -168,10 +170,25 @@ def running(
     finally:
         listener.should_exit = True
         thread.join(PATIENCE)
+        told = _doing(thread)
         app.state.server.close()
         for sock in sockets:
             sock.close()
-        assert not thread.is_alive()
+        assert not thread.is_alive(), f"the server did not end; {told}"
+
+
+def _doing(thread: threading.Thread) -> str:
+    """Where a thread is, and every task of its event loop with it."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    if frame is None:
+        return "its thread has ended"
+    here, loop = "".join(traceback.format_stack(frame)), None
+    while frame is not None and loop is None:
+        own = frame.f_locals.get("self")
+        loop, frame = own if isinstance(own, asyncio.AbstractEventLoop) else None, frame.f_back
+    tasks = asyncio.all_tasks(loop) if loop is not None else set()
+    stacks = [f"{task!r}\n{''.join(map(str, task.get_stack()))}" for task in tasks]
+    return f"its thread is at\n{here}\nits tasks are\n" + "\n".join(stacks)
 
 
 def png(colour: str | tuple[int, int, int] = "red", size: tuple[int, int] = (8, 8), kind: str = "PNG") -> bytes:
