@@ -382,9 +382,17 @@ CONFIGS = {
     "several feature layers": way("hf", says(CONFIG, "vision_feature_layer", [-2, -5]), CONFIG, "[-2, -5]"),
     "a selection that nobody knows": way("hf", says(CONFIG, "vision_feature_select_strategy", "most"), CONFIG, "most"),
     "an end that is a word": way("hf", says(CONFIG, f"{TEXT}.eos_token_id", "</s>"), "eos_token_id", "'</s>'"),
-    "an end beyond the vocabulary": way("hf", says(CONFIG, f"{TEXT}.eos_token_id", 99_999), "eos_token_id", "99999"),
+    "an end beyond the vocabulary": way(
+        "hf", says("generation_config.json", "eos_token_id", 99_999), "generation_config.json", "eos_token_id", "99999"
+    ),
     "a beginning beyond the vocabulary": way(
-        "hf", says(CONFIG, f"{TEXT}.bos_token_id", 99_999), "bos_token_id", "99999"
+        "hf",
+        both(
+            says(CONFIG, f"{TEXT}.bos_token_id", 99_999),
+            both(says("tokenizer_config.json", "bos_token", None), says(TOKENIZER, "post_processor", None)),
+        ),
+        "bos_token_id",
+        "99999",
     ),
     "a beginning that is a word": way("hf", says(CONFIG, f"{TEXT}.bos_token_id", "<s>"), "bos_token_id", "'<s>'"),
     "generation settings that are a list": way("hf", holds("generation_config.json", "[1]"), "generation_config.json"),

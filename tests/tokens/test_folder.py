@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_generations import Slow, folder
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from checkpoint_maker import bytes_tokenizer, llama_tokenizer, save_tokenizer
 from trifocal.conversation.templates import TEMPLATES, Template
@@ -79,6 +79,28 @@ def test_a_tokenizer_without_a_start_token_gets_none(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": null}')
     ours = FileTokenizer(read_words(tmp_path))
     assert ours.encode("a", start=True) == ours.encode("a", start=False)
+
+
+@pytest.mark.parametrize("bos", [None, 1, 90_000])
+@pytest.mark.parametrize(
+    ("says", "begins"),
+    [
+        ({}, True),
+        ({"bos_token": None}, True),
+        ({"bos_token": "<go>", "tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": False}, True),
+        ({"bos_token": "<go>", "tokenizer_class": "LlamaTokenizerFast", "add_bos_token": False}, False),
+    ],
+)
+def test_it_begins_as_its_own_file_says_whatever_the_configuration_has(
+    tmp_path: Path, says: dict[str, Any], begins: bool, bos: int | None
+) -> None:
+    """Held against transformers: a sparse text_config has its class's bos_token_id, 1, a word of Llama 3's."""
+    made = Tokenizer(models.BPE({"a": 0, "b": 1, "c": 2}, []))
+    made.add_special_tokens(["<go>"])
+    made.post_processor = processors.TemplateProcessing(single="<go> $A", special_tokens=[("<go>", 3)])
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(says))
+    assert opened(tmp_path, bos=bos).encode("ab", start=True) == ([3, 0, 1] if begins else [0, 1])
 
 
 def write(folder: Path, added: list[tuple[int, str, bool]], **flags: bool) -> Path:

@@ -66,6 +66,8 @@ def from_hf(
     inner = _half(file, config, "text_config", {}, {"model_type": family.text})
     if config.get("tie_word_embeddings"):  # the head is tied where this configuration or the one inside says so
         inner["tie_word_embeddings"] = True
+    if config.get("eos_token_id") is not None:  # in transformers, too, what stands outside counts first
+        inner["eos_token_id"] = config["eos_token_id"]
     vision = own if tower is None else read_json(tower / "config.json")
     part = tower_part(tower or folder, vision, layer, keep_first=strategy == "full")
     act = str(config.get("projector_hidden_act", "gelu"))

@@ -133,7 +133,10 @@ def _filled(file: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         with quiet():
             config = AutoConfig.from_pretrained(file.parent, trust_remote_code=False, local_files_only=True)
-            return config.vision_config.to_dict(), config.get_text_config().to_dict()
+            text = config.get_text_config().to_dict()
+            if getattr(config, "eos_token_id", None) is not None:  # what stands outside counts first
+                text["eos_token_id"] = config.eos_token_id
+            return config.vision_config.to_dict(), text
     except Exception as error:  # whatever wrong values make of the code that computes with them
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(f"{file}: transformers can't read this configuration ({said})") from error

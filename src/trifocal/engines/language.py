@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -108,7 +108,7 @@ def file_of(language: Language, name: str) -> Path:
 
 def tokenizer_of(language: Language, rows: int) -> FileTokenizer:
     """The tokenizer, each of whose words has its row in the embedding; control tokens may go without."""
-    starts = _ids_of(language.config_file, language.config, "bos_token_id", rows)
+    starts = _ids_of(language.config_file, language.config, "bos_token_id")
     if len(starts) > 1:
         raise CheckpointError(f"{language.config_file}: bos_token_id is {sorted(starts)}, one id was expected")
     bos = next(iter(starts), None)
@@ -116,6 +116,7 @@ def tokenizer_of(language: Language, rows: int) -> FileTokenizer:
     day = language.config.get("transformers_version") if language.original else None
     words = language.tokenizer or _words(language, bos, day)
     tokenizer = FileTokenizer(words, rows=rows, begins=begins, parts=language.original)
+    _check_start(language, tokenizer.start, rows)
     if tokenizer.largest >= rows:
         names = ("tokenizer.json", "tokenizer.model", "vocab.json")
         file = next((language.folder / name for name in names if (language.folder / name).is_file()), language.folder)
@@ -135,12 +136,32 @@ def _words(language: Language, bos: int | None, day: object) -> Words:
     return read(more=more) if more else words
 
 
+def _check_start(language: Language, start: Sequence[int], rows: int) -> None:
+    """Refuses a beginning that has no row; an id that no prompt begins with may be any."""
+    for token in start:
+        if token >= rows:
+            where = language.config_file if token == language.config.get("bos_token_id") else language.folder
+            raise CheckpointError(f"{where}: bos_token_id is {token}, an id below {rows} was expected")
+
+
 def end_ids(language: Language, rows: int) -> frozenset[int]:
-    """All ids that end an answer, by the configuration and by ``generation_config.json``."""
+    """All ids that end an answer, as transformers has it.
+
+    Where ``generation_config.json`` names any, the configuration's count no more: it may have its class's own, which is
+    a word in another vocabulary. An id beyond the vocabulary is never drawn, and nothing is lost with it beside others.
+
+    Raises:
+        CheckpointError: one is no number, or all are beyond the vocabulary.
+    """
     file = language.folder / "generation_config.json"
     generation = read_object(file) if file.is_file() else {}
-    own = _ids_of(language.config_file, language.config, "eos_token_id", rows)
-    return own | _ids_of(file, generation, "eos_token_id", rows)
+    own = _ids_of(language.config_file, language.config, "eos_token_id")
+    told = _ids_of(file, generation, "eos_token_id")
+    ids, where = (told, file) if told else (own, language.config_file)
+    ends = frozenset(token for token in ids if 0 <= token < rows)
+    if ids and not ends:
+        raise CheckpointError(f"{where}: eos_token_id is {_listed(ids)}, an id below {rows} was expected")
+    return ends
 
 
 def check_blocks(told: int | None, language: Language) -> None:
@@ -175,15 +196,19 @@ def check_finite(values: torch.Tensor, stored: torch.Tensor, what: str) -> None:
     raise CheckpointError(f"{what} holds numbers that are not finite")
 
 
-def _ids_of(file: Path, config: Mapping[str, Any], key: str, rows: int) -> frozenset[int]:
+def _ids_of(file: Path, config: Mapping[str, Any], key: str) -> frozenset[int]:
     """The ids under a key: none, one or several.
 
     Raises:
-        CheckpointError: one is no id of the vocabulary.
+        CheckpointError: one is no whole number.
     """
     value = config.get(key)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for token in ids:
-        if type(token) is not int or not 0 <= token < rows:
-            raise CheckpointError(f"{file}: {key} is {token!r}, an id below {rows} was expected")
+        if type(token) is not int:
+            raise CheckpointError(f"{file}: {key} is {token!r}, a whole number was expected")
     return frozenset(ids)
+
+
+def _listed(ids: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(ids)))

@@ -14,14 +14,15 @@ class FileTokenizer:
 
     ``rows`` is how many ids have a row in the embedding: a control token beyond them can't be put into a prompt, so
     nobody is told of it. ``begins`` is False where a template says where the beginning token stands, and none is ever
-    put in front. ``parts`` says that a picture parts the text, so that what stands behind it is a text of its own, as
-    original LLaVA has it; without it a picture is a token in the text, as transformers' processors have it.
+    put in front; ``start`` is what is. ``parts`` says that a picture parts the text, so that what stands behind it is a
+    text of its own, as original LLaVA has it; without it a picture is a token in the text, as transformers' processors
+    have it.
     """
 
     def __init__(self, words: Words, *, rows: int | None = None, begins: bool = True, parts: bool = True) -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it is asked for one text at a time
         self._words = words
-        self._start = list(words.start) if begins else []
+        self.start = list(words.start) if begins else []
         self._hidden = {token.id for token in words.added.values() if token.special}
         self.rows = rows
         self._parts = parts
@@ -43,7 +44,7 @@ class FileTokenizer:
         new = start or (self._parts and after is None)
         clean = text.encode("utf-8", "replace").decode()
         ids = self._words.coder.encode(clean, new=new, after=after, before=before)
-        return [*self._start, *ids] if start else ids
+        return [*self.start, *ids] if start else ids
 
     def decode(self, ids: list[int]) -> str:
         """The text of the ids that are no control tokens."""

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ _PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _OTHERS = ("*vocab*", "*.tiktoken", "*.model", "*.spm", "tekken.json")  # what transformers may make one of
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _MORE = "additional_special_tokens"
+_DEAF = ("PreTrainedTokenizerFast", "TokenizersBackend")  # what they begin with is said by the tokenizer.json alone
 # a word of the vocabulary that settings call special is one if it looks it: some take "!" to pad with
 _MARK = re.compile(r"<.+>|\[.+\]")
 
@@ -192,6 +194,11 @@ class _Files:
             return int(at)
         raise CheckpointError(f"{self.folder / file}: the id of {name!r} is {at!r}, a whole number was expected")
 
+    @property
+    def denies_start(self) -> bool:
+        """Whether the settings take away the beginning that a tokenizer.json has; not every class hears that."""
+        return self.settings.get("add_bos_token") is False and self.settings.get("tokenizer_class") not in _DEAF
+
     def start(self, added: Mapping[str, Added], bos: int | None, asked: bool) -> tuple[int, ...]:
         """The beginning token, where the settings want one; ``asked`` is what they mean by saying nothing."""
         held = added.get(self.named("bos_token") or "<s>")
@@ -257,10 +264,17 @@ def _held(backend: Any, made: Mapping[str, Any]) -> dict[str, Added]:
 
 
 def _words(backend: Any, made: dict[str, Any], added: dict[str, Added], found: _Files, bos: int | None) -> Words:
-    first = backend.encode("").ids[:1]
+    # the configuration's beginning is often its class's own, a word of another vocabulary
     held = added.get(found.named("bos_token") or "")
-    puts = bool(first) and first[0] in (bos, held.id if held else None)
-    return Words(backend, Whole(made, added), added, found.start(added, bos, asked=puts))
+    own = held.id if held is not None else bos
+    put = () if found.denies_start else _put(backend)
+    return Words(backend, Whole(made, added), added, put or found.start(added, own, asked=False))
+
+
+def _put(backend: Any) -> tuple[int, ...]:
+    """What its post-processor puts in front of a text."""
+    read = backend.encode("a")
+    return tuple(read.ids[: sum(1 for _ in takewhile(bool, read.special_tokens_mask))])
 
 
 def _from_merges(file: Path, found: _Files, bos: int | None) -> Words:
