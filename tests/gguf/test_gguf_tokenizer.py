@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from trifocal.engines.tokenizer import FileTokenizer
 from trifocal.errors import CheckpointError
 from trifocal.gguf.container import GgufFile
+from trifocal.gguf.ends import ENDING, end_tokens
 from trifocal.gguf.tokenizer import tokenizer
 from trifocal.tokens.bytelevel import PRE
 from trifocal.tokens.words import Words
@@ -185,3 +186,52 @@ def test_tables_that_do_not_go_together(tmp_path: Path, change: dict[str, Any], 
     metadata = {key: value for key, value in {**maker.SENTENCEPIECE, **change}.items() if value is not None}
     with pytest.raises(CheckpointError, match=told):
         built(tmp_path, metadata)
+
+
+@pytest.mark.parametrize(
+    ("named", "keys", "ends"),
+    [  # each held against llama.cpp's `llama_vocab_is_eog`
+        ({}, {}, ["</s>"]),
+        ({"<|eot_id|>": 3, "<|eom_id|>": 3, "<|other|>": 3}, {}, ["</s>", "<|eom_id|>", "<|eot_id|>"]),
+        ({"<|end|>": 4}, {"eos": 5, "eot": 7, "eom": 9}, ["<0x02>", "<0x04>", "<0x06>", "</s>", "<|end|>"]),
+        ({"<|end|>": 3, "<|return|>": 3, "<|call|>": 3}, {}, ["</s>", "<|call|>", "<|return|>"]),
+        ({"<|tool_response>": 3, "<turn|>": 3}, {"eos": 5}, ["<0x02>", "<turn|>", "<|tool_response>"]),
+        (
+            {"<|file_sep|>": 4, "<PAD>": 3, "<fim_pad>": 3},
+            {"fim_rep": 8},
+            ["</s>", "<0x05>", "<fim_pad>", "<|file_sep|>"],
+        ),
+    ],
+)
+def test_what_ends_an_answer_is_what_llama_cpp_ends_at(
+    tmp_path: Path, named: dict[str, int], keys: dict[str, int], ends: list[str]
+) -> None:
+    tokens, scores, kinds = (
+        maker.SENTENCEPIECE[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type")
+    )
+    told = {
+        **maker.SENTENCEPIECE,
+        "tokenizer.ggml.tokens": [*tokens, *named],
+        "tokenizer.ggml.scores": [*scores, *[0.0] * len(named)],
+        "tokenizer.ggml.token_type": [*kinds, *named.values()],
+        **{f"tokenizer.ggml.{key}_token_id": at for key, at in keys.items()},
+    }
+    file = GgufFile(
+        maker.write(tmp_path / "t.gguf", {"general.architecture": "llama", **told}, {"t": (np.zeros((1, 4)), "F32")})
+    )
+    found = [file.metadata["tokenizer.ggml.tokens"][at] for at in end_tokens(file)]
+    assert found[0] == ends[0]
+    assert sorted(found) == sorted(ends)
+    words = tokenizer(file)
+    assert all(words.added[name].special for name in named if name in ENDING)
+
+
+def test_a_word_of_the_vocabulary_that_is_called_like_an_end_stays_one(tmp_path: Path) -> None:
+    """llama.cpp ends at it; a page that strikes a text out would be cut short."""
+    told = {
+        "general.architecture": "llama",
+        "tokenizer.ggml.tokens": ["<s>", "</s>"],
+        "tokenizer.ggml.token_type": [1, 1],
+    }
+    file = GgufFile(maker.write(tmp_path / "t.gguf", told, {"t": (np.zeros((1, 4)), "F32")}))
+    assert end_tokens(file) == []

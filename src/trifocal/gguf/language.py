@@ -10,6 +10,7 @@ import torch
 
 from trifocal.errors import CheckpointError
 from trifocal.gguf.container import GgufFile, TensorInfo
+from trifocal.gguf.ends import end_tokens
 
 __all__ = ["BLOCK", "TOP", "GgufLanguage", "interleaved", "language_config", "unpermute"]
 
@@ -125,9 +126,10 @@ def language_config(file: GgufFile) -> dict[str, Any]:
     }
     if kind == "granite":
         config |= {ours: file.need(f"{kind}.{theirs}") for theirs, ours in _SCALES.items()}
-    for name in ("bos", "eos", "padding"):
+    for name in ("bos", "padding"):
         if (token := file.metadata.get(f"tokenizer.ggml.{name}_token_id")) is not None:
             config[f"{'pad' if name == 'padding' else name}_token_id"] = token
+    config["eos_token_id"] = end_tokens(file)
     _check_numbers(file, config)
     if (scaling := _scaling(file, kind, config)) is not None:
         config["rope_scaling"] = scaling

@@ -9,6 +9,7 @@ from typing import Any
 
 from trifocal.errors import CheckpointError
 from trifocal.gguf.container import GgufFile
+from trifocal.gguf.ends import ENDING
 from trifocal.tokens.bytelevel import PRE, Cut, byte_level
 from trifocal.tokens.generations import Manner
 from trifocal.tokens.pieces import CONTROL, NORMAL, SPACE, UNKNOWN, USER, PieceCoder, Pieces
@@ -95,7 +96,7 @@ def _added(file: GgufFile, tokens: Iterable[str], kinds: list[int]) -> dict[str,
     about = str(file.metadata.get("general.name", "")).lower()
     trims = any(name in about for name in _TRIMMING)
     return {
-        token: Added(token, at, special=kind != USER, right=trims and token not in _NOT_TRIMMING)
+        token: Added(token, at, special=kind != USER or token in ENDING, right=trims and token not in _NOT_TRIMMING)
         for at, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
         if kind in (UNKNOWN, CONTROL, USER)
     }
