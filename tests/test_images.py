@@ -20,7 +20,7 @@ from PIL import Image as Pictures
 
 from trifocal import images
 from trifocal.errors import BadImage
-from trifocal.images import LIMITS, Image, Limits, from_bytes, from_data_uri, from_path, from_pil, load
+from trifocal.images import LIMITS, Image, Limits, from_bytes, from_data_uri, from_frames, from_path, from_pil, load
 from twins import is_found
 
 GREY = 100
@@ -152,6 +152,68 @@ def test_the_digest_is_of_what_can_be_seen() -> None:
     shapes = [from_pil(Pictures.new("RGB", size)) for size in ((2, 3), (3, 2), (6, 1), (1, 6))]
     assert len({image.digest for image in shapes}) == 4
     assert from_pil(Pictures.new("RGB", (1, 1))) != "a string"
+
+
+def test_a_digest_is_the_same_on_every_day() -> None:
+    grey = Pictures.linear_gradient("L").resize((6, 4))
+    red = from_pil(Pictures.new("RGB", (6, 4), "red"))
+    plain, seen_through = from_pil(grey.convert("RGB")), from_pil(Pictures.merge("RGBA", [grey] * 4))
+    assert [image.digest for image in (plain, seen_through, from_frames([plain, red]))] == [
+        "120319019b93794b1d4af6aeb56fab0c01ceebef9834be2e1408c0478deb3760",
+        "d8e8b32be63d47d11528ea8976471e12fb24d4e6a76713826f15bcfc754dafb4",
+        "c1ea791bfac5d629c99af35d13d3f8163b9c75f8fa215eec6b1fed4bc5aad82d",
+    ]
+
+
+def test_a_digest_is_made_once_and_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, digest = list[Pictures.Image](), images._digest
+    monkeypatch.setattr(images, "_digest", lambda pixels: made.append(pixels) or digest(pixels))
+    image, same = from_bytes(encoded()), from_bytes(encoded())
+    assert (image.known_by, hash(image), image) == (same.known_by, hash(same), same)
+    from_frames([image, same])
+    assert made == []
+    assert (image.digest, image.digest) == (same.digest, image.digest)
+    assert made == [image.pixels, same.pixels]
+
+
+def test_caches_know_a_picture_by_its_file(tmp_path: Path) -> None:
+    data, other = (encoded(compress_level=level, size=(60, 40)) for level in (0, 9))
+    (tmp_path / "a.png").write_bytes(data)
+    uri = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    names = {load(source).known_by for source in (data, uri, tmp_path / "a.png")}
+    assert names == {from_bytes(data, name="another", limits=Limits(pixels=3000)).known_by}
+    one, again, held = from_bytes(data), from_bytes(other), from_pil(Pictures.open(BytesIO(data)))
+    assert one == again == held
+    assert hash(one) == hash(again) == hash(held)
+    assert len({one.known_by, again.known_by, held.known_by}) == 3
+    assert held.known_by == held.digest
+
+
+def test_what_no_two_pictures_are_known_by() -> None:
+    exif = Pictures.Exif()
+    exif[0x0112] = 6
+    flat, turned = from_bytes(encoded()), from_bytes(encoded(exif=exif))
+    assert (flat.width, flat.height) == (turned.height, turned.width)
+    one = from_bytes(encoded(size=(3, 3)))
+    drawn = from_pil(Pictures.new("RGB", (3, 3), "red"))
+    videos = [[one], [one, one], [one, drawn], [drawn], [drawn, one]]
+    names = [image.known_by for image in (flat, turned, one, drawn, *map(from_frames, videos))]
+    assert len(set(names)) == len(names)
+    assert from_frames([one, one]).known_by == from_frames([one, from_bytes(encoded(size=(3, 3)))]).known_by
+
+
+def test_a_file_that_others_decode_has_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = from_bytes(encoded())
+    monkeypatch.setattr(images, "_decoders", lambda: b"of another machine")
+    assert from_bytes(encoded()).known_by != here.known_by
+
+
+def test_pictures_are_told_apart_in_a_table_without_their_digests() -> None:
+    first, *rest = (Pictures.effect_noise((30, 20), sigma).convert("RGB") for sigma in range(20, 60))
+    assert len({hash(from_pil(each)) for each in (first, *rest)}) == 40
+    near = first.copy()
+    near.putpixel((0, 0), (1, 2, 3))
+    assert from_pil(near) != from_pil(first)  # whatever their hashes are
 
 
 def test_only_the_first_frame_of_a_gif() -> None:
@@ -381,3 +443,8 @@ def test_devices_and_pipes_are_no_files(tmp_path: Path) -> None:
 def test_its_twin_that_does_not_look_at_the_shape_is_found() -> None:
     flat = lambda pixels: hashlib.sha256(pixels.tobytes()).hexdigest()  # noqa: E731
     is_found(test_the_digest_is_of_what_can_be_seen, images, "_digest", flat)
+
+
+def test_its_twin_that_does_not_look_at_all_of_a_file_is_found() -> None:
+    start = lambda data: f"file {data[:24].hex()}"  # noqa: E731
+    is_found(test_what_no_two_pictures_are_known_by, images, "_name_of", start)

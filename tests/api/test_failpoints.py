@@ -37,7 +37,7 @@ POINTS = {
     "parts of a file": "trifocal.images:plain",
     "decode": "trifocal.api.wire:_decode",
     "pixels": "trifocal.images:_plain",
-    "digest": "trifocal.images:_digest",
+    "name of a file": "trifocal.images:_name_of",
     "template": "trifocal.conversation.templates:Template.render",
     "outline": "trifocal.model.composer:Composer.outline",
     "looks": "trifocal.vision.llava:LlavaVision.looks",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from io import BytesIO
 
 import pytest
 import torch
 from live import HIDDEN, POSITIONS, make_llava
 
+from trifocal import images
 from trifocal.conversation.templates import Control, Piece, get_template
 from trifocal.engines.echo import Bytes, Echo
 from trifocal.errors import UsageError
-from trifocal.images import Image
+from trifocal.images import Image, from_bytes
 from trifocal.messages import Message, Sampling
 from trifocal.model.composer import Composer
 from trifocal.model.llava import Llava
@@ -153,6 +155,24 @@ def test_rows_that_were_not_promised_are_refused(drawn: Drawn, rows: list[torch.
     parts: list[Piece] = ["What?", drawn(1)]
     with pytest.raises(UsageError, match=said):
         composer.prompt(composer.outline(parts), rows)
+
+
+def test_an_answer_and_what_is_trimmed_for_it_read_no_picture_through(
+    drawn: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encoded(image: Image) -> Image:
+        file = BytesIO()
+        image.pixels.save(file, "PNG")
+        return from_bytes(file.getvalue())
+
+    turns = talk(lambda number: encoded(drawn(number)), 4)
+    monkeypatch.setattr(images, "_digest", lambda pixels: pytest.fail("a digest of all its pixels was made"))
+    llava = counted(Counting(), context=160)
+    written = llava.write(turns)
+    assert written.left_out
+    assert list(llava.tell(llava.prepare(written, Sampling(max_tokens=2))))
+    assert len(llava.gallery) == len(written.outline.looks) > 1
+    llava.budget(turns)
 
 
 def test_an_outline_looks_at_no_picture(drawn: Drawn) -> None:

@@ -33,7 +33,7 @@ from trifocal.cli.inspect import inspect
 from trifocal.cli.see import see
 from trifocal.conversation.templates import Control
 from trifocal.errors import BadImage, UsageError, VisionError
-from trifocal.images import Image, from_frames, from_pil
+from trifocal.images import Image, from_bytes, from_frames, from_pil
 from trifocal.messages import Sampling
 from trifocal.placement import Placement
 from trifocal.vision import Gallery, Vision, elsewhere, open_vision
@@ -469,9 +469,10 @@ def test_what_travels_comes_back_as_it_was() -> None:
         with pytest.raises(UsageError):
             layout_from(bad)
     video = from_frames([noise(5, 4, 1), noise(5, 4, 2)])
-    for image in (video, noise(7, 3, 3), noise(7, 3, 4, bands=4)):
+    seen_through = from_frames([noise(5, 4, 1, bands=4), noise(5, 4, 2)])
+    for image in (video, seen_through, noise(7, 3, 3), noise(7, 3, 4, bands=4), from_bytes(encoded(noise(7, 3, 5))[0])):
         back = picture_from(encoded(image), size_of(image), image.digest, "it", trifocal.images.LIMITS)
-        assert (back, size_of(back)) == (image, size_of(image))
+        assert (back, size_of(back), back.known_by) == (image, size_of(image), image.digest)
     for kind in (torch.float32, torch.float16, torch.bfloat16):
         rows = torch.tensor([[float("nan"), 1.0, -0.0]], dtype=kind)
         tensors, text = unpack(pack({"0": rows}, {"a": 1}))

@@ -6,12 +6,15 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from io import BytesIO
 
 import pytest
 import torch
+from PIL import Image as Pictures
 
+from trifocal import images
 from trifocal.errors import BadImage, UsageError
-from trifocal.images import Image
+from trifocal.images import Image, from_bytes
 from trifocal.timing import Timings, step
 from trifocal.vision import Gallery, Look
 from trifocal.vision.gallery import AT_ONCE
@@ -89,6 +92,44 @@ def test_it_is_known_by_picture_look_and_identity(slow: Slow, drawn: Drawn) -> N
     assert not gallery.knows(alone)
     gallery.vision = slow
     assert not gallery.knows(alone, scope="of somebody else")
+
+
+def test_a_file_is_found_again_and_nobody_reads_its_pixels_for_that(
+    slow: Slow, drawn: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery, made, digest = Gallery(slow), list[object](), images._digest
+    monkeypatch.setattr(images, "_digest", lambda pixels: made.append(pixels) or digest(pixels))
+    first, second = (BytesIO() for _ in range(2))
+    for file, level in ((first, 1), (second, 9)):
+        drawn(1).pixels.save(file, "PNG", compress_level=level)
+    (rows,) = gallery.rows(gallery.looks([from_bytes(first.getvalue())]))
+    (again,) = gallery.rows(gallery.looks([from_bytes(first.getvalue(), name="sent again")]))
+    assert again is rows
+    gallery.rows(gallery.looks([from_bytes(second.getvalue())]))  # the same pixels from another file: seen anew
+    assert [len(seen) for seen in slow.passes] == [1, 1]
+    assert made == []
+    one, other = (seen[0] for seen in slow.passes)
+    assert one == other
+    assert len(made) == 2
+
+
+def test_nobody_waits_while_the_digest_of_anothers_picture_is_made(
+    slow: Slow, drawn: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery = Gallery(slow)
+    (known, new), digest = gallery.looks([drawn(1), drawn(2)]), images._digest
+    gallery.rows([known])
+
+    def made(pixels: Pictures.Image) -> str:
+        other = threading.Thread(target=gallery.knows, args=(known,), daemon=True)
+        other.start()
+        other.join(PATIENCE)
+        assert not other.is_alive()
+        return digest(pixels)
+
+    monkeypatch.setattr(images, "_digest", made)
+    assert not gallery.knows(new)
+    gallery.rows(gallery.looks([drawn(3)]))
 
 
 def test_what_is_seen_in_no_scope_is_not_kept(slow: Slow, drawn: Drawn) -> None:

@@ -306,7 +306,7 @@ def _blank(size: Size, name: str, limits: Limits) -> Image:
     width, height, frames = size
     check_size(width, height, name=name, limits=limits)
     pixels = cast("Picture", _Blank(width, height))
-    return Image(pixels, "", name, frames=(pixels,) * frames)
+    return Image(pixels, name, frames=(pixels,) * frames)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from trifocal.embedded.files import Stored, read_safetensors, read_torch
@@ -30,7 +31,7 @@ class _NoPixels:
         raise BadImage("embedded", "it came as embeddings and has no pixels to look at")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Embedded(Image):
     """A picture without pixels: ``rows`` are ``[positions, hidden]``, finite, on the CPU.
 
@@ -40,6 +41,14 @@ class Embedded(Image):
 
     rows: torch.Tensor = field(kw_only=True)
     identity: str | None = field(default=None, kw_only=True)
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 over precision, shape and bits of the rows, marked so that no picture has it."""
+        return f"rows {_digest(self.rows)}"
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
 
     def to_safetensors(self) -> bytes:
         """The rows as `from_bytes` reads them, with their identity and their digest."""
@@ -69,7 +78,7 @@ def embedded(rows: torch.Tensor, *, identity: str | None = None, name: str = "im
     held = held.contiguous()
     if not bool(torch.isfinite(held).all()):
         raise BadImage("bad_embeds", "there are embeddings that are no finite numbers", name)
-    return Embedded(_NoPixels(), f"rows {_digest(held)}", name, rows=held, identity=identity)  # type: ignore[arg-type]
+    return Embedded(_NoPixels(), name, rows=held, identity=identity)  # type: ignore[arg-type]
 
 
 def from_base64(text: str, *, name: str = "image", limits: Limits = LIMITS) -> Embedded:

@@ -38,8 +38,8 @@ class Look:
 
     @property
     def digest(self) -> str:
-        """A name of the picture and of the way in which it is seen."""
-        return f"{self.image.digest}:{self.layout!r}:{self.way!r}"
+        """A name of the picture, as caches know it, and of the way in which it is seen."""
+        return f"{self.image.known_by}:{self.layout!r}:{self.way!r}"
 
 
 class Vision(Protocol):

@@ -139,8 +139,8 @@ class _Address:
 class VisionElsewhere:
     """The vision that one or several servers have loaded (``trifocal see``), all of them the same one.
 
-    A picture's digest says who is asked first, so that whoever asks about it finds it seen already. Who goes away in
-    the middle, is full or has meanwhile become another vision is passed over, and the next one is asked.
+    The digest of a picture's pixels says who is asked first, so that whoever asks about it finds it seen already. Who
+    goes away in the middle, is full or has meanwhile become another vision is passed over, and the next one is asked.
     """
 
     def __init__(self, servers: Sequence[_Server], facts: Mapping[str, Any]) -> None:

@@ -42,11 +42,12 @@ class _Wanted:
 class Gallery:
     """Stands in front of a vision, and is what everybody asks for rows. Threads share it.
 
-    At most ``limit`` bytes of rows are kept, those that were asked for last. Rows are known by the picture's digest,
-    by how it was seen and by the vision's identity. One pass of the vision runs at a time; what is asked for
-    meanwhile, by however many requests, goes through the next one together, in turn `AT_ONCE` pictures at most.
-    Who asks for known pictures never waits. Pictures that came as embeddings are seen already; ``takes_rows`` says that
-    this vision's rows stand in a prompt by themselves, so that rows from elsewhere can stand in their place.
+    At most ``limit`` bytes of rows are kept, those that were asked for last. Rows are known by the picture's file or
+    pixels (`Image.known_by`), by how it was seen and by the vision's identity. One pass of the vision runs at a time;
+    what is asked for meanwhile, by however many requests, goes through the next one together, in turn `AT_ONCE`
+    pictures at most. Who asks for known pictures never waits. Pictures that came as embeddings are seen already;
+    ``takes_rows`` says that this vision's rows stand in a prompt by themselves, so that rows from elsewhere can stand
+    in their place.
     """
 
     def __init__(self, vision: Vision, limit: int = 256 << 20, *, takes_rows: bool = False) -> None:
@@ -91,8 +92,9 @@ class Gallery:
 
     def knows(self, look: Look, *, scope: Scope = "") -> bool:
         """Whether a look's rows are there already."""
+        key = self._key(look, scope)
         with self._changed:
-            return self._key(look, scope) in self._known
+            return key in self._known
 
     def __len__(self) -> int:
         return len(self._known)
@@ -115,15 +117,15 @@ class Gallery:
         return Look(image, (image.rows.shape[0],), "embedded")
 
     def _key(self, look: Look, scope: Scope) -> Key:
-        return scope, self.vision.identity, look.image.digest, look.layout, look.way
+        return scope, self.vision.identity, look.image.known_by, look.layout, look.way
 
     def _ask(self, looks: Sequence[Look], scope: Scope) -> list[torch.Tensor | _Wanted]:
         """What is known of each look, or what to wait for; what nobody waits for yet is put at the end of the queue."""
         found: list[torch.Tensor | _Wanted] = []
         new: list[_Wanted] = []
+        keys = [self._key(look, scope) for look in looks]  # before anybody has to wait: it may take all pixels
         with self._changed:
-            for look in looks:
-                key = self._key(look, scope)
+            for key, look in zip(keys, looks, strict=True):
                 if key in self._known:
                     self._known.move_to_end(key)
                     found.append(self._known[key])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,7 @@ def encoded(image: Image) -> list[bytes]:
 
 
 def picture_from(files: Sequence[bytes], size: Size, digest: str, name: str, limits: Limits) -> Image:
-    """The picture whose pixels came, which are those of which the digest was told.
+    """The picture whose pixels came, which are those of which the digest was told, and by which it is known here.
 
     Raises:
         BadImage: it is none, one over the limits, or another one.
@@ -91,6 +92,8 @@ def picture_from(files: Sequence[bytes], size: Size, digest: str, name: str, lim
     if not shots:
         raise BadImage("empty", "no pixels came", name)
     image = from_frames(shots, name=name, limits=limits) if size[2] else shots[0]
+    # known by its pixels, whose digest is made here anyway: other clients' encoders make other files of them
+    image = replace(image, file="")
     if size_of(image) != size or image.digest != digest:
         raise BadImage("other_picture", "the pixels that came are not those that were named", name)
     return image
