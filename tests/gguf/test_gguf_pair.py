@@ -134,6 +134,26 @@ def test_a_pair_of_1_6_sees_in_tiles(pair: Any, tmp_path: Path, drawn: Any) -> N
     torch.testing.assert_close(rows[4:].view(2, 7, -1)[:, :-1], grid, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"clip.vision.image_mean": "x"}, "image_mean is 'x', three numbers"),
+        ({"clip.vision.image_mean": ["a", "b", "c"]}, "image_mean is 'a', a number"),
+        ({"clip.vision.image_std": [0.0, 1.0, 1.0]}, "image_std is 0.0, a number above 0"),
+        ({"clip.vision.image_aspect_ratio": "square"}, ""),
+    ],
+)
+def test_how_pictures_are_shown_is_read_or_told(pair: Any, tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    shutil.copy(pair[0] / "tiny-f16.gguf", tmp_path)
+    sight = eyes.stored(eyes.state(eyes.model()), eyes.BLOCKS - 1, swapped=True)
+    maker.write(tmp_path / "mmproj-tiny-f16.gguf", {**eyes.METADATA, **change}, sight)
+    if told:
+        with pytest.raises(CheckpointError, match=told):
+            find_checkpoint(str(tmp_path))
+    else:
+        assert find_checkpoint(str(tmp_path)).preprocessing.fit == "crop"
+
+
 def test_a_file_that_is_missing_or_one_too_many_is_told(pair: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="one GGUF mmproj file is wanted, here is none"):
         find_checkpoint(str(pair[0] / "tiny-f16.gguf"))

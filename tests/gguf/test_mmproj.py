@@ -71,6 +71,8 @@ def test_a_count_that_has_the_dropped_block_in_it_is_put_right(tmp_path: Path) -
     [
         ({"general.architecture": "llama"}, r"expected 'clip'"),
         ({"clip.projector_type": "resampler"}, "the projector is 'resampler'"),
+        ({"clip.projector_type": None, "clip.vision.projector_type": "ldpv2"}, "the projector is 'ldpv2'"),
+        ({"clip.use_silu": True}, "clip.use_silu is true"),
         ({"clip.vision.block_count": 9}, r"block_count is 9, but the tensors are of the blocks \[0, 1, 2\]"),
         ({"clip.vision.feature_layer": [1, -1]}, r"feature_layer is \[1, -1\]"),
         ({"clip.vision.feature_layer": 2}, "feature_layer is 2, expected a list of layers from 0 to 3"),

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from trifocal.checkpoints.configs import text_part, tower_part
-from trifocal.checkpoints.parts import Checkpoint, OwnVision, Preprocessing, Projector
+from trifocal.checkpoints.parts import Checkpoint, Fit, OwnVision, Preprocessing, Projector
+from trifocal.checkpoints.processors import channels
 from trifocal.checkpoints.tilings import Layout, original_layout
 from trifocal.checkpoints.turns import template_of, turns_of
 from trifocal.errors import CheckpointError
@@ -63,14 +64,12 @@ def from_gguf(language: Path, mmproj: Path, *, name: str | None, template: str |
     tower = tower_part(mmproj, seeing.config, seeing.feature_layer, keep_first=siglip)
     tiled = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad", **seeing.preprocessing}
     layout = original_layout(mmproj, tiled, tower.image_size) if "image_grid_pinpoints" in tiled else Layout()
-    mean, std = (tuple(map(float, seeing.preprocessing[f"image_{name}"])) for name in ("mean", "std"))
-    if len(mean) != 3 or len(std) != 3:
-        raise CheckpointError(f"{mmproj}: image_mean and image_std are {mean} and {std}, expected three numbers each")
+    mean, std = (channels(mmproj, seeing.preprocessing, f"image_{name}") for name in ("mean", "std"))
     recipe = turns_of(text, "llava_v0_webui") if first_family else template_of(text, newer=layout.tiles is not None)
     framed = first_family and source_of(language).knows("<im_start>")
-    preprocessing = Preprocessing(
-        tower.image_size, "crop" if first_family else "pad", mean, std, tiles=layout.tiles, newline=layout.newline
-    )
+    cropped = first_family or seeing.preprocessing.get("image_aspect_ratio") == "square"
+    fit: Fit = "crop" if cropped and layout.tiles is None else "pad"
+    preprocessing = Preprocessing(tower.image_size, fit, mean, std, tiles=layout.tiles, newline=layout.newline)
     return Checkpoint(
         name=name or language.stem,
         family="llava-v0" if first_family else "llava-1.6" if layout.tiles else "llava-1.5",

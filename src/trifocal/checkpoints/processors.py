@@ -12,7 +12,7 @@ from trifocal.checkpoints.reading import image_processor, number, real
 from trifocal.checkpoints.tilings import Layout
 from trifocal.errors import CheckpointError
 
-__all__ = ["preprocessing_part"]
+__all__ = ["channels", "preprocessing_part"]
 
 _HALF = (0.5, 0.5, 0.5)
 _RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # at PIL's numbers
@@ -47,8 +47,8 @@ def preprocessing_part(folder: Path, tower: Tower, aspect: str | None, layout: L
     return Preprocessing(
         size=tower.image_size,
         fit=fit,
-        mean=_channels(file, config, "image_mean", mean),
-        std=_channels(file, config, "image_std", std),
+        mean=channels(file, config, "image_mean", mean),
+        std=channels(file, config, "image_std", std),
         rescale=real(file, config.get("rescale_factor", 1 / 255), "rescale_factor") if _on(config, "do_rescale") else 1,
         resample=_resample(file, config.get("resample", 3)),
         tiles=layout.tiles,
@@ -154,8 +154,8 @@ def _fit(
     return square
 
 
-def _channels(
-    file: Path, config: Mapping[str, Any], key: str, default: tuple[float, float, float]
+def channels(
+    file: Path, config: Mapping[str, Any], key: str, default: tuple[float, float, float] | None = None
 ) -> tuple[float, float, float]:
     """A number for each channel; one number is for all three."""
     value = config.get(key, default)

@@ -82,7 +82,7 @@ class Mmproj:
         if file.need("general.architecture") != "clip":
             found = file.metadata["general.architecture"]
             raise CheckpointError(f"{file.path}: general.architecture is {found!r}, expected 'clip' (a mmproj file)")
-        kind = file.metadata.get("clip.projector_type", "mlp")
+        kind = file.metadata.get("clip.projector_type", file.metadata.get("clip.vision.projector_type", "mlp"))
         if kind not in ("mlp", "linear"):
             raise CheckpointError(f"{file.path}: the projector is {kind!r}; 'mlp' (LLaVA's) can be read")
         self.config = _config(file)
@@ -102,7 +102,12 @@ def _config(file: GgufFile) -> dict[str, Any]:
         if not isinstance(value, int) or value < 1:
             raise CheckpointError(f"{file.path}: {name} is {value!r}, expected a whole number above 0")
     clip = _is_clip(file)
-    gelu = "gelu" if file.metadata.get("clip.use_gelu", False) else "quick_gelu"
+    acts = [act for act in ("gelu", "silu") if file.metadata.get(f"clip.use_{act}", False)]
+    if acts not in ([], ["gelu"]):
+        raise CheckpointError(
+            f"{file.path}: {' and '.join(f'clip.use_{act}' for act in acts)} is true; towers of CLIP's and SigLIP's "
+            "design, which alone are read, compute with GELU"
+        )
     return {
         "model_type": "clip_vision_model" if clip else "siglip_vision_model",
         "image_size": vision["image_size"],
@@ -114,7 +119,7 @@ def _config(file: GgufFile) -> dict[str, Any]:
         "layer_norm_eps": file.metadata.get("clip.vision.attention.layer_norm_epsilon", 1e-5),
         "projection_dim": file.metadata.get("clip.vision.projection_dim", 768),
         # converters have no word for the only one that SigLIP has
-        "hidden_act": gelu if clip else "gelu_pytorch_tanh",
+        "hidden_act": (acts or ["quick_gelu"])[0] if clip else "gelu_pytorch_tanh",
     }
 
 
@@ -134,7 +139,7 @@ def _blocks(file: GgufFile) -> int:
 
 def _feature_layer(file: GgufFile, blocks: int) -> int | tuple[int, ...]:
     given = file.metadata.get("clip.vision.feature_layer")
-    if given is None:
+    if given in (None, []):
         return blocks
     if not isinstance(given, list) or not given or not all(type(at) is int and 0 <= at <= blocks for at in given):
         raise CheckpointError(f"{file.path}: feature_layer is {given!r}, expected a list of layers from 0 to {blocks}")
