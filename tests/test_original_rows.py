@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import LlavaNextConfig, LlavaNextVideoConfig, LlavaOnevisionConfig
 
 import original
 from layouts import NEXT_PINPOINTS, ONEVISION_PINPOINTS, TILE, Family, family, save_original
 from seeing import count, rows_of
 from trifocal.checkpoints import Checkpoint, Preprocessing, Tower, find_checkpoint, from_folder
-from trifocal.checkpoints.tilings import original_layout
+from trifocal.checkpoints.tilings import hf_layout, original_layout
 from trifocal.errors import BadImage, CheckpointError
 from trifocal.images import Image, from_frames
 from trifocal.placement import Placement
@@ -96,6 +97,41 @@ def test_a_layout_that_is_not_known_is_told_by_its_key(key: str, value: object) 
         released({**LLAVA_VIDEO, key: value})
 
 
+@pytest.mark.parametrize(
+    ("said", "first", "last"),
+    [
+        ("(1x1),(2x2)", (384, 384), (768, 768)),
+        ("[(1x1), ..., (3x2)]", (384, 384), (1152, 768)),
+        ("(2x2)", (768, 768), (768, 768)),
+        ("(1x1)-(2x6)", (384, 384), (768, 2304)),
+    ],
+)
+def test_a_range_of_canvases_is_its_first_and_last_pair(
+    said: str, first: tuple[int, int], last: tuple[int, int]
+) -> None:
+    tiles = released({**LLAVA_VIDEO, "image_grid_pinpoints": said}).tiles
+    assert tiles is not None
+    assert (tiles.pinpoints[0], tiles.pinpoints[-1]) == (first, last)
+    assert len(tiles.pinpoints) == (1 + (last[0] - first[0]) // 384) * (1 + (last[1] - first[1]) // 384)
+
+
+def test_canvases_that_cannot_be_read_are_told() -> None:
+    with pytest.raises(CheckpointError, match=r"image_grid_pinpoints is 1x1 to 6x6; pairs of multiples of 384"):
+        released({**LLAVA_VIDEO, "image_grid_pinpoints": "1x1 to 6x6"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "wanted"),
+    [(LlavaNextConfig, 336, 5), (LlavaNextVideoConfig, 336, 5), (LlavaOnevisionConfig, 384, 36)],
+)
+def test_canvases_that_are_not_told_are_those_of_the_class(tmp_path: Path, kind: Any, side: int, wanted: int) -> None:
+    file = tmp_path / "config.json"
+    tiles = hf_layout(file, {"model_type": kind.model_type}, side).tiles
+    assert tiles is not None
+    assert len(tiles.pinpoints) == wanted
+    assert [[high, wide] for wide, high in tiles.pinpoints] == kind().image_grid_pinpoints
+
+
 @pytest.fixture(scope="module")
 def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Family, Path]]:
     """One model with each tower, saved as the original saved it; the tests change the configuration's keys."""
@@ -164,7 +200,7 @@ def test_pixels_and_rows_of_pictures(
 VIDEOS = [
     {"mm_newline_position": position, "mm_spatial_pool_mode": mode, "mm_spatial_pool_stride": stride, **merge}
     for position in ("grid", "frame", "one_token", "no_token", None)
-    for mode, stride in (("average", 2), ("max", 2), ("bilinear", 2), ("average", 3), ("bilinear", 3), ("max", 1))
+    for mode, stride in (("average", 2), ("max", 2), ("bilinear", 2), ("average", 3), ("bilinear", 5), ("max", 1))
     for merge in (
         {"mm_patch_merge_type": "spatial_unpad"},
         {"mm_patch_merge_type": "spatial"},
@@ -211,7 +247,10 @@ def test_a_checkpoint_that_says_nothing_of_videos_takes_none(
     ("keys", "message"),
     [
         ({"mm_vision_select_feature": "cls_patch"}, "class token is kept"),
-        ({"mm_spatial_pool_stride": 5}, "mm_spatial_pool_stride is 5, a frame has 4 patches"),
+        (
+            {"mm_spatial_pool_mode": "max", "mm_spatial_pool_stride": 5},
+            "mm_spatial_pool_stride is 5, a frame has 4 patches",
+        ),
         ({"s2": True}, "s2 is true: pictures seen at several sizes"),
     ],
 )

@@ -109,6 +109,41 @@ def test_siglip_stretches_whatever_its_size_is_written_as(
     assert torch.equal(ours, original.values(picture.pixels, {"size": BOTH, **HALF}))
 
 
+@pytest.mark.parametrize(
+    ("named", "mean", "crops"),
+    [
+        ("CLIPImageProcessor", CLIP_MEAN, True),
+        ("LlavaNextImageProcessorFast", CLIP_MEAN, True),
+        ("LlavaOnevisionImageProcessor", CLIP_MEAN, False),
+        ("SiglipImageProcessor", (0.5, 0.5, 0.5), False),
+        ("SigLipImageProcessor", (0.5, 0.5, 0.5), False),
+    ],
+)
+@pytest.mark.parametrize("tower", [CLIP, SIGLIP], ids=["clip", "siglip"])
+def test_what_a_file_leaves_to_its_class_is_the_classes(
+    tmp_path: Path, tower: Tower, named: str, mean: tuple[float, ...], crops: bool
+) -> None:
+    """A class that does not crop hears no ``crop_size``: transformers' SigLIP made 56 pixels of this, not 28."""
+    found = read(tmp_path, {"image_processor_type": named, "size": BOTH}, tower)
+    assert found.mean == mean
+    assert read(tmp_path, {"image_processor_type": named}, tower).fit == ("crop" if crops else "stretch")
+    smaller = {"image_processor_type": named, "size": BOTH, "crop_size": {"height": 28, "width": 28}}
+    if crops:
+        with pytest.raises(CheckpointError, match="pictures of 28 pixels for a tower that takes 56"):
+            read(tmp_path, smaller, tower)
+    else:
+        assert read(tmp_path, smaller, tower) == found
+
+
+def test_of_two_files_the_newer_one_is_read(tmp_path: Path) -> None:
+    """As transformers 5 does it; a ``processor_config.json`` of before tells nothing of pictures."""
+    newer = tmp_path / "processor_config.json"
+    newer.write_text(json.dumps({"image_processor": full({"image_mean": 0.25})}))
+    assert read(tmp_path, full({})).mean == (0.25,) * 3
+    newer.write_text(json.dumps({"processor_class": "LlavaProcessor", "patch_size": 14}))
+    assert read(tmp_path, full({})).mean == CLIP_MEAN
+
+
 @pytest.mark.parametrize("said", [{}, {"do_normalize": False}, {"size": 64}, {"image_mean": 1.5}, {"image_mean": -0.1}])
 def test_padded_pictures_follow_too(tmp_path: Path, drawn: Callable[..., Image], said: dict[str, Any]) -> None:
     picture = drawn(1, 80, 61)

@@ -52,6 +52,7 @@ NAMES = {
     "model.layers.0.self_attn.rotary_emb.inv_freq": None,
     "vision_model.embeddings.position_ids": None,
     "logit_scale": None,
+    "model.faster_token": None,  # of a LLaVA-Video whose frames have one size
     "text_model.encoder.layers.0.mlp.fc1.weight": None,
     "text_projection.weight": None,
     "visual_projection.weight": None,

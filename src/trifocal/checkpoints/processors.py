@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from trifocal.errors import CheckpointError
 __all__ = ["channels", "preprocessing_part"]
 
 _HALF = (0.5, 0.5, 0.5)
+_NAME = re.compile(r"^(\w+?)(?:ImageProcessor|FeatureExtractor)(?:Fast|Pil)?$")
 _RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # at PIL's numbers
 # flags of transformers' image processors whose way is known here; another one that is on changes what the tower sees
 _FLAGS = (
@@ -29,8 +31,26 @@ _FLAGS = (
 _CHANGING = ("crop_pct", "rescale_offset", "offset", "size_divisor", "pad_size")
 
 
+@dataclass(frozen=True, slots=True)
+class _Class:
+    """What the class of an image processor says where its file is silent: one that does not crop stretches."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crops: bool
+
+
+_CLIP, _SIGLIP = _Class(CLIP_MEAN, CLIP_STD, crops=True), _Class(_HALF, _HALF, crops=False)
+# by its name in the file, without what stands behind it: transformers', and LLaVA-NeXT's own (SigLip)
+_CLASSES = {
+    **dict.fromkeys(("CLIP", "Llava", "LlavaNext", "LlavaNextVideo"), _CLIP),
+    **dict.fromkeys(("Siglip", "SigLip"), _SIGLIP),
+    "LlavaOnevision": _Class(CLIP_MEAN, CLIP_STD, crops=False),
+}
+
+
 def preprocessing_part(folder: Path, tower: Tower, aspect: str | None, layout: Layout) -> Preprocessing:
-    """What ``preprocessor_config.json`` says, in any of its forms; the tower's own values where it is silent.
+    """What ``preprocessor_config.json`` says, in any of its forms; where it is silent, what its class or tower says.
 
     Raises:
         CheckpointError: pictures of another size than the tower's, or a step that is not known.
@@ -38,17 +58,17 @@ def preprocessing_part(folder: Path, tower: Tower, aspect: str | None, layout: L
     file, given = image_processor(folder)
     config = {key: value for key, value in given.items() if value is not None}
     _check_flags(file, config)
-    square, resized = _resizing(file, config, tower)
+    kind = _class(config, tower)
+    square, resized = _resizing(file, config, tower, kind)
     fit = _fit(file, tower, aspect, config, layout, square)
-    mean, std = (CLIP_MEAN, CLIP_STD) if tower.kind == "clip" else (_HALF, _HALF)
-    _check_grid(file.parent / "config.json", tower, layout)
+    _check_grid(tower, layout)
     gridded = tower.patches == tower.side**2  # a frame with a class token is no grid that could be made smaller
     video = replace(layout.video, fit=square) if layout.video is not None and gridded else None
     return Preprocessing(
         size=tower.image_size,
         fit=fit,
-        mean=channels(file, config, "image_mean", mean),
-        std=channels(file, config, "image_std", std),
+        mean=channels(file, config, "image_mean", kind.mean),
+        std=channels(file, config, "image_std", kind.std),
         rescale=real(file, config.get("rescale_factor", 1 / 255), "rescale_factor") if _on(config, "do_rescale") else 1,
         resample=_resample(file, config.get("resample", 3)),
         tiles=layout.tiles,
@@ -59,16 +79,28 @@ def preprocessing_part(folder: Path, tower: Tower, aspect: str | None, layout: L
     )
 
 
-def _check_grid(file: Path, tower: Tower, layout: Layout) -> None:
-    """Rows that are put together as one grid are patches alone, and a frame's are not fewer than one stride."""
+def _class(config: Mapping[str, Any], tower: Tower) -> _Class:
+    """The class that the file names; one that is not known, or not named, is that of the tower's kind."""
+    named = _NAME.match(_class_name(config))
+    return _CLASSES.get(named[1] if named else "", _CLIP if tower.kind == "clip" else _SIGLIP)
+
+
+def _class_name(processor: Mapping[str, Any]) -> str:
+    return str(processor.get("image_processor_type") or processor.get("feature_extractor_type") or "")
+
+
+def _check_grid(tower: Tower, layout: Layout) -> None:
+    """Rows that are put together as one grid are patches alone, and a pooled frame's are not fewer than one stride."""
     if layout.tiles is not None and layout.tiles.merge != "flat" and tower.patches != tower.side**2:
         raise CheckpointError(
-            f"{file}: the class token is kept (cls_patch, or full), which has no place in the grid of tiles "
-            f"({layout.tiles.merge}); the original's code fails there, too"
+            "the checkpoint's config.json: the class token is kept (cls_patch, or full), which has no place in a grid "
+            f"of tiles ({layout.tiles.merge}); the original's code fails there, too"
         )
-    if layout.video is not None and layout.video.stride > tower.side:
+    if layout.video is not None and layout.video.pool != "bilinear" and layout.video.stride > tower.side:
         key = "spatial_pool_stride" if layout.video.early else "mm_spatial_pool_stride"
-        raise CheckpointError(f"{file}: {key} is {layout.video.stride}, a frame has {tower.side} patches a side")
+        raise CheckpointError(
+            f"the checkpoint's config.json: {key} is {layout.video.stride}, a frame has {tower.side} patches a side"
+        )
 
 
 def _on(config: Mapping[str, Any], flag: str) -> bool:
@@ -85,7 +117,7 @@ def _check_flags(file: Path, config: Mapping[str, Any]) -> None:
             )
 
 
-def _resizing(file: Path, config: Mapping[str, Any], tower: Tower) -> tuple[Fit, int]:
+def _resizing(file: Path, config: Mapping[str, Any], tower: Tower, kind: _Class) -> tuple[Fit, int]:
     """How the processor makes a square of a picture by itself, and the side that it resizes to before any crop.
 
     CLIP's resizes the short side and takes the middle, SigLIP's stretches; a configuration may say the other.
@@ -95,10 +127,10 @@ def _resizing(file: Path, config: Mapping[str, Any], tower: Tower) -> tuple[Fit,
         raise CheckpointError(
             f"{file}: do_resize is false: only pictures of {own} x {own} pixels could be seen; set it to true"
         )
-    side, exact = _size(file, config, "size") or (own, tower.kind == "siglip")
+    side, exact = _size(file, config, "size") or (own, not kind.crops)
     if isinstance(config.get("size"), int):
-        exact = tower.kind == "siglip"
-    crops = config.get("do_center_crop", tower.kind == "clip" or "crop_size" in config)
+        exact = not kind.crops
+    crops = config.get("do_center_crop", kind.crops)
     cropped = (_size(file, config, "crop_size") or (own, True))[0] if crops else side
     if cropped != own:
         raise CheckpointError(f"{file}: pictures of {cropped} pixels for a tower that takes {own}")
@@ -129,8 +161,7 @@ def _size(file: Path, config: Mapping[str, Any], key: str) -> tuple[int, bool] |
 
 def _pads(processor: Mapping[str, Any]) -> bool:
     """Whether an image processor makes a picture square itself; CLIP's and SigLIP's don't hear the flag."""
-    named = str(processor.get("image_processor_type") or processor.get("feature_extractor_type") or "")
-    return bool(processor.get("do_pad")) and not named.startswith(("CLIP", "Siglip"))
+    return bool(processor.get("do_pad")) and not _class_name(processor).startswith(("CLIP", "Siglip", "SigLip"))
 
 
 def _fit(

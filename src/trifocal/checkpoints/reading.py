@@ -29,16 +29,16 @@ def read_json(file: Path) -> dict[str, Any]:
 def image_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The image processor's configuration and its file; empty where there is none.
 
-    transformers writes it by itself before 5.0, and into ``processor_config.json`` from then on.
+    transformers writes it by itself before 5.0, and into ``processor_config.json`` from then on. Where both are there,
+    it reads the newer one.
     """
-    file = folder / "preprocessor_config.json"
-    if file.is_file():
-        return file, read_json(file)
-    file = folder / "processor_config.json"
-    inside = read_json(file).get("image_processor", {}) if file.is_file() else {}
-    if not isinstance(inside, dict):
-        raise CheckpointError(f"{file}: image_processor is {inside!r}, a JSON object was expected")
-    return file, inside
+    newer, older = folder / "processor_config.json", folder / "preprocessor_config.json"
+    inside = read_json(newer).get("image_processor") if newer.is_file() else None
+    if inside is None and older.is_file():
+        return older, read_json(older)
+    if not isinstance(inside, dict | None):
+        raise CheckpointError(f"{newer}: image_processor is {inside!r}, a JSON object was expected")
+    return newer, inside or {}
 
 
 def whole(source: Path, config: Mapping[str, Any], key: str, default: int | None = None) -> int:

@@ -17,12 +17,15 @@ __all__ = ["Layout", "hf_layout", "original_layout"]
 
 MOST_PINPOINTS = 256
 MOST_TILES = 64  # of one canvas; OneVision's largest has 36
-_RANGE = re.compile(r"^\s*\((\d{1,2})x(\d{1,2})\)\s*,\s*\.\.\.\s*,\s*\((\d{1,2})x(\d{1,2})\)\s*$")
+_CORNER = re.compile(r"\((\d{1,2})x(\d{1,2})\)")
 _MOST = re.compile(r"^anyres_max_(\d{1,3})$")
 _MERGE = re.compile(r"^(?:flat|spatial(?:_(?:unpad|maxpool2x2|nobase))*)$")
 # a checkpoint that says one of these was trained with videos
 _VIDEO_KEYS = ("mm_newline_position", "mm_spatial_pool_mode", "mm_spatial_pool_stride")
 MOST_STRIDE = 64
+# what transformers' configurations have where theirs are not told
+_NEXT_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+_ONEVISION_PINPOINTS = tuple((384 * a, 384 * b) for a in range(1, 7) for b in range(1, 7))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +48,11 @@ def hf_layout(file: Path, config: Mapping[str, Any], tile: int) -> Layout:
     kind = config.get("model_type")
     if kind not in ("llava_next", "llava_next_video", "llava_onevision"):
         return Layout()
-    pinpoints = _pinpoints(file, config.get("image_grid_pinpoints"), tile)
+    told = config.get("image_grid_pinpoints")
+    untold = _ONEVISION_PINPOINTS if kind == "llava_onevision" else _NEXT_PINPOINTS
+    pinpoints = _pinpoints(file, untold if told is None else told, tile)
     beside, processor = image_processor(file.parent)
-    if "image_grid_pinpoints" in processor:
+    if processor.get("image_grid_pinpoints") is not None:
         theirs = _pinpoints(beside, processor["image_grid_pinpoints"], tile)
         if theirs != pinpoints:
             raise CheckpointError(f"{beside}: its image_grid_pinpoints are not those of {file.name}")
@@ -152,20 +157,26 @@ def _bound(file: Path, aspect: Any) -> int:
 
 
 def _pinpoints(file: Path, value: Any, tile: int) -> tuple[tuple[int, int], ...]:
-    """Pairs of pixels, in the order of the file; also from the text ``(1x1),...,(6x6)``, which counts tiles."""
+    """Pairs of pixels, in the order of the file; also from the text ``(1x1),...,(6x6)``, which counts tiles.
+
+    Of such a text the original reads the first pair and the last, whatever stands between and around them.
+    """
     if isinstance(value, str):
-        span = _RANGE.match(value)
-        if span:
-            first, second, last, end = map(int, span.groups())
-            value = [(a * tile, b * tile) for a in range(first, last + 1) for b in range(second, end + 1)]
-        else:
-            value = _literal(value)
-    pairs = value if isinstance(value, (list, tuple)) else []
+        corners = [(int(a), int(b)) for a, b in _CORNER.findall(value)]
+        pairs = _between(corners[0], corners[-1], tile) if corners else _literal(value)
+    else:
+        pairs = value
+    pairs = pairs if isinstance(pairs, (list, tuple)) else []
     if not 0 < len(pairs) <= MOST_PINPOINTS or not all(_is_canvas(pair, tile) for pair in pairs):
         raise CheckpointError(
             f"{file}: image_grid_pinpoints is {str(value)[:80]}; pairs of multiples of {tile} pixels were expected"
         )
     return tuple((int(first), int(second)) for first, second in pairs)
+
+
+def _between(first: tuple[int, int], last: tuple[int, int], tile: int) -> list[tuple[int, int]]:
+    """All pairs of tiles from the first to the last, in pixels."""
+    return [(a * tile, b * tile) for a in range(first[0], last[0] + 1) for b in range(first[1], last[1] + 1)]
 
 
 def _is_canvas(pair: Any, tile: int) -> bool:

@@ -6,7 +6,8 @@ import re
 
 __all__ = ["LANGUAGE_OF_WHOLE", "LEFT_OUT", "canonical"]
 
-_BUFFERS = re.compile(r"(?:rotary_emb\.inv_freq|\.position_ids|logit_scale)$")
+# buffers; faster_token is LLaVA-Video's vector between frames of two sizes, which its own loader has no place for
+_BUFFERS = re.compile(r"(?:rotary_emb\.inv_freq|\.position_ids|logit_scale|\bfaster_token)$")
 # peft's words around a module that was trained whole, or that a change is added to
 _TRAINED = re.compile(r"\.(?:modules_to_save(?:\.default)?|(?:token_adapter\.)?base_layer)(?=\.)")
 _WRAPPED = re.compile(r"^(?:base_model\.)?model\.(?=model\.|lm_head\b|transformer\.)|^base_model\.")
