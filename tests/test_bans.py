@@ -71,3 +71,54 @@ TWINS = [
 @pytest.mark.parametrize("text", TWINS)
 def test_its_twins_are_found(text: str) -> None:
     assert list(offences(ast.parse(text)))
+
+
+TESTS = Path(__file__).parent
+CLOCKS = {"monotonic", "perf_counter", "sleep", "select"}  # by which every event loop and thread of the process goes
+
+
+def shared_clocks(tree: ast.AST) -> Iterator[str]:
+    """Where a test replaces what tells the time to all threads, and not the name that one module of ours has for it.
+
+    The loop of a server that tests share looks at it in that very moment, finds years until its next turn, and sleeps.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("setattr") and node.args:
+            first, second = node.args[0], node.args[1] if len(node.args) > 1 else node.args[0]
+            owner, _, name = (
+                first.value.rpartition(".")
+                if isinstance(first, ast.Constant) and isinstance(first.value, str)
+                else (ast.unparse(first), ".", second.value if isinstance(second, ast.Constant) else "")
+            )
+            if owner.rpartition(".")[2] in ("time", "asyncio", "selectors") and name in CLOCKS:
+                yield ast.unparse(node)
+
+
+def test_no_test_replaces_a_clock_that_all_threads_share() -> None:
+    files = list(TESTS.rglob("*.py"))
+    assert [(file.name, each) for file in files for each in shared_clocks(ast.parse(file.read_text()))] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'monkeypatch.setattr("trifocal.engines.roster.time.monotonic", lambda: 0)',
+        'monkeypatch.setattr(time, "monotonic", lambda: 0)',
+        'patch.setattr(echo.time, "sleep", waited.append)',
+        'patch.setattr("time.perf_counter", lambda: 0)',
+    ],
+)
+def test_its_twins_are_found_too(text: str) -> None:
+    assert list(shared_clocks(ast.parse(text)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'monkeypatch.setattr("trifocal.api.fetch.monotonic", lambda: 0)',
+        'monkeypatch.setattr("trifocal.engines.roster.time", own)',
+        'patch.setattr(time, "time", lambda: 0)',  # the clock on the wall, by which no loop goes
+    ],
+)
+def test_a_name_of_ones_own_is_no_shared_clock(text: str) -> None:
+    assert not list(shared_clocks(ast.parse(text)))

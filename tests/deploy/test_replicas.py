@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -87,7 +88,7 @@ def test_who_leaves_ends_the_answer(language: LanguageReplica, monkeypatch: pyte
 def test_who_hangs_or_failed_is_told_to_the_cluster(language: LanguageReplica, monkeypatch: pytest.MonkeyPatch) -> None:
     language.check_health()
     now = [0.0]
-    monkeypatch.setattr("trifocal.deploy.replicas.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("trifocal.deploy.replicas.time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(language, "_open", {object()})
     monkeypatch.setattr(language, "_engine", _At(State("ready", steps=7)))
     language.check_health()

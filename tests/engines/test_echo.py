@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_it_ends_where_the_answer_or_the_context_does() -> None:
 def test_the_delay_is_before_every_id_and_closing_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = Prompt([TokenSpan(tuple(Bytes().encode("a" * 1000, start=False)))])
     waited: list[float] = []
-    monkeypatch.setattr("trifocal.engines.echo.time.sleep", waited.append)
+    monkeypatch.setattr("trifocal.engines.echo.time", SimpleNamespace(sleep=waited.append))
     stream = Echo(delay=0.02).stream(prompt, Sampling())
     for ids in range(1, 4):
         next(stream)

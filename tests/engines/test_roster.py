@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -133,7 +134,7 @@ def test_one_more_is_woken_where_all_have_too_much_before_them() -> None:
 
 def test_who_had_nothing_to_do_for_long_is_woken_before_he_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     now, woken = [1000.0], list[str]()
-    monkeypatch.setattr("trifocal.engines.roster.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("trifocal.engines.roster.time", SimpleNamespace(monotonic=lambda: now[0]))
     roster = roster_of(2, always=1, sleeps=100.0, overload=50, wakes=woken.append)
     roster.woke(NAMES[1], State("ready"))
     now[0] += 60
