@@ -97,6 +97,11 @@ class _Timed(H11Protocol):
         super().connection_lost(exc)
         self._stop()
 
+    def shutdown(self) -> None:
+        """The server ends; what is closing already has had its last words."""
+        if not self.transport.is_closing():
+            super().shutdown()
+
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP gets the error object too."""
         error = sys.exc_info()[1]
@@ -153,6 +158,11 @@ class Sliced(WebSocketsSansIOProtocol):
         else:
             self._left = data
             self._read()
+
+    def shutdown(self) -> None:
+        """The server ends; what is closing already has had its last words."""
+        if not self.transport.is_closing():
+            super().shutdown()
 
     async def receive(self) -> Any:
         """What the application is told next, which would have the next bytes taken, too."""

@@ -32,6 +32,7 @@ __all__ = ["Listener", "addresses", "listen", "listening", "log_to_stderr", "ser
 
 log = logging.getLogger("trifocal.api")
 BACKLOG = 2048
+LAST_WORDS = 1.0  # seconds in which what was cancelled tells its client so
 # seconds that a thread keeps the interpreter: at Python's own 0.005 every send waits that long for the model's thread
 SWITCH = 0.0002
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # how this machine itself asks for an address that is all of them
@@ -84,6 +85,18 @@ class Listener(uvicorn.Server):
         if self.app.state.server.draining and self._leaving is None:
             self._leaving = asyncio.ensure_future(self._leave())
         return bool(await super().on_tick(counter))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's end, and the end of every connection with it: who reads nothing holds nobody here.
+
+        A task that wants to say something to such a client waits for it however often it is cancelled.
+        """
+        await super().shutdown(sockets)
+        if self.server_state.tasks and not self.force_exit:
+            await asyncio.wait(set(self.server_state.tasks), timeout=LAST_WORDS)
+        for connection in set(self.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)  # in which the connections learn that they are lost
 
     async def _leave(self) -> None:
         log.info("draining")
