@@ -171,3 +171,12 @@ def seen(model: Any, views: torch.Tensor) -> torch.Tensor:
     siglip = model.config.vision_config.model_type.startswith("siglip")
     rows: torch.Tensor = inner.multi_modal_projector(states[-1] if siglip else states[-2][:, 1:])
     return rows
+
+
+@torch.no_grad()
+def seen_early(model: Any, views: torch.Tensor, config: Config) -> torch.Tensor:
+    """Rows of frames whose grids are made smaller before the projector, as in spring 2024; see `seen`."""
+    inner = model.model
+    states = inner.vision_tower(views, output_hidden_states=True).hidden_states
+    small: torch.Tensor = inner.multi_modal_projector(pooled(states[-2][:, 1:], config).flatten(2).transpose(1, 2))
+    return small

@@ -209,6 +209,39 @@ VIDEOS = [
 ]
 
 
+def first_release(keys: Mapping[str, Any]) -> bool:
+    return keys["mm_newline_position"] is None and keys["mm_spatial_pool_mode"] != "bilinear"
+
+
+@pytest.mark.parametrize(
+    ("keys", "mode", "stride"),
+    [
+        ({"mm_spatial_pool_mode": "average", "mm_spatial_pool_stride": 2}, "average", 2),
+        ({"mm_resampler_type": "spatial_pool"}, "average", 2),
+        ({"mm_resampler_type": "spatial_pool", "mm_spatial_pool_mode": "max", "mm_spatial_pool_stride": 3}, "max", 3),
+        ({"mm_spatial_pool_stride": 4}, "average", 4),
+    ],
+    ids=["average", "resampler", "max", "stride"],
+)
+def test_the_first_video_release_pooled_before_the_projector(
+    families: dict[str, tuple[Family, Path]], drawn: Drawn, keys: dict[str, Any], mode: str, stride: int
+) -> None:
+    """LLaVA-NeXT-Video with CLIP names no position of a newline, and has none; llava-hf's copies are the same."""
+    made, folder = families["clip"]
+    video = from_frames([drawn(seed, 90, 70) for seed in range(3)])
+    vision, _ = opened(folder, keys)
+    views = torch.stack([original.values(frame, processor(folder)) for frame in video.frames])
+    wanted = original.seen_early(
+        made.model, views, {"mm_spatial_pool_mode": mode, "mm_spatial_pool_stride": stride}
+    ).flatten(0, 1)
+    (ours,) = rows_of(vision, [video])
+    assert len(ours) == count(vision, video) == len(wanted)
+    torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=0)
+    picture = drawn(3, 300, 91)
+    before, _ = opened(folder, {})
+    assert torch.equal(rows_of(vision, [picture])[0], rows_of(before, [picture])[0])
+
+
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_rows_of_videos(families: dict[str, tuple[Family, Path]], drawn: Drawn, kind: str) -> None:
     made, folder = families[kind]
@@ -218,7 +251,7 @@ def test_rows_of_videos(families: dict[str, tuple[Family, Path]], drawn: Drawn, 
     each = original.seen(made.model, views)
     loaded, _ = opened(folder, VIDEOS[0])
     assert loaded.newline is not None
-    for keys in VIDEOS:
+    for keys in VIDEOS if kind == "siglip" else [keys for keys in VIDEOS if not first_release(keys)]:
         checkpoint, config = told(folder, keys)
         vision = LlavaVision(
             loaded.tower,  # the weights are the same whatever is told of videos
@@ -249,7 +282,7 @@ def test_a_checkpoint_that_says_nothing_of_videos_takes_none(
         ({"mm_vision_select_feature": "cls_patch"}, "class token is kept"),
         (
             {"mm_spatial_pool_mode": "max", "mm_spatial_pool_stride": 5},
-            "mm_spatial_pool_stride is 5, a frame has 4 patches",
+            r"mm_spatial_pool_stride\) is 5, a frame has 4 patches",
         ),
         ({"s2": True}, "s2 is true: pictures seen at several sizes"),
     ],

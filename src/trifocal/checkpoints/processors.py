@@ -97,9 +97,9 @@ def _check_grid(tower: Tower, layout: Layout) -> None:
             f"of tiles ({layout.tiles.merge}); the original's code fails there, too"
         )
     if layout.video is not None and layout.video.pool != "bilinear" and layout.video.stride > tower.side:
-        key = "spatial_pool_stride" if layout.video.early else "mm_spatial_pool_stride"
         raise CheckpointError(
-            f"the checkpoint's config.json: {key} is {layout.video.stride}, a frame has {tower.side} patches a side"
+            f"the checkpoint's config.json: spatial_pool_stride (mm_spatial_pool_stride) is {layout.video.stride}, "
+            f"a frame has {tower.side} patches a side"
         )
 
 

@@ -101,14 +101,30 @@ def original_layout(file: Path, config: Mapping[str, Any], tile: int, *, siglip:
             base="nobase" not in merge,
         )
     )
-    told = bounded or any(config.get(key) is not None for key in _VIDEO_KEYS)
-    return Layout(tiles, newline=unpad, video=_frames(file, config, merge) if told else None)
+    keyed = _pools(config) or any(config.get(key) is not None for key in _VIDEO_KEYS)
+    video = _frames(file, config, merge, first=keyed and not siglip and _first(config)) if bounded or keyed else None
+    return Layout(tiles, newline=unpad, video=video)
 
 
-def _frames(file: Path, config: Mapping[str, Any], merge: str) -> Frames:
+def _pools(config: Mapping[str, Any]) -> bool:
+    return config.get("mm_resampler_type") == "spatial_pool"
+
+
+def _first(config: Mapping[str, Any]) -> bool:
+    """Whether the keys of videos are those of LLaVA-NeXT-Video's first release, of spring 2024.
+
+    Its code pooled what the projector takes, and knew neither bilinear pooling nor a vector between frames; what was
+    trained later says where that stands.
+    """
+    later = ("mm_newline_position", "add_faster_video")
+    return config.get("mm_spatial_pool_mode") != "bilinear" and all(config.get(key) is None for key in later)
+
+
+def _frames(file: Path, config: Mapping[str, Any], merge: str, *, first: bool) -> Frames:
     """How the frames of a video are made smaller, and where the learned vector stands between them."""
-    pool = _one_of(file, config, "mm_spatial_pool_mode", "bilinear", get_args(Pool))
-    newline = _one_of(file, config, "mm_newline_position", "one_token", get_args(NewlinePosition))
+    usual = ("average", "no_token") if first else ("bilinear", "one_token")
+    pool = _one_of(file, config, "mm_spatial_pool_mode", usual[0], get_args(Pool))
+    newline = _one_of(file, config, "mm_newline_position", usual[1], get_args(NewlinePosition))
     if merge == "flat" or (newline == "one_token" and "unpad" not in merge):
         newline = "no_token"
     stride = _stride(file, config, "mm_spatial_pool_stride")
@@ -117,7 +133,7 @@ def _frames(file: Path, config: Mapping[str, Any], merge: str) -> Frames:
             f"{file}: add_faster_video is true: frames of two sizes in one video are not supported; "
             "set it to false in a copy of the file to see all frames at one size"
         )
-    early = bool(config.get("trifocal_pool_early"))
+    early = first or bool(config.get("trifocal_pool_early"))
     return Frames(pool, stride, newline, early=early)  # type: ignore[arg-type]  # each was looked up among its values
 
 
