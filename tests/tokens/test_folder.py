@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_generations import Slow, folder
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from checkpoint_maker import bytes_tokenizer, llama_tokenizer, save_tokenizer
 from trifocal.conversation.templates import TEMPLATES, Template
 from trifocal.engines.tokenizer import FileTokenizer
-from trifocal.errors import CheckpointError
+from trifocal.errors import CheckpointError, UsageError
 from trifocal.tokens.folder import read_words
 from trifocal.tokens.words import GUARDED, named
 
@@ -134,6 +134,65 @@ def test_ids_never_move(tmp_path: Path, added: list[tuple[int, str, bool]], text
     assert {name: ours.token(name) for _, name, _ in added} == {name: at for at, name, _ in added}
     for at, name, special in added:
         assert ours.decode([0, at, 0]) == ("aa" if special else f"a{name}a")
+
+
+PAD, NEW = "<pad>", "<new>"
+LISTED = {"content": NEW, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+
+
+@pytest.mark.parametrize(
+    ("files", "ids"),
+    [  # as transformers adds them, but for an id behind a gap, which a slow tokenizer kept
+        ({"added_tokens.json": {NEW: 4}}, {NEW: 4}),
+        ({"added_tokens.json": {NEW: 9}}, {NEW: 9}),
+        ({"added_tokens.json": {NEW: 1}}, {NEW: 4}),
+        (
+            {"tokenizer_config.json": {"added_tokens_decoder": {"3": {**LISTED, "content": "<old>"}, "4": LISTED}}},
+            {NEW: 4},
+        ),
+        ({"tokenizer_config.json": {"added_tokens_decoder": {"9": {**LISTED, "content": "<old>"}}}}, {}),
+        ({"tokenizer_config.json": {"pad_token": PAD, "additional_special_tokens": [NEW]}}, {PAD: 4, NEW: 5}),
+        ({"tokenizer_config.json": {"pad_token": PAD}, "added_tokens.json": {NEW: 4}}, {NEW: 4, PAD: 5}),
+        ({"special_tokens_map.json": {"pad_token": {"content": PAD}}}, {PAD: 4}),
+        ({"tokenizer_config.json": {"extra_special_tokens": {"image_token": NEW}}}, {NEW: 4}),
+    ],
+)
+def test_tokens_that_only_the_files_beside_a_tokenizer_name_are_added(
+    tmp_path: Path, files: dict[str, Any], ids: dict[str, int]
+) -> None:
+    """Else they would fall into letters, with rows in the embedding that nobody asks for."""
+    made = Tokenizer(models.BPE({"a": 0, "b": 1, "c": 2}, []))
+    made.add_special_tokens(["<old>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    found = opened(tmp_path, bos=None)
+    assert {name: found.token(name) for name in (PAD, NEW) if found.token(name) is not None} == ids
+    assert found.token("<old>") == 3
+    assert found.encode("a<old>b", start=True) == [0, 1]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_id_that_would_take_all_memory_is_told(tmp_path: Path, whole: bool) -> None:
+    vocabulary = {"a": 0, "b": 1}
+    if whole:
+        Tokenizer(models.BPE(vocabulary, [])).save(str(tmp_path / "tokenizer.json"))
+    else:
+        (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+        (tmp_path / "merges.txt").write_text("")
+        (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
+    (tmp_path / "added_tokens.json").write_text('{"<far>": 1000000000}')
+    with pytest.raises(CheckpointError, match="an added token has the id 1000000000, of 3 tokens"):
+        opened(tmp_path)
+
+
+def test_a_text_at_which_the_library_panics_is_refused(tmp_path: Path) -> None:
+    made = Tokenizer(models.BPE({"a": 0}, []))
+    made.normalizer = normalizers.Sequence([normalizers.Strip()])
+    made.add_tokens([AddedToken("\t", normalized=True)])
+    made.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UsageError, match="this model's tokenizer can't read that text"):
+        opened(tmp_path).encode("\N{LATIN SMALL LETTER E WITH ACUTE}", start=True)
 
 
 def test_only_what_is_special_is_hidden_and_out_of_reach(tmp_path: Path) -> None:

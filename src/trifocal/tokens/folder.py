@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import takewhile
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from trifocal.quiet import quiet
 from trifocal.tokens.bytelevel import CLASSES, byte_level
 from trifocal.tokens.generations import Manner, manner
 from trifocal.tokens.pieces import PieceCoder, read_pieces
-from trifocal.tokens.words import Added, Whole, Words, add, kept
+from trifocal.tokens.words import Added, Whole, Words, add, kept, panicked
 
 __all__ = ["grown", "read_words"]
 
@@ -63,7 +63,9 @@ def read_words(
         return _from_transformers(folder, found, bos)
     except CheckpointError:
         raise
-    except Exception as error:  # the library's bare Exception, and whatever odd values in JSON come to
+    except BaseException as error:  # the library's bare Exception or panic, and whatever odd values in JSON come to
+        if not isinstance(error, Exception) and not panicked(error):
+            raise
         file = pieces or next((file for file in (whole, vocabulary) if file.exists()), folder)
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(f"{file}: no tokenizer that can be read there ({said})") from error
@@ -186,6 +188,27 @@ class _Files:
                 yield _flagged(name, self._id("added_tokens.json", name, at), flags, special=name in special)
         yield from self.more
 
+    def absent(self, known: Mapping[str, int]) -> list[Added]:
+        """The tokens that only these files name, behind those of a ``tokenizer.json``, where transformers adds them.
+
+        One keeps the id that it has here, if nothing else has that; special tokens without any get the next.
+        """
+        taken = set(known.values())
+        told = {token.content: token for token in self.added({}) if token.content not in known}
+        names = [name for name in (*self.special(), *self._extra()) if name not in known]
+        first = max((*taken, *(token.id for token in told.values())), default=-1) + 1
+        free = count(first)
+        found = [token if token.id not in taken else replace(token, id=next(free)) for token in told.values()]
+        return found + [Added(name, next(free)) for name in dict.fromkeys(names) if name not in told]
+
+    def _extra(self) -> Iterator[str]:
+        """Special tokens that a processor asks for by a key of its own (``image_token``)."""
+        extra = self.settings.get("extra_special_tokens")
+        for one in extra.values() if isinstance(extra, dict) else extra if isinstance(extra, list) else ():
+            name = one.get("content") if isinstance(one, dict) else one
+            if isinstance(name, str):
+                yield name
+
     def _id(self, file: str, name: str, at: object) -> int:
         """A token's id, which is the text of a key in one of the files."""
         if type(at) is int and at >= 0:
@@ -233,7 +256,8 @@ def _from_whole(file: Path, text: str, found: _Files, bos: int | None) -> Words:
     backend = Backend.from_str(text)
     told = json.loads(backend.to_str())
     listed = json.loads(text).get("added_tokens") or []
-    made = kept({**told, "added_tokens": [*listed, *map(_as_listed, found.more)]})
+    beside = {token.content: token for token in (*found.absent(backend.get_vocab()), *found.more)}
+    made = kept({**told, "added_tokens": [*listed, *map(_as_listed, beside.values())]})
     if made["added_tokens"] != told["added_tokens"] or made["model"] is not told["model"]:
         backend = Backend.from_str(json.dumps(made))
     added = _held(backend, made)

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
+from trifocal.errors import UsageError
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-__all__ = ["GUARDED", "Added", "Coder", "Whole", "Words", "add", "coded", "kept", "named"]
+__all__ = ["GUARDED", "Added", "Coder", "Whole", "Words", "add", "coded", "kept", "named", "panicked"]
 
 # what templates and composers write, and what only they may write: where a file calls one of these an ordinary token,
 # typing it would open a turn or a picture
@@ -22,6 +24,7 @@ GUARDED = frozenset(
     | {"<start_of_turn>", "<end_of_turn>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|begin_of_text|>"}
     | {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"}
 )
+_WIDEST_GAP = 1 << 20
 # what `\s` and Rust mean by white space, which is not all that `str.strip` takes away
 _SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
@@ -95,10 +98,24 @@ def coded(backend: Backend, text: str) -> list[int]:
     """The ids of a text by a tokenizer of the library.
 
     As a batch of one: only a batch lets other threads run meanwhile, and a long text takes seconds.
+
+    Raises:
+        UsageError: the library panics at it, as at an added token that the tokenizer's normaliser takes away whole.
     """
-    (read,) = backend.encode_batch_fast([text], add_special_tokens=False)
+    try:
+        (read,) = backend.encode_batch_fast([text], add_special_tokens=False)
+    except BaseException as error:
+        if not panicked(error):
+            raise
+        said = " ".join(str(error).split())[:200]
+        raise UsageError(f"this model's tokenizer can't read that text: its library fails ({said})") from error
     ids: list[int] = read.ids
     return ids
+
+
+def panicked(error: BaseException) -> bool:
+    """Whether it is a panic of Rust's, which is no `Exception`."""
+    return type(error).__name__ == "PanicException"
 
 
 def _trimmed(text: str, after: Added | None, before: Added | None, spaces: str | None = None) -> str:
@@ -128,8 +145,15 @@ def kept(made: dict[str, Any]) -> dict[str, Any]:
     first = len(model["vocab"])
     later = {int(token["id"]): token for token in made["added_tokens"] if int(token["id"]) >= first}
     inside = [token for token in made["added_tokens"] if int(token["id"]) < first]
+    _check_gap(first + len(later), max(later, default=0))
     filled = [later.get(at) or _filler(at) for at in range(first, max(later, default=-1) + 1)]
     return {**made, "model": model, "added_tokens": [*inside, *filled]}
+
+
+def _check_gap(tokens: int, last: int) -> None:
+    """Refuses an id so far behind the others that filling the gap would take all memory."""
+    if last > tokens + _WIDEST_GAP:
+        raise ValueError(f"an added token has the id {last}, of {tokens} tokens")
 
 
 def _filler(at: int) -> dict[str, Any]:
@@ -190,6 +214,8 @@ def add(backend: Backend, added: Iterable[Added], *, normalized: bool = False) -
 
     ordered: list[Added] = []
     at = backend.get_vocab_size()
+    added = list(added)
+    _check_gap(at + len(added), max((token.id for token in added), default=0))
     for token in sorted(added, key=lambda token: token.id):
         ordered += [Added(_nobody(), gap) for gap in range(at, token.id)]
         ordered.append(token)
