@@ -21,7 +21,7 @@ from trifocal.conversation.sandbox import rendered
 from trifocal.conversation.templates import Control, Template
 from trifocal.errors import BadMessages, CheckpointError, UnknownName, UsageError
 from trifocal.images import Image
-from trifocal.messages import Message
+from trifocal.messages import Message, Tool
 from twins import is_found
 
 # the chat template of llava-hf's 1.5 repositories, and ChatML over plain texts
@@ -302,6 +302,25 @@ def test_nothing_is_written_as_python_spells_it(source: str) -> None:
 @pytest.mark.parametrize("source", WRITTEN)
 def test_what_templates_write_of_parts_is_written(source: str) -> None:
     assert rendered(source.replace("C", "messages[0].content"), VALUES) == {"text": WRITTEN[source]}
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", 'say "hi" \\ to\nme', '\\\\"', 'a</s>\t"b" \N{LATIN SMALL LETTER E WITH ACUTE}']
+)
+def test_json_of_what_people_typed_is_transformers(text: str) -> None:
+    """As Llama 3's templates write a tool's result: quotes and backslashes were written without their escape."""
+    for indent in ("", "(indent=1)"):
+        source = f"{{% for m in messages %}}{{{{ {{'said': m.content}} | tojson{indent} }}}}{{% endfor %}}"
+        (whole,) = mine(source).render([Message("user", text)])
+        assert whole == json.dumps({"said": text}, ensure_ascii=False, indent=1 if indent else None)
+
+
+def test_a_tool_is_written_as_it_was_told_with_and_without_json() -> None:
+    source = CHATML + "{% if tools %}{{ tools[0].function.description }}|{{ tools[0].function | tojson }}{% endif %}"
+    tool = Tool("look", 'finds "it"\nor \\', '{"type":"object"}')
+    written = mine(source).render([Message("user", "Q")], [tool])[-1]
+    asked = {"name": "look", "description": tool.description, "parameters": {"type": "object"}}
+    assert written == f"assistant\n{tool.description}|{json.dumps(asked)}"
 
 
 VALUES = {

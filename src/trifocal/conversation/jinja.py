@@ -201,6 +201,7 @@ class JinjaTemplate:
                 "documents": None,
                 **self._tokens,
             },
+            private.first,
         )
         if is_open and private.end not in text:
             raise _Failed("it does not write the answer down that is to be continued")
@@ -324,6 +325,7 @@ class _Private:
             raise BadMessages("the conversation uses every block of private letters; take some of them away")
         self._to = {} if clear else {letter: free[0] + letter for letter in range(0x21, 0x7F)}
         self._from = {private: letter for letter, private in self._to.items()}
+        self.first = 0 if clear else free[0]  # of the block, as 0 is of ASCII
         self.end = chr(free[0])
 
     def hide(self, text: str) -> str:
@@ -335,9 +337,9 @@ class _Private:
         return text.translate(self._from)
 
     def hide_in(self, value: Any) -> Any:
-        """A value whose texts were typed, to be written as JSON; plain words stay, since templates compare them."""
+        """A value whose texts were typed; plain words stay, since templates compare them."""
         if isinstance(value, str):
-            return value if _WORD.fullmatch(value) else self.hide(json.dumps(value, ensure_ascii=False)[1:-1])
+            return value if _WORD.fullmatch(value) else self.hide(value)
         if isinstance(value, dict):
             return {self.hide_in(key): self.hide_in(each) for key, each in value.items()}
         return [self.hide_in(each) for each in value] if isinstance(value, list) else value
@@ -362,13 +364,13 @@ class _Process:
         self._running: subprocess.Popen[str] | None = None
         self._end: weakref.finalize[Any, Any] | None = None
 
-    def render(self, source: str, values: Mapping[str, Any]) -> str:
-        """What the template writes.
+    def render(self, source: str, values: Mapping[str, Any], first: int = 0) -> str:
+        """What the template writes; ``first`` is where the block of letters begins that stand for ASCII's.
 
         Raises:
             _Failed: it is wrong, or takes too much time or memory.
         """
-        request = json.dumps({"source": source, "values": values, "seconds": SECONDS}) + "\n"
+        request = json.dumps({"source": source, "values": values, "first": first, "seconds": SECONDS}) + "\n"
         with self._lock:
             running = self._running or self._started()
             answer = _within(_HANGING, running, request)
@@ -478,8 +480,13 @@ def _check_whole(messages: Sequence[Message], text: str, private: _Private) -> N
     written = _letters(text)
     for message in messages:
         for part in _parts(message):
-            if isinstance(part, str) and _letters(private.hide(part)) not in written:
+            if isinstance(part, str) and not any(_letters(private.hide(each)) in written for each in _spellings(part)):
                 raise _Failed(f"it does not write {_WHOSE[message.role]} down")
+
+
+def _spellings(text: str) -> tuple[str, str]:
+    """A text as it is and as JSON has it, in which Llama 3's templates write a tool's result."""
+    return text, re.sub(r'["\\]', r"\\\g<0>", text)
 
 
 def _letters(hidden: str) -> str:

@@ -1,9 +1,9 @@
 """A process of its own that renders Jinja templates which nobody here wrote: little memory, no writing, no secrets.
 
 `trifocal.conversation.jinja` starts it and ends it when it takes too long. It reads one request a line,
-``{"source", "values", "seconds"}`` as JSON, and answers with one line, ``{"text"}`` or ``{"error", "line"}``. A
-template writes text, numbers and truth values; a list, a dict, a function or None that it would write as Python spells
-it is a mistake, which is told.
+``{"source", "values", "first", "seconds"}`` as JSON, and answers with one line, ``{"text"}`` or ``{"error", "line"}``.
+A template writes text, numbers and truth values; a list, a dict, a function or None that it would write as Python
+spells it is a mistake, which is told.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ _TAKE_ALL = frozenset((
     "list", "map", "max", "min", "random", "reject", "rejectattr", "reverse", "select", "selectattr", "slice", "sort",
     "sum", "unique",
 ))  # fmt: skip
+_FIRST = "the first letter"  # a name that no template can spell
 _JINJAS = ("_loop_vars", "_block_vars")  # what its compiler adds to a call, beside the template's own
 
 
@@ -127,11 +128,15 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call(__context, __obj, *args, **kwargs)
 
 
-def rendered(source: str, values: dict[str, Any]) -> dict[str, Any]:
-    """What a template writes, or what is wrong with it and in which of its lines."""
+def rendered(source: str, values: dict[str, Any], first: int = 0) -> dict[str, Any]:
+    """What a template writes, or what is wrong with it and in which of its lines.
+
+    ``first`` is where the block of letters begins that stand for what people typed in ASCII.
+    """
+    told = {**values, "messages": _guarded(values.get("messages", [])), _FIRST: first}
     try:
         pieces, size = [], 0
-        for piece in _compiled(source).generate(**{**values, "messages": _guarded(values.get("messages", []))}):
+        for piece in _compiled(source).generate(**told):
             pieces.append(piece)
             size += len(piece)
             if size > LONGEST:
@@ -152,7 +157,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         _timed(request["seconds"])
-        answer = json.dumps(rendered(request["source"], request["values"]))
+        answer = json.dumps(rendered(request["source"], request["values"], request["first"]))
         _timed(0)
         print(answer, flush=True)
 
@@ -246,10 +251,24 @@ def _join(environment: jinja2.Environment, value: Iterable[Any], d: str = "", at
     return str(_plain(d)).join(str(_plain(one)) for one in found)
 
 
-def _json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **more: Any) -> str:
-    """Without the escapes for web pages that Jinja's own has, and never of a message's parts."""
+@jinja2.pass_context
+def _json(context: Context, value: Any, ensure_ascii: bool = False, indent: int | None = None, **more: Any) -> str:
+    """Without the escapes for web pages that Jinja's own has, and never of a message's parts.
+
+    The letters that stand for what people typed are escaped as those that they stand for.
+    """
     _check_json(value)
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **more)
+    text = json.dumps(value, ensure_ascii=False, indent=indent, **more)
+    first = context[_FIRST]
+    hidden = range(first, first + 0x80) if first else range(0)
+    quote, slash = chr(first + 0x22), chr(first + 0x5C)
+
+    def escaped(letter: str) -> str:
+        if ord(letter) in hidden:
+            return slash + letter if letter in (quote, slash) else letter
+        return json.dumps(letter)[1:-1] if ensure_ascii and not letter.isascii() else letter
+
+    return "".join(map(escaped, text))
 
 
 def _check_json(value: Any) -> None:
