@@ -10,6 +10,9 @@ import pytest
 
 from trifocal.engines.native.graphs import SIZES, fill
 from trifocal.engines.native.kernels import LEAST, plan
+from trifocal.engines.native.prompt_graphs import BEFORE
+from trifocal.engines.native.prompt_graphs import SIZES as PROMPTS
+from trifocal.engines.native.prompt_graphs import fill as fill_prompt
 
 COLUMNS, MOST = 8, SIZES[-1]
 
@@ -78,3 +81,22 @@ def test_blocks_for_runs_fit_every_card(dim: int, in_bytes: bool) -> None:
 
 def test_ids_that_only_the_device_knows_are_left_out() -> None:
     assert told(Rows(2, 1, [8]), size=2, together=0, known=False)[0][0] == [0, 0]
+
+
+@pytest.mark.parametrize(("start", "count", "size"), [(0, 100, 128), (33, 128, 128), (BEFORE, 65, 192)])
+def test_a_prompt_alone_has_its_places_and_what_is_in_front(start: int, count: int, size: int) -> None:
+    most, blocks = PROMPTS[-1], [7, 2, 9, 4, 11, 13, 1, 0, 5, 6, 3]
+    numbers = np.full(2 * most + BEFORE + 5, 77, dtype=np.int32)
+    fill_prompt(numbers, Rows(start, count, blocks), size)  # type: ignore[arg-type]
+    where = [blocks[at // 16] * 16 + at % 16 for at in range(start + count)]
+    assert numbers[:size].tolist() == [*range(start, start + count), *[0] * (size - count)]
+    assert numbers[most:][:size].tolist() == [*where[start:], *[-1] * (size - count)]
+    assert numbers[2 * most :][:BEFORE].tolist() == [*[0] * (BEFORE - start), *where[:start]]
+    assert numbers[-5:].tolist() == [0, count, BEFORE - start, BEFORE + count, count - 1]
+
+
+def test_a_prompt_of_no_rows_writes_nothing() -> None:
+    numbers = np.full(2 * PROMPTS[-1] + BEFORE + 5, 77, dtype=np.int32)
+    fill_prompt(numbers, None, 128)
+    assert numbers[PROMPTS[-1] :][:128].tolist() == [-1] * 128
+    assert numbers[-5:].tolist() == [0, 0, BEFORE, BEFORE, 0]

@@ -22,6 +22,7 @@ from trifocal.engines.native.linear import Dense, Packed
 from trifocal.engines.native.memory import BLOCK, Pool, Step
 from trifocal.engines.native.model import Layer, Model, Plain
 from trifocal.engines.native.packing import packed
+from trifocal.engines.native.prompt_graphs import BEFORE
 from trifocal.engines.native.runner import NativeRunner
 from trifocal.engines.shape import Shape, rotary_table
 from trifocal.prompt import Prompt, TokenSpan
@@ -362,6 +363,64 @@ def test_a_table_in_the_main_memory_changes_nothing(graphs: bool) -> None:
         with torch.inference_mode():
             told.append(torch.cat([runner.forward(step).clone() for step in STEPS]))
     assert torch.equal(*told)
+
+
+PROMPTS = [(0, 70), (0, 128), (33, 97), (BEFORE, 193), (16, 600), (1, 1023), (BEFORE, 1024)]
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 128), (4, 2, 128), (8, 1, 64), (4, 2, 96)])
+@pytest.mark.parametrize("kind", ["exact", "bytes", pytest.param("eight", marks=hopper)])
+def test_a_prompt_alone_is_the_same_in_a_graph_and_without(kind: str, heads: int, kv_heads: int, dim: int) -> None:
+    """Its keys and values are, too: what comes behind it sees them. No other position's are touched.
+
+    Of bytes a graph's rows see each other before they were rounded, where something is in front of them, too.
+    """
+    context, bound = 1200, {"exact": 2e-2, "bytes": 5e-2, "eight": 6e-2}[kind]
+    shape = Shape(2, 512, heads, kv_heads, dim, 1024, 1e-5, 0, context, False, ROPE | {"rotated": dim})
+    table, runners, pools = rotary_table(shape, context).to(CARD), [], []
+    for graphs in (False, True):
+        made = model(shape, torch.bfloat16, exact=False)
+        if kind == "eight":
+            made.prompts = InEight(made.layers, shape.epsilon)
+        pools.append(Pool(shape, 160, torch.bfloat16, CARD, in_bytes=kind == "bytes"))
+        pools[-1].keys.fill_(7), pools[-1].values.fill_(7)
+        runners.append(NativeRunner(made, Kernels(shape, pools[-1], table, rows=64), context=context, graphs=graphs))
+    with torch.inference_mode():
+        while runners[1].prepare():
+            pass
+        assert runners[1]._prompts is not None
+        ids = torch.randint(0, 1000, (1100,), generator=torch.Generator().manual_seed(2)).tolist()
+        blocks = torch.randperm(160, generator=torch.Generator().manual_seed(3))[:70].tolist()
+        for start, count in PROMPTS:
+            steps: list[Any] = [Part(start, count, tuple(ids[start : start + count]), blocks)]
+            assert runners[1]._prompts.takes(steps)
+            if start:
+                steps.insert(0, Part(0, start, tuple(ids[:start]), blocks))
+            steps.append(Part(start + count, 1, (5,), blocks))
+            for step in steps:
+                plain, captured = (runner.forward([step]).float().clone() for runner in runners)
+                assert captured.shape == plain.shape == (1, 1000)
+                assert distance(captured, plain) < bound
+            for before, after in zip((pools[0].keys, pools[0].values), (pools[1].keys, pools[1].values), strict=True):
+                assert distance(after, before) < bound
+    untouched = torch.tensor([at for at in range(160) if at not in blocks], device=CARD)
+    assert bool((pools[1].keys.view(2, 160, -1)[:, untouched] == 7).all())
+
+
+def test_prompts_of_which_there_is_no_graph_go_step_by_step() -> None:
+    shape = Shape(1, 512, 4, 4, 128, 1024, 1e-5, 0, 1200, False, ROPE | {"rotated": 128})
+    operations = Kernels(shape, Pool(shape, 80, torch.bfloat16, CARD), rotary_table(shape, 1200).to(CARD), rows=64)
+    graphs = NativeRunner(model(shape, torch.bfloat16, exact=False), operations, context=1200)._prompts
+    assert graphs is not None
+    with torch.inference_mode():
+        assert not graphs.takes([Part(0, 100, (), [])])  # not captured so far
+        while graphs.prepare():
+            pass
+    taken: list[Any] = [Part(0, 100, (), []), Part(64, 100, (), []), Part(0, 100, (), [], logits=False)]
+    assert [graphs.takes([each]) for each in taken] == [True] * 3
+    refused: list[Any] = [Part(0, 1025, (), []), Part(65, 100, (), [])]
+    assert [graphs.takes([each]) for each in refused] == [False] * 2
+    assert not graphs.takes(taken[:2])
 
 
 ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}

@@ -28,8 +28,8 @@ class Graphs:
     takes and without it. Rows that fill up to the next size write nothing.
     """
 
-    def __init__(self, model: Model, operations: Kernels, columns: int) -> None:
-        self._model, self._operations, self._columns = model, operations, columns
+    def __init__(self, model: Model, operations: Kernels, columns: int, memory: Any) -> None:
+        self._model, self._operations, self._columns, self._memory = model, operations, columns, memory
         device, most = model.device, SIZES[-1]
         # two, by turns: the card may not have read one of them when the next step is written
         self._hosts = [torch.zeros(_SECTIONS * most + most * columns, dtype=torch.int32).pin_memory() for _ in range(2)]
@@ -37,7 +37,6 @@ class Graphs:
         self._x = torch.zeros(most, model.embedding.shape[1], dtype=model.dtype, device=device)
         self._kinds = [(size, joined) for size in SIZES for joined in (False, True)[: 1 + bool(operations.runs(size))]]
         self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        self._memory: Any = None
         none = torch.zeros(0, dtype=torch.long, device=device)
         self._step = Step(none, none, none, (), none)
 
@@ -109,7 +108,6 @@ class Graphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
             logits = run()
-        self._memory = self._memory or graph.pool()
         self._graphs[size, joined] = graph, logits
         return graph, logits
 

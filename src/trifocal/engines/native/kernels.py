@@ -11,7 +11,7 @@ from trifocal.engines.native.memory import BLOCK, Pool, Step
 from trifocal.engines.native.model import Layer, Plain
 from trifocal.engines.shape import Shape
 
-__all__ = ["LEAST", "Kernels", "Places", "plan"]
+__all__ = ["LEAST", "Kernels", "Places", "Prompted", "plan"]
 
 LEAST = 8  # neighbouring rows of one sequence that attend together
 
@@ -25,6 +25,20 @@ _TOGETHER = 16  # rows of a step from which on the kernel for runs is worth its 
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Prompted:
+    """The rows of one prompt, which are all of a step, and how many there are only the device knows; all int32.
+
+    ``before`` ``[positions]`` are the slots of those in front of the rows, of which the last ones are there. ``own``
+    ``[2]`` says where the prompt's rows begin and end, ``seen`` ``[2]`` where what they see does, the ones in front and
+    the rows laid end to end.
+    """
+
+    before: torch.Tensor
+    own: torch.Tensor
+    seen: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Places:
     """Where rows stand, all int32: ``positions``, ``slots``, ``lengths`` and ``known`` ``[rows]``, and ``tables``.
 
@@ -32,6 +46,7 @@ class Places:
     ``[rows, columns]`` says in which blocks. A row that only fills the batch has slot -1 and length 0. ``runs``
     ``[runs, 4]``, if there are any, are neighbouring rows of one sequence that attend together, whose lengths are -1:
     the first of them, how many, and the first one's position; the list ends before the first run of no rows.
+    Where there is a ``prompt`` all rows are its own, and only their positions and slots are looked at.
     """
 
     positions: torch.Tensor
@@ -40,6 +55,7 @@ class Places:
     known: torch.Tensor
     tables: torch.Tensor
     runs: torch.Tensor | None = None
+    prompt: Prompted | None = None
 
 
 class _Runs:
@@ -99,6 +115,7 @@ class Kernels(Plain):
         self._runs = _Runs(shape, attend, device, in_bytes=in_bytes) if shape.dim in _DIMS else None
         self._norm_kernel = cuda.compiled("small", self._macros, "rms_norm", 256, 0, device)
         self._rotate_kernel = cuda.compiled("small", kept, "rotate", 128, 0, device)
+        self._line_up_kernel = cuda.compiled("small", kept, "line_up", 128, 0, device)
         most = max(self.splits(count) * count for count in range(1, rows + 1))
         parts = most * shape.kv_heads * per_key * (shape.dim + 2)
         if self._runs is not None:
@@ -116,6 +133,11 @@ class Kernels(Plain):
     def runs(self, rows: int) -> int:
         """How many runs of at least `LEAST` neighbouring rows may attend together in a step of so many rows."""
         return rows // LEAST if self._runs is not None and rows >= _TOGETHER else 0
+
+    @property
+    def prompted(self) -> bool:
+        """Whether rows of a prompt may attend whose number only the device knows."""
+        return not self.shape.window and self.shape.dim % 8 == 0
 
     def use(self, places: Places) -> None:
         """Where the rows of the next step stand; its `Step` then needs no places of single rows."""
@@ -139,6 +161,8 @@ class Kernels(Plain):
             *(qkv, *self._memory(index), places.positions, places.slots, self.table, layer.q_norm, layer.k_norm),
             *(shape.heads, shape.kv_heads, shape.dim, rotated, shape.epsilon),
         )
+        if places.prompt is not None:
+            return self._prompted(qkv, index, places.prompt)
         if not step.pieces:
             return self._split(qkv, index, places)
         parts, own = qkv.view(len(qkv), heads, shape.dim), shape.heads + shape.kv_heads
@@ -160,6 +184,21 @@ class Kernels(Plain):
             return super()._mixed(queries, keys, values, mask)
         seen: torch.Tensor = torch.ops.aten._scaled_dot_product_flash_attention(queries, keys, values, 0.0, True)[0]
         return seen
+
+    def _prompted(self, qkv: torch.Tensor, index: int, prompt: Prompted) -> torch.Tensor:
+        """What a prompt's rows see, ``[rows, heads * dim]``: those in front as they are kept, each other exactly."""
+        shape, front, rows = self.shape, len(prompt.before), len(qkv)
+        keys, values = qkv.new_empty(2, front + rows, shape.kv_heads, shape.dim)
+        self._line_up_kernel(
+            (-(-2 * shape.kv_heads * shape.dim // 1024), front + rows, 1),
+            *(qkv, *self._memory(index), prompt.before, keys, values),
+            *(front, shape.heads, shape.kv_heads, shape.dim),
+        )
+        queries = qkv.view(rows, -1, shape.dim)[:, : shape.heads]
+        seen: torch.Tensor = torch.ops.aten._flash_attention_forward(
+            *(queries, keys, values, prompt.own, prompt.seen, rows, front + rows, 0.0, True, False)
+        )[0]
+        return seen.flatten(1)
 
     def _near(self, rows: int, columns: int) -> torch.Tensor | None:
         """None: flash attention lets the last row see all, so that no mask tells what was there before."""

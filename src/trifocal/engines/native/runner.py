@@ -11,6 +11,7 @@ from trifocal.engines.native.graphs import SIZES, Graphs
 from trifocal.engines.native.kernels import Kernels, Places
 from trifocal.engines.native.memory import BLOCK, Pool, Step, alone, step_of
 from trifocal.engines.native.model import Model, Plain
+from trifocal.engines.native.prompt_graphs import PromptGraphs
 from trifocal.engines.scheduler import Run
 from trifocal.placement import Part
 
@@ -18,7 +19,7 @@ __all__ = ["NativeRunner"]
 
 
 class NativeRunner:
-    """A `Model` as a `trifocal.engines.batching.Runner`: graphs for few rows on a card, else operation by operation."""
+    """A `Model` as a `trifocal.engines.batching.Runner`: on a card graphs for few rows, and for one prompt."""
 
     def __init__(
         self, model: Model, operations: Plain, *, context: int, kind: str = "llama", graphs: bool = True
@@ -26,7 +27,12 @@ class NativeRunner:
         self.model, self._operations, self._kind = model, operations, kind
         self._columns = -(-context // BLOCK)
         self._kernels = operations if isinstance(operations, Kernels) else None
-        self._graphs = Graphs(model, self._kernels, self._columns) if graphs and self._kernels else None
+        self._graphs: Graphs | None = None
+        self._prompts: PromptGraphs | None = None
+        if graphs and self._kernels:
+            memory = torch.cuda.graph_pool_handle()  # of all graphs: no two of them run at once
+            self._graphs = Graphs(model, self._kernels, self._columns, memory)
+            self._prompts = PromptGraphs(model, self._kernels, memory) if self._kernels.prompted else None
 
     @property
     def positions(self) -> int:
@@ -65,6 +71,8 @@ class NativeRunner:
             return self._graphs.logits(runs, rows)
         if rows is None:
             rows = self.embed(torch.tensor([i for run in runs for i in run.ids or ()]))
+        if self._prompts is not None and self._prompts.takes(runs):
+            return self._prompts.logits(runs[0], rows)
         return self._logits(runs, rows)
 
     def follow(self, runs: Sequence[Run[Any]], ids: torch.Tensor) -> torch.Tensor:
@@ -83,7 +91,7 @@ class NativeRunner:
 
     def prepare(self) -> bool:
         """Does a bit of what will be needed; False where nothing is left to do."""
-        return self._graphs is not None and self._graphs.prepare()
+        return any(graphs is not None and graphs.prepare() for graphs in (self._graphs, self._prompts))
 
     def _spliced(self, runs: Sequence[Run[Any]]) -> torch.Tensor | None:
         """Input rows ``[rows, hidden]``; None where all are ids that the device looks up itself."""
