@@ -170,7 +170,8 @@ def test_a_graph_outlives_the_thread_that_captured_it() -> None:
     thread.join(PATIENCE)
     gc.collect()
     torch.cuda.empty_cache()
-    graphed(values[:1])  # what plans anew, in this thread
+    for _ in range(3):  # by the graph for more of them at first, then what plans anew, in this thread
+        assert distance(graphed(values[:1]), tower(values[:1])) < BOUNDS[torch.float16]
     assert torch.equal(graphed(values), found[0])
     other = normal(*values.shape)
     assert torch.equal(graphed(other), tower(other))

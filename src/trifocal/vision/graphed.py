@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,16 +13,22 @@ from trifocal.vision.placing import on_part
 
 __all__ = ["Graphed"]
 
+_MOST = 8  # squares that a tower sees at once
+_OFTEN = 3  # times that a number of them is met until it is worth a graph of its own
+_Graph = tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]
+
 
 class Graphed:
-    """A part that takes one tensor and gives one, called with values from anywhere; by one caller at a time.
+    """A part that takes one tensor ``[squares, ...]`` and gives one, called with values from anywhere, one at a time.
 
-    A graph is captured for each shape when it is first met. They are few: towers see a handful of squares at once.
+    Graphs are captured when squares of a shape are first met: one for as many as there are then, and one for `_MOST`,
+    which other numbers take until they were met `_OFTEN` times; a capture takes as long as seeing a hundred squares.
     """
 
     def __init__(self, part: nn.Module) -> None:
         self._part = part
-        self._graphs: dict[torch.Size, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
+        self._graphs: dict[torch.Size, _Graph] = {}
+        self._met: Counter[torch.Size] = Counter()
         self._memory: Any = None
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
@@ -29,18 +37,30 @@ class Graphed:
             out: torch.Tensor = self._part(on_part(values, self._part))
             return out
         with torch.cuda.device(device):
-            graph, taken, given = self._graphs.get(values.shape) or self._captured(on_part(values, self._part))
-            taken.copy_(values)  # from where they are, in the dtype they have
+            graph, taken, given = self._graph(values.shape)
+            taken[: len(values)].copy_(values)  # from where they are, in the dtype they have
             graph.replay()
-            return given.clone()
+            return given[: len(values)].clone()
 
-    def _captured(self, values: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
-        taken = values.clone()
+    def _graph(self, shape: torch.Size) -> _Graph:
+        """A graph for values of that shape, or for more of them."""
+        self._met[shape] += 1
+        if shape not in self._graphs:
+            most = torch.Size((max(_MOST, shape[0]), *shape[1:]))
+            if most in self._graphs and self._met[shape] < _OFTEN:
+                return self._graphs[most]
+            self._graphs[shape] = self._captured(shape)
+            if most not in self._graphs and self._met[shape] == 1:
+                with suppress(torch.OutOfMemoryError):  # then each number has its own
+                    self._graphs[most] = self._captured(most)
+        return self._graphs[shape]
+
+    def _captured(self, shape: torch.Size) -> _Graph:
+        taken = on_part(torch.zeros(shape), self._part)
         self._part(taken)  # what is made at first use is made now
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
             given = self._part(taken)
         self._memory = self._memory or graph.pool()
-        self._graphs[values.shape] = graph, taken, given
         return graph, taken, given
