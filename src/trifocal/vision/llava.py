@@ -13,6 +13,7 @@ from trifocal.images import Image
 from trifocal.placement import Part
 from trifocal.timing import step
 from trifocal.vision.base import Look
+from trifocal.vision.beside import Beside
 from trifocal.vision.frames import InFrames
 from trifocal.vision.graphed import Graphed
 from trifocal.vision.kernels import at_its_best
@@ -47,6 +48,7 @@ class LlavaVision:
         self.tower, self.projector, self.preprocessing = tower, projector, preprocessing
         self.hidden, self.identity, self.newline = hidden, identity, newline
         self._tower, self._projector = Graphed(at_its_best(tower)), Graphed(projector)
+        self._beside = Beside(tower, projector)
 
     def looks(self, images: Sequence[Image]) -> list[Look]:
         """How each picture of a prompt will be seen: as one square, in tiles or in frames.
@@ -66,9 +68,11 @@ class LlavaVision:
             OutOfMemory: the tower's or the projector's device has no room.
         """
         rows: dict[int, torch.Tensor] = {}
-        for early in (False, True):  # what is pooled before the projector is seen by itself
-            places = [at for at, look in enumerate(looks) if _early(look) == early]
-            rows |= zip(places, self._seen([looks[at] for at in places]), strict=True)
+        with self._beside():
+            for early in (False, True):  # what is pooled before the projector is seen by itself
+                places = [at for at, look in enumerate(looks) if _early(look) == early]
+                rows |= zip(places, self._seen([looks[at] for at in places]), strict=True)
+        self._beside.given([*rows.values()])
         return [rows[at] for at in range(len(looks))]
 
     def _seen(self, looks: Sequence[Look]) -> list[torch.Tensor]:
