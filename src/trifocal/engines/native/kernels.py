@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from trifocal import cuda
-from trifocal.engines.native.memory import BLOCK, Pool, Step
+from trifocal.engines.native.memory import BLOCK, FEW, Piece, Pool, Step
 from trifocal.engines.native.model import Layer, Plain
 from trifocal.engines.shape import Shape
 
@@ -145,6 +145,8 @@ class Kernels(Plain):
 
     def begin(self, step: Step) -> None:
         self.look(step)
+        if self.pool.scales is not None:
+            self._kept = {piece: self._numbers(piece.kept) for piece in step.pieces if piece.start}
 
     def norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(x)
@@ -186,23 +188,47 @@ class Kernels(Plain):
         return seen
 
     def _prompted(self, qkv: torch.Tensor, index: int, prompt: Prompted) -> torch.Tensor:
-        """What a prompt's rows see, ``[rows, heads * dim]``: those in front as they are kept, each other exactly."""
-        shape, front, rows = self.shape, len(prompt.before), len(qkv)
-        keys, values = qkv.new_empty(2, front + rows, shape.kv_heads, shape.dim)
-        self._line_up_kernel(
-            (-(-2 * shape.kv_heads * shape.dim // 1024), front + rows, 1),
-            *(qkv, *self._memory(index), prompt.before, keys, values),
-            *(front, shape.heads, shape.kv_heads, shape.dim),
-        )
-        queries = qkv.view(rows, -1, shape.dim)[:, : shape.heads]
+        """What a prompt's rows see, ``[rows, heads * dim]``."""
+        shape, rows = self.shape, len(qkv)
+        queries, own, _ = qkv.view(rows, -1, shape.dim).tensor_split([shape.heads, shape.heads + shape.kv_heads], 1)
+        keys, values = self._together(own, prompt.before, index)
         seen: torch.Tensor = torch.ops.aten._flash_attention_forward(
-            *(queries, keys, values, prompt.own, prompt.seen, rows, front + rows, 0.0, True, False)
+            queries, keys, values, prompt.own, prompt.seen, rows, len(keys), 0.0, True, False
         )[0]
         return seen.flatten(1)
+
+    def _lined_up(
+        self, piece: Piece, keys: torch.Tensor, values: torch.Tensor, index: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Plain` has it, in one kernel for a dozen."""
+        if self.pool.scales is None:
+            return super()._lined_up(piece, keys, values, index)
+        own = keys if piece.rows > FEW else keys[:0]
+        all_keys, all_values = self._together(own, self._kept[piece], index)
+        return all_keys.transpose(0, 1)[None], all_values.transpose(0, 1)[None]
+
+    def _together(self, own: torch.Tensor, before: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values ``[front + rows, kv_heads, dim]`` of the slots ``before`` and of rows behind each other.
+
+        ``own`` ``[rows, kv_heads, dim]`` are the rows' keys, where they stand in front of their values.
+        """
+        front, (rows, kv_heads, dim) = len(before), own.shape
+        keys, values = own.new_empty(2, front + rows, kv_heads, dim)
+        self._line_up_kernel(
+            (-(-2 * kv_heads * dim // 1024), front + rows, 1),
+            *(own, *self._memory(index), before, keys, values, front, own.stride(0), kv_heads, dim),
+        )
+        return keys, values
 
     def _near(self, rows: int, columns: int) -> torch.Tensor | None:
         """None: flash attention lets the last row see all, so that no mask tells what was there before."""
         return None
+
+    def _numbers(self, slots: torch.Tensor | slice) -> torch.Tensor:
+        """Slots as int32."""
+        if isinstance(slots, torch.Tensor):
+            return slots.int()
+        return torch.arange(slots.start, slots.stop, dtype=torch.int32, device=self._device)
 
     def _memory(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Keys, values and scales of a layer."""

@@ -12,9 +12,10 @@ import torch
 from trifocal.engines.scheduler import Run
 from trifocal.engines.shape import Shape
 
-__all__ = ["BLOCK", "Piece", "Pool", "Step", "alone", "step_of"]
+__all__ = ["BLOCK", "FEW", "Piece", "Pool", "Step", "alone", "step_of"]
 
 BLOCK = 16  # positions
+FEW = 64  # rows: answers, and all that runs as a graph of rows
 
 
 class Pool:
@@ -73,6 +74,15 @@ class Piece:
     start: int
     slots: torch.Tensor | slice
     begins: int = 0
+
+    @property
+    def kept(self) -> torch.Tensor | slice:
+        """The slots of those of them that its rows see as they are kept: of a prompt's rows not each other.
+
+        Few rows may be guessed ids, which see what they would see one by one.
+        """
+        many = self.start - self.begins + (self.rows if self.rows <= FEW else 0)
+        return slice(self.slots.start, self.slots.start + many) if isinstance(self.slots, slice) else self.slots[:many]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

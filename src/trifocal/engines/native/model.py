@@ -10,12 +10,10 @@ from torch.nn import functional
 
 from trifocal import cuda
 from trifocal.engines.native.linear import Dense, Linear
-from trifocal.engines.native.memory import Piece, Pool, Step
+from trifocal.engines.native.memory import FEW, Piece, Pool, Step
 from trifocal.engines.shape import Shape
 
-__all__ = ["FEW", "Blocks", "Layer", "Model", "Plain"]
-
-FEW = 64  # rows: answers, and all that runs as a graph
+__all__ = ["Blocks", "Layer", "Model", "Plain"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,11 +77,12 @@ class Plain:
         seen = []
         for piece, view, mask in zip(step.pieces, self._views, self._masks, strict=True):
             rows = slice(piece.first, piece.first + piece.rows)
+            own = keys[rows], values[rows]
             if piece.start:
-                own = self._kept(piece, view, index)
+                known = view[index] if view is not None else self._lined_up(piece, *own, index)
             else:
-                own = keys[rows].transpose(0, 1)[None], values[rows].transpose(0, 1)[None]
-            seen.append(self._piece(queries[rows], *own, piece, mask, index))
+                known = own[0].transpose(0, 1)[None], own[1].transpose(0, 1)[None]
+            seen.append(self._piece(queries[rows], *known, piece, mask, index))
         return seen
 
     def _view(self, piece: Piece) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
@@ -95,13 +94,18 @@ class Plain:
         )
         return list(zip(keys, values, strict=True))
 
-    def _kept(
-        self, piece: Piece, view: list[tuple[torch.Tensor, torch.Tensor]] | None, index: int
+    def _lined_up(
+        self, piece: Piece, keys: torch.Tensor, values: torch.Tensor, index: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The keys and values that a piece sees in a layer, ``[1, kv_heads, positions, dim]`` each."""
-        if view is not None:
-            return view[index]
-        keys, values = self.pool.read(index, piece.slots)
+        """The keys and values ``[1, kv_heads, positions, dim]`` that a piece sees in a layer.
+
+        Its own are ``[rows, kv_heads, dim]``, which a prompt's rows see as they are where they are kept as bytes.
+        """
+        if self.pool.scales is None or piece.rows <= FEW:
+            keys, values = self.pool.read(index, piece.slots)
+        else:
+            known_keys, known_values = self.pool.read(index, piece.kept)
+            keys, values = torch.cat([known_keys, keys]), torch.cat([known_values, values])
         return keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
 
     def _turned(self, x: torch.Tensor) -> torch.Tensor:
