@@ -33,7 +33,7 @@ def test_few_numbers_are_captured_at_once_and_others_when_they_come_often() -> N
     assert part.takes(1) == 1
     assert part.captured == [1, 8]
     assert [part.takes(5) for _ in range(4)] == [8, 8, 5, 5]
-    assert [part.takes(n) for n in (8, 7, 1, 5)] == [8, 8, 1, 5]
+    assert [part.takes(n) for n in (8, 7, 1, 5, 7, 7, 7)] == [8, 8, 1, 5, 8, 8, 8]  # one square more costs too little
     assert part.captured == [1, 8, 5]
 
 

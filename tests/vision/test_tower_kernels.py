@@ -16,6 +16,7 @@ from towers_made import CLIP, SIGLIP, made
 
 from trifocal import cuda
 from trifocal.checkpoints import Tower
+from trifocal.vision.beside import Beside
 from trifocal.vision.fused import Fused, Plain, Rows
 from trifocal.vision.graphed import Graphed
 from trifocal.vision.kernels import ByCudnn, Kernels, at_its_best, attention_on
@@ -175,6 +176,44 @@ def test_a_graph_outlives_the_thread_that_captured_it() -> None:
     assert torch.equal(graphed(values), found[0])
     other = normal(*values.shape)
     assert torch.equal(graphed(other), tower(other))
+
+
+def test_graphs_are_captured_by_several_threads() -> None:
+    """Each begins by waiting for the whole card, which was an error while another was under way."""
+    failed: list[BaseException] = []
+
+    def captures() -> None:
+        part = Graphed(nn.Sequential(*(nn.Linear(64, 64) for _ in range(50))).to(CARD, torch.float16))
+        try:
+            with torch.inference_mode():
+                for many in range(1, 13):
+                    values = normal(8 * many, 64, dtype=torch.float16)
+                    assert distance(part(values), part._part(values)) < BOUNDS[torch.float16]
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=captures) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert not failed
+
+
+@torch.inference_mode()
+def test_a_tower_does_not_wait_for_what_others_do_on_its_card() -> None:
+    tower = at_its_best(made(REAL["clip"]).to(CARD, torch.float16))
+    graphed, beside, values = Graphed(tower), Beside(tower), normal(1, 3, 336, 336).cpu()
+    with beside():
+        wanted = graphed(values)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(4_000_000_000)  # two seconds of a step
+    step = torch.cuda.Event()
+    step.record()
+    with beside():
+        found = graphed(values)
+    assert not step.query()  # what is there already was not waited for
+    assert torch.equal(found.to("cpu", copy=True), wanted.cpu())
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)

@@ -9,6 +9,7 @@ import hashlib
 import os
 import struct
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 
 from trifocal.errors import EngineError
 
-__all__ = ["Kernel", "Macros", "Source", "compiled", "hopper", "prepare", "shared_memory", "supported"]
+__all__ = ["Kernel", "Macros", "Source", "captured", "compiled", "hopper", "prepare", "shared_memory", "supported"]
 
 Macros = tuple[tuple[str, int | str], ...]
 Source = tuple[str, Macros]  # a file of kernels, and the macros with which it is compiled
@@ -26,6 +27,7 @@ _LARGE = 48 << 10  # bytes of shared memory that a kernel has without asking
 _SHARED_LIMIT, _PROGRAMMATIC = 8, 6  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, CU_LAUNCH_ATTRIBUTE_...
 _SHARED = 81  # CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
 _ARGUMENTS = 16  # of a kernel, at the most
+_capturing = threading.Lock()  # a capture begins by waiting for the whole card, which another one's would refuse
 
 
 def supported(device: torch.device) -> bool:
@@ -94,6 +96,22 @@ class Kernel:
 def compiled(file: str, macros: Macros, name: str, threads: int, shared: int, device: torch.device) -> Kernel:
     """A kernel of ``kernels/<file>.cu``, compiled with these macros; images are kept in the user's cache folder."""
     return Kernel(image(file, macros, device), name, threads, shared, device)
+
+
+def captured(run: Callable[[], torch.Tensor], memory: Any) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    """What ``run`` does on the current device as a graph, and the tensor that a replay writes; it is run once before.
+
+    ``memory`` is a pool of graphs of which no two run at once. While this is under way nobody may wait for the whole
+    card (`torch.cuda.synchronize`); streams and events can be waited for.
+    """
+    with _capturing:
+        run()  # what is made at first use is made now
+        torch.cuda.current_stream().synchronize()
+        graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own one is of the first card ever used
+        with torch.cuda.graph(graph, pool=memory, stream=stream, capture_error_mode="thread_local"):
+            given = run()
+    return graph, given
 
 
 def prepare(wanted: list[Source], device: torch.device) -> None:

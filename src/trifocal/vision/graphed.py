@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from trifocal import cuda
 from trifocal.vision.placing import on_part
 
 __all__ = ["Graphed"]
 
 _MOST = 8  # squares that a tower sees at once
 _OFTEN = 3  # times that a number of them is met until it is worth a graph of its own
+_NEAR = 6  # from which on it never is
 _Graph = tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]
 
 
@@ -22,7 +24,7 @@ class Graphed:
     """A part that takes one tensor ``[squares, ...]`` and gives one, called with values from anywhere, one at a time.
 
     Graphs are captured when squares of a shape are first met: one for as many as there are then, and one for `_MOST`,
-    which other numbers take until they were met `_OFTEN` times; a capture takes as long as seeing a hundred squares.
+    which others take, small ones until they were met `_OFTEN` times; capturing takes as long as seeing a hundred.
     """
 
     def __init__(self, part: nn.Module) -> None:
@@ -47,7 +49,7 @@ class Graphed:
         self._met[shape] += 1
         if shape not in self._graphs:
             most = torch.Size((max(_MOST, shape[0]), *shape[1:]))
-            if most in self._graphs and self._met[shape] < _OFTEN:
+            if most in self._graphs and (self._met[shape] < _OFTEN or _NEAR <= shape[0] < _MOST):
                 return self._graphs[most]
             self._graphs[shape] = self._captured(shape)
             if most not in self._graphs and self._met[shape] == 1:
@@ -57,10 +59,6 @@ class Graphed:
 
     def _captured(self, shape: torch.Size) -> _Graph:
         taken = on_part(torch.zeros(shape), self._part)
-        self._part(taken)  # what is made at first use is made now
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
-            given = self._part(taken)
-        self._memory = self._memory or graph.pool()
+        self._memory = self._memory or torch.cuda.graph_pool_handle()
+        graph, given = cuda.captured(lambda: self._part(taken), self._memory)
         return graph, taken, given

@@ -371,10 +371,7 @@ PROMPTS = [(0, 70), (0, 128), (33, 97), (BEFORE, 193), (16, 600), (1, 1023), (BE
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 128), (4, 2, 128), (8, 1, 64), (4, 2, 96)])
 @pytest.mark.parametrize("kind", ["exact", "bytes", pytest.param("eight", marks=hopper)])
 def test_a_prompt_alone_is_the_same_in_a_graph_and_without(kind: str, heads: int, kv_heads: int, dim: int) -> None:
-    """Its keys and values are, too: what comes behind it sees them. No other position's are touched.
-
-    Of bytes a graph's rows see each other before they were rounded, where something is in front of them, too.
-    """
+    """Its keys and values are, too: what comes behind it sees them. No other position's are touched."""
     context, bound = 1200, {"exact": 2e-2, "bytes": 5e-2, "eight": 6e-2}[kind]
     shape = Shape(2, 512, heads, kv_heads, dim, 1024, 1e-5, 0, context, False, ROPE | {"rotated": dim})
     table, runners, pools = rotary_table(shape, context).to(CARD), [], []

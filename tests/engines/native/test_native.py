@@ -107,6 +107,16 @@ def test_ids_and_probabilities_are_those_of_transformers(kind: dict[str, Any], t
     torch.testing.assert_close(torch.tensor(ours), theirs[list(ids)], atol=1e-4, rtol=0)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two cards here")
+def test_a_second_card_answers_as_the_first_one_does(tokenizer: Path) -> None:
+    half, _ = language(KINDS["llama"], tokenizer)
+    told = []
+    for card in ("cuda:0", "cuda:1"):
+        with closing(load(half, Placement(card, "bfloat16"))) as engine:
+            told.append([said(engine, prompt) for prompt in PROMPTS])
+    assert told[0] == told[1]
+
+
 def test_a_table_of_eight_bits_is_read_as_the_rest_is(tokenizer: Path) -> None:
     half, _ = language(KINDS["llama"], tokenizer)
     weights = dict(open_language(half).weights)

@@ -150,6 +150,8 @@ def load(
 def _started(recipe: Recipe, placement: Placement, options: _Options) -> Model:
     began = time.perf_counter()
     device, dtype = placement.resolve()
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # this thread's: kernels, events and graphs are made on the current one
     language = open_language(recipe)
     shape = shape_of(language.config)
     fast = options.kernels and cuda.supported(device) and dtype != torch.float32

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trifocal import cuda
 from trifocal.engines.native.kernels import LEAST, Kernels, Places
 from trifocal.engines.native.memory import BLOCK, Step
 from trifocal.engines.native.model import Model
@@ -103,13 +104,9 @@ class Graphs:
             hidden = self._model.forward(self._x[:size].clone(), self._step, self._operations)
             return self._model.logits(hidden, self._operations)
 
-        run()  # what is made at first use is made now; it writes what the replay writes again
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
-            logits = run()
-        self._graphs[size, joined] = graph, logits
-        return graph, logits
+        # what it writes the replay writes again
+        self._graphs[size, joined] = cuda.captured(run, self._memory)
+        return self._graphs[size, joined]
 
 
 def fill(

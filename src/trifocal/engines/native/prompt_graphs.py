@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from trifocal import cuda
 from trifocal.engines.native.kernels import Kernels, Places, Prompted
-from trifocal.engines.native.memory import BLOCK, Step
-from trifocal.engines.native.model import FEW, Model
+from trifocal.engines.native.memory import BLOCK, FEW, Step
+from trifocal.engines.native.model import Model
 from trifocal.engines.scheduler import Run
 
 __all__ = ["BEFORE", "SIZES", "PromptGraphs", "fill"]
@@ -78,12 +79,7 @@ class PromptGraphs:
             hidden = self._model.forward(self._x[:size].clone(), self._step, self._operations)
             return self._model.logits(hidden.index_select(0, last), self._operations)
 
-        run()  # what is made at first use is made now
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
-            logits = run()
-        return graph, logits
+        return cuda.captured(run, self._memory)
 
 
 def fill(numbers: np.ndarray[Any, np.dtype[np.int32]], run: Run[Any] | None, size: int) -> None:
