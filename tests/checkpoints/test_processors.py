@@ -14,11 +14,11 @@ from PIL import Image as Pictures
 
 import original
 from checkpoint_maker import preprocessor
-from trifocal.checkpoints import CLIP_MEAN, Preprocessing, Tower
+from trifocal.checkpoints import CLIP_MEAN, CLIP_STD, Frames, Preprocessing, Tower
 from trifocal.checkpoints.processors import preprocessing_part
 from trifocal.checkpoints.tilings import Layout
 from trifocal.errors import CheckpointError
-from trifocal.images import Image, from_pil
+from trifocal.images import Image, from_frames, from_pil
 from trifocal.vision import preprocessing as preparing
 from trifocal.vision import way_of
 
@@ -215,3 +215,32 @@ def test_each_of_the_768_values_is_rescaled_as_numpy_did_it(tmp_path: Path) -> N
         preprocessor(SIDE)["image_std"], np.float32
     )
     assert torch.equal(ours.flatten(1)[:, :256].T, torch.from_numpy(wanted))
+
+
+@pytest.mark.parametrize("newer", [False, True], ids=["of its own", "nested"])
+def test_frames_are_prepared_as_the_video_processors_file_says(
+    tmp_path: Path, drawn: Callable[..., Image], newer: bool
+) -> None:
+    """OneVision's class of videos has CLIP's mean where its file tells none; pictures keep their own."""
+    said = {"video_processor_type": "LlavaOnevisionVideoProcessor", "size": BOTH, "do_sample_frames": True}
+    file, told = (
+        ("processor_config.json", {"video_processor": said}) if newer else ("video_preprocessor_config.json", said)
+    )
+    (tmp_path / file).write_text(json.dumps(told))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": BOTH, **HALF}))
+    found = preprocessing_part(tmp_path, SIGLIP, None, Layout(video=Frames()))
+    video = from_frames([drawn(seed, 80, 60) for seed in range(2)])
+    clip = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}
+    for image, frames, means in ((video, video.frames, clip), (drawn(0, 80, 60), [drawn(0, 80, 60).pixels], HALF)):
+        way = way_of(image, found, SIGLIP)
+        wanted = torch.stack([original.values(frame, {"size": BOTH, **means}) for frame in frames])
+        assert torch.equal(preparing.pixels(way.squares(image), way.preprocessing), wanted)
+    assert found.mean == (0.5,) * 3
+
+
+def test_frames_are_prepared_as_pictures_where_no_file_says_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps({"size": BOTH, **HALF}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": BOTH, **HALF}))
+    found = preprocessing_part(tmp_path, SIGLIP, "pad", Layout(video=Frames()))
+    assert found.of_frames is found
+    assert found.video == Frames(fit="stretch")

@@ -139,7 +139,8 @@ class Frames:
     Each frame's grid is made smaller by ``stride`` along each side, as ``pool`` says: ``bilinear`` rounds its sides
     up, ``average`` and ``max`` leave a rest away. The learned vector stands where ``newline`` says: behind each row of
     each frame (``grid``), behind each frame, behind the last (``one_token``) or nowhere (``no_token``).
-    ``fit`` is how a frame becomes a square. ``early`` pools what the projector takes, not what it makes.
+    ``fit`` is how a frame becomes a square. ``early`` pools what the projector takes, not what it makes. ``own`` is how
+    a frame becomes pixels, where that is not as with pictures.
     """
 
     pool: Pool = "bilinear"
@@ -147,6 +148,7 @@ class Frames:
     newline: NewlinePosition = "one_token"
     fit: Fit = "stretch"
     early: bool = False
+    own: Preprocessing | None = None
 
 
 FITS: dict[str, str] = {
@@ -186,6 +188,12 @@ class Preprocessing:
         """Whether the learned vector stands anywhere in the rows of a picture or video."""
         framed = self.video is not None and self.video.newline != "no_token"
         return self.newline or framed or (self.tiles is not None and self.tiles.newline)
+
+    @property
+    def of_frames(self) -> Preprocessing:
+        """How the frames of videos become pixels."""
+        own = self.video.own if self.video is not None else None
+        return self if own is None else replace(own, video=self.video, background=self.background)
 
     @property
     def pad_colour(self) -> tuple[int, int, int]:

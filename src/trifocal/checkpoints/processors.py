@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trifocal.checkpoints.parts import CLIP_MEAN, CLIP_STD, Fit, Preprocessing, Tower
-from trifocal.checkpoints.reading import image_processor, number, real
+from trifocal.checkpoints.parts import CLIP_MEAN, CLIP_STD, Fit, Frames, Preprocessing, Tower
+from trifocal.checkpoints.reading import image_processor, number, real, video_processor
 from trifocal.checkpoints.tilings import Layout
 from trifocal.errors import CheckpointError
 
 __all__ = ["channels", "preprocessing_part"]
 
 _HALF = (0.5, 0.5, 0.5)
-_NAME = re.compile(r"^(\w+?)(?:ImageProcessor|FeatureExtractor)(?:Fast|Pil)?$")
+_NAME = re.compile(r"^(\w+?)(?:ImageProcessor|VideoProcessor|FeatureExtractor)(?:Fast|Pil)?$")
 _RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # at PIL's numbers
 # flags of transformers' image processors whose way is known here; another one that is on changes what the tower sees
 _FLAGS = (
@@ -27,6 +27,7 @@ _FLAGS = (
     "do_pad",
     "do_convert_rgb",  # every picture is RGB here
     "do_reduce_labels",  # of segmentation maps
+    "do_sample_frames",  # a video comes as the frames that are to be seen
 )
 _CHANGING = ("crop_pct", "rescale_offset", "offset", "size_divisor", "pad_size")
 
@@ -55,25 +56,44 @@ def preprocessing_part(folder: Path, tower: Tower, aspect: str | None, layout: L
     Raises:
         CheckpointError: pictures of another size than the tower's, or a step that is not known.
     """
-    file, given = image_processor(folder)
-    config = {key: value for key, value in given.items() if value is not None}
+    file, config = _told(image_processor(folder))
+    plain = _plain(file, config, tower)
+    _check_grid(tower, layout)
+    return replace(
+        plain,
+        fit=_fit(file, tower, aspect, config, layout, plain.fit),
+        tiles=layout.tiles,
+        newline=layout.newline,
+        video=_video(folder, tower, layout, plain),
+    )
+
+
+def _told(found: tuple[Path, dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
+    file, given = found
+    return file, {key: value for key, value in given.items() if value is not None}
+
+
+def _video(folder: Path, tower: Tower, layout: Layout, pictures: Preprocessing) -> Frames | None:
+    """How videos are seen: as the video processor's file says, else as the processor of ``pictures`` does it."""
+    if layout.video is None or tower.patches != tower.side**2:  # a frame with a class token is no grid to make smaller
+        return None
+    file, config = _told(video_processor(folder))
+    own = _plain(file, config, tower) if config else pictures
+    return replace(layout.video, fit=own.fit, own=None if own == replace(pictures, fit=own.fit) else own)
+
+
+def _plain(file: Path, config: Mapping[str, Any], tower: Tower) -> Preprocessing:
+    """What a processor does by itself, to one square."""
     _check_flags(file, config)
     kind = _class(config, tower)
     square, resized = _resizing(file, config, tower, kind)
-    fit = _fit(file, tower, aspect, config, layout, square)
-    _check_grid(tower, layout)
-    gridded = tower.patches == tower.side**2  # a frame with a class token is no grid that could be made smaller
-    video = replace(layout.video, fit=square) if layout.video is not None and gridded else None
     return Preprocessing(
         size=tower.image_size,
-        fit=fit,
+        fit=square,
         mean=channels(file, config, "image_mean", kind.mean),
         std=channels(file, config, "image_std", kind.std),
         rescale=real(file, config.get("rescale_factor", 1 / 255), "rescale_factor") if _on(config, "do_rescale") else 1,
         resample=_resample(file, config.get("resample", 3)),
-        tiles=layout.tiles,
-        newline=layout.newline,
-        video=video,
         resized=None if resized == tower.image_size else resized,
         normalise=_on(config, "do_normalize"),
     )
@@ -86,7 +106,8 @@ def _class(config: Mapping[str, Any], tower: Tower) -> _Class:
 
 
 def _class_name(processor: Mapping[str, Any]) -> str:
-    return str(processor.get("image_processor_type") or processor.get("feature_extractor_type") or "")
+    keys = ("image_processor_type", "video_processor_type", "feature_extractor_type")
+    return str(next((processor[key] for key in keys if processor.get(key)), ""))
 
 
 def _check_grid(tower: Tower, layout: Layout) -> None:

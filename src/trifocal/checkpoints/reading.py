@@ -9,7 +9,7 @@ from typing import Any
 from trifocal.errors import CheckpointError
 from trifocal.files import read_object
 
-__all__ = ["LARGEST", "image_processor", "layer_number", "number", "read_json", "real", "whole"]
+__all__ = ["LARGEST", "image_processor", "layer_number", "number", "read_json", "real", "video_processor", "whole"]
 
 MOST_LAYERS = 32  # whose features stand side by side
 LARGEST = 1 << 24  # no size in a configuration is larger: contexts have up to ten million positions
@@ -32,12 +32,21 @@ def image_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
     transformers writes it by itself before 5.0, and into ``processor_config.json`` from then on. Where both are there,
     it reads the newer one.
     """
-    newer, older = folder / "processor_config.json", folder / "preprocessor_config.json"
-    inside = read_json(newer).get("image_processor") if newer.is_file() else None
+    return _processor(folder, "image_processor", "preprocessor_config.json")
+
+
+def video_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The same of the video processor; where there is none, videos are for the image processor."""
+    return _processor(folder, "video_processor", "video_preprocessor_config.json")
+
+
+def _processor(folder: Path, key: str, name: str) -> tuple[Path, dict[str, Any]]:
+    newer, older = folder / "processor_config.json", folder / name
+    inside = read_json(newer).get(key) if newer.is_file() else None
     if inside is None and older.is_file():
         return older, read_json(older)
     if not isinstance(inside, dict | None):
-        raise CheckpointError(f"{newer}: image_processor is {inside!r}, a JSON object was expected")
+        raise CheckpointError(f"{newer}: {key} is {inside!r}, a JSON object was expected")
     return newer, inside or {}
 
 

@@ -159,6 +159,9 @@ def split(
         _write_shards(plans["language"], folder / "language", shard, steps)
         _write_json(folder / "tower" / "config.json", _tower_config(checkpoint.tower))
         _write_json(folder / "tower" / "preprocessor_config.json", _preprocessor(checkpoint.preprocessing))
+        if checkpoint.preprocessing.of_frames is not checkpoint.preprocessing:
+            frames = _preprocessor(checkpoint.preprocessing.of_frames)
+            _write_json(folder / "tower" / "video_preprocessor_config.json", frames)
         _write_shards(plans["tower"], folder / "tower", shard, steps)
         _write_json(folder / "projector" / "config.json", _projector_config(checkpoint))
         _write_file(folder / "projector" / "mm_projector.safetensors", plans["projector"], steps)

@@ -93,7 +93,8 @@ class LlavaVision:
 
     def pixels(self, look: Look) -> torch.Tensor:
         """What the tower is given of a picture: ``[squares, 3, side, side]`` in float32."""
-        return pixels(_way(look).squares(look.image), self.preprocessing)
+        way = _way(look)
+        return pixels(way.squares(look.image), way.preprocessing)
 
     def views(self, look: Look) -> list[View]:
         """All squares that the tower sees of a picture."""

@@ -29,6 +29,11 @@ class Way(Protocol):
     def __hash__(self) -> int: ...
 
     @property
+    def preprocessing(self) -> Preprocessing:
+        """From its squares to pixel values."""
+        ...
+
+    @property
     def rows(self) -> int:
         """How many rows `block` will make."""
         ...
@@ -63,7 +68,7 @@ def way_of(image: Image, preprocessing: Preprocessing, tower: Tower, *, alone: b
     if image.frames:
         if preprocessing.video is None:
             raise BadImage("is_a_video", "this model takes pictures, not videos", image.name)
-        return InFrames(len(image.frames), size, preprocessing, tower)
+        return InFrames(len(image.frames), size, preprocessing.of_frames, tower)
     if tiling is None or (tiling.alone and not alone):
         return OneSquare(size, preprocessing, tower)
     return InTiles(size, preprocessing, tower)
