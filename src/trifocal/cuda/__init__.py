@@ -101,14 +101,16 @@ def compiled(file: str, macros: Macros, name: str, threads: int, shared: int, de
 def captured(run: Callable[[], torch.Tensor], memory: Any) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
     """What ``run`` does on the current device as a graph, and the tensor that a replay writes; it is run once before.
 
-    ``memory`` is a pool of graphs of which no two run at once. While this is under way nobody may wait for the whole
-    card (`torch.cuda.synchronize`); streams and events can be waited for.
+    ``memory`` is a pool of graphs of which no two run at once, and no two that are captured on one stream may: they
+    share what products need besides. It is the current one, or the card's for all whose current stream is its default.
+    While this is under way nobody may wait for the whole card (`torch.cuda.synchronize`), but for streams and events.
     """
     with _capturing:
         run()  # what is made at first use is made now
-        torch.cuda.current_stream().synchronize()
+        own = torch.cuda.current_stream()
+        own.synchronize()
+        stream = _capturing_stream(torch.cuda.current_device()) if own == torch.cuda.default_stream() else own
         graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own one is of the first card ever used
         with torch.cuda.graph(graph, pool=memory, stream=stream, capture_error_mode="thread_local"):
             given = run()
     return graph, given
@@ -163,6 +165,12 @@ def _compiled(source: str, options: list[str]) -> bytes:
     nvrtc.nvrtcGetCUBIN(program, made)
     nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
     return made.raw
+
+
+@functools.cache
+def _capturing_stream(card: int) -> torch.cuda.Stream:
+    """One a card; torch's own one is on the first card that was captured on, whichever is the current one."""
+    return torch.cuda.Stream(card)  # type: ignore[no-untyped-call]
 
 
 class _Attribute(ctypes.Structure):
