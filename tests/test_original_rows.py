@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import LlavaNextConfig, LlavaNextVideoConfig, LlavaOnevisionConfig
 
 import original
+from checkpoint_maker import shaken, tensors_of
 from layouts import NEXT_PINPOINTS, ONEVISION_PINPOINTS, TILE, Family, family, save_original
 from seeing import count, rows_of
 from trifocal.checkpoints import Checkpoint, Preprocessing, Tower, find_checkpoint, from_folder
@@ -240,6 +242,52 @@ def test_the_first_video_release_pooled_before_the_projector(
     picture = drawn(3, 300, 91)
     before, _ = opened(folder, {})
     assert torch.equal(rows_of(vision, [picture])[0], rows_of(before, [picture])[0])
+
+
+class Block(torch.nn.Module):
+    """LLaVA-NeXT's residual block."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.pre_norm = torch.nn.LayerNorm(width)
+        self.proj = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.GELU(), torch.nn.Linear(width, width))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        rows = self.pre_norm(rows)
+        return rows + self.proj(rows)
+
+
+def projector_of(kind: str, taken: int, made: int) -> torch.nn.Sequential:
+    """What the original's ``build_vision_projector`` makes."""
+    linears, blocks = (int(number) for number in re.findall(r"\d", kind + "0")[:2])
+    layers: list[torch.nn.Module] = [torch.nn.Linear(taken, made)]
+    for _ in range(1, linears):
+        layers += [torch.nn.GELU(), torch.nn.Linear(made, made)]
+    return torch.nn.Sequential(*layers, *(Block(made) for _ in range(blocks)))
+
+
+@pytest.mark.parametrize("kind", ["mlp1x_gelu", "mlp3x_gelu", "mlp2x_res2x_gelu", "mlp1x_res1x_gelu"])
+def test_projectors_of_every_depth(tmp_path: Path, drawn: Drawn, kind: str) -> None:
+    made = family("1.5")
+    folder = save_original(made, tmp_path)
+    wanted = shaken(projector_of(kind, 32, 64), seed=4)
+    tensors = {name: tensor for name, tensor in tensors_of(folder).items() if "mm_projector" not in name}
+    tensors |= {f"model.mm_projector.{name}": tensor for name, tensor in wanted.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+    vision, _ = opened(folder, {"mm_projector_type": kind})
+    square = vision.pixels(*vision.looks([drawn(1, 90, 60)]))
+    with torch.no_grad():
+        rows = wanted(made.model.model.vision_tower(square, output_hidden_states=True).hidden_states[-2][:, 1:])[0]
+    torch.testing.assert_close(rows_of(vision, [drawn(1, 90, 60)])[0], rows, atol=1e-5, rtol=0)
+
+
+def test_a_bias_that_is_missing_beside_another_is_told(tmp_path: Path) -> None:
+    folder = save_original(family("1.5"), tmp_path)
+    tensors = tensors_of(folder)
+    del tensors["model.mm_projector.2.bias"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"2\.bias is missing"):
+        opened(folder, {})
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])

@@ -24,7 +24,7 @@ from trifocal.weights.tensors import weight_files
 __all__ = ["from_original", "trained_with"]
 
 _FEATURE = re.compile(r"^(?:(?P<several>slicefour|slice_m25811_f6)_)?(?P<kept>cls_)?patch$")
-_PERCEPTRON = re.compile(r"^mlp\d+x$")
+_PERCEPTRON = re.compile(r"^(?P<kind>mlp\d+x(?:_res\d+x)?)(?:_(?P<act>.*))?$")
 # names of a resampler that computes nothing for an answer: LLaVA-NeXT drops rows in training alone, and by its
 # spatial_pool makes the frames of videos smaller, as mm_spatial_pool_mode and mm_spatial_pool_stride say
 _NO_RESAMPLER = (None, "", "identity", "masked_drop", "spatial_pool")
@@ -97,8 +97,8 @@ def _marks(config: Mapping[str, Any]) -> tuple[str, ...]:
 def _projector_kind(config: Mapping[str, Any]) -> tuple[str, str]:
     """A projector's kind and activation: ``mlp2x`` and ``gelu`` of ``mlp2x_gelu``; of a stranger's its whole name."""
     said = str(config.get("mm_projector_type") or "linear")
-    kind, _, act = said.partition("_")
-    return (kind, act) if _PERCEPTRON.match(kind) else (said, "")
+    found = _PERCEPTRON.match(said)
+    return (found["kind"], found["act"] or "") if found else (said, "")
 
 
 def _early(config: Mapping[str, Any], text: Text, framed: bool) -> tuple[str, str]:

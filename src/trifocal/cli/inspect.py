@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -145,9 +146,11 @@ def expected_numbers(checkpoint: Checkpoint, part: str) -> int:
         block = 4 * wide * (wide + 1) + 2 * wide * tower.mlp + tower.mlp + 5 * wide
         return patches + places + (tower.layers if clip else tower.blocks) * block + 2 * wide
     hidden = checkpoint.language.hidden
-    linears = int(kind[3:-1]) if (kind := checkpoint.projector.kind).startswith("mlp") else 1
+    layers = re.fullmatch(r"mlp(\d+)x(?:_res(\d+)x)?", checkpoint.projector.kind)
+    linears, blocks = (int(layers[1]), int(layers[2] or 0)) if layers else (1, 0)
     newline = hidden * checkpoint.preprocessing.has_newline
-    return hidden * (tower.width + 1) + (linears - 1) * hidden * (hidden + 1) + newline
+    square = hidden * (hidden + 1)
+    return hidden * (tower.width + 1) + (linears - 1) * square + blocks * 2 * (square + hidden) + newline
 
 
 def _language_numbers(config: Mapping[str, Any]) -> int:

@@ -65,7 +65,8 @@ def load_vision(
     if kind not in PROJECTORS:
         raise CheckpointError(
             f"{checkpoint.name}: mm_projector_type is {kind!r} in its config.json, a projector that is not known; "
-            f"known: {', '.join(PROJECTORS)}, of several layers with an activation behind it (mlp2x_gelu)"
+            f"known: {', '.join(name for name in PROJECTORS if '_' not in name)}, of several layers with an activation "
+            "behind it (mlp2x_gelu), or with up to eight residual blocks, too (mlp2x_res2x_gelu)"
         )
     tower_weights = _weights(checkpoint.tower, "tower", allow_pickle)
     projector_weights = _weights(checkpoint.projector, "projector", allow_pickle)
