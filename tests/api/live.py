@@ -161,7 +161,8 @@ def running(
     if offers:
         app.state.server.models.took(llava)
     listener = Listener(app, chosen)
-    thread = threading.Thread(target=lambda: asyncio.run(listener.serve(sockets)), name="server")
+    # a daemon: one that never ends fails its test, and does not keep the tests' process too
+    thread = threading.Thread(target=lambda: asyncio.run(listener.serve(sockets)), name="server", daemon=True)
     thread.start()
     try:
         until(lambda: listener.started or not thread.is_alive(), "the server")
