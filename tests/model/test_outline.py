@@ -120,6 +120,21 @@ def test_a_budget_tokenises_a_turn_in_its_place_and_by_itself(counting: Counting
     assert max(words(counting).values()) == 2
 
 
+def test_a_beginning_of_several_tokens_stands_there_once() -> None:
+    """GLM's templates write the two that its tokenizer puts in front."""
+
+    class Two(Bytes):
+        def encode(self, text: str, *, start: bool, after: str | None = None, before: str | None = None) -> list[int]:
+            ids = super().encode(text, start=start)
+            return [*ids[:1], Bytes().token("</s>") or 0, *ids[1:]] if start else ids
+
+    outline = Composer(Two(), Gallery(Placing())).outline([Control("<s>"), Control("</s>"), "a", Control("</s>")])
+    assert [span.ids for span in outline.spans if isinstance(span, TokenSpan)] == [
+        tuple(Two().encode("a", start=True)),
+        (Bytes().token("</s>"),),
+    ]
+
+
 def test_rows_between_tokens_keep_their_places(drawn: Drawn) -> None:
     composer = Composer(Bytes(), Gallery(Placing()))
     outline = composer.outline(["a", drawn(1), "b"])

@@ -134,11 +134,11 @@ class Composer:
 
     def _known(self, parts: Sequence[Piece]) -> Iterator[Piece]:
         """The parts, with tokens that may be text as text, and without a beginning that the tokenizer puts itself."""
-        beginning = self._tokenizer.encode("", start=True)
+        beginning = self._tokenizer.encode("", start=True)  # of several tokens in GLM's family
         begun = False
         for part in parts:
             if isinstance(part, Control):
-                if not (begun or part.again) and beginning and self._tokenizer.token(part.name) == beginning[-1]:
+                if not (begun or part.again) and self._tokenizer.token(part.name) in beginning:
                     continue
                 if not part.needed and self._tokenizer.token(part.name) is None:
                     part = part.name
