@@ -226,6 +226,13 @@ def test_what_ends_an_answer_is_what_llama_cpp_ends_at(
     assert all(words.added[name].special for name in named if name in ENDING)
 
 
+def test_sentencepiece_begins_with_its_first_token_where_no_key_names_another(tmp_path: Path) -> None:
+    """As in llama.cpp, whose old converters left out what a folder's settings did not say."""
+    assert built(tmp_path, maker.SENTENCEPIECE).start == [1]
+    assert built(tmp_path, {**maker.SENTENCEPIECE, "tokenizer.ggml.add_bos_token": False}).start == []
+    assert built(tmp_path, {**maker.SENTENCEPIECE, "tokenizer.ggml.bos_token_id": 5}).start == [5]
+
+
 def test_a_word_of_the_vocabulary_that_is_called_like_an_end_stays_one(tmp_path: Path) -> None:
     """llama.cpp ends at it; a page that strikes a text out would be cut short."""
     told = {

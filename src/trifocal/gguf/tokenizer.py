@@ -104,7 +104,8 @@ def _added(file: GgufFile, tokens: Iterable[str], kinds: list[int]) -> dict[str,
 
 def _start(file: GgufFile, tokens: list[str], *, begins: bool) -> tuple[int, ...]:
     """The beginning token, where the file wants one."""
-    start = file.metadata.get("tokenizer.ggml.bos_token_id")
+    default = 1 if file.metadata["tokenizer.ggml.model"] == "llama" and len(tokens) > 1 else None  # as in llama.cpp
+    start = file.metadata.get("tokenizer.ggml.bos_token_id", default)
     wanted = file.metadata.get("tokenizer.ggml.add_bos_token", begins)
     if not isinstance(wanted, (bool, int)):
         raise CheckpointError(f"{file.path}: tokenizer.ggml.add_bos_token is {wanted!r}, true or false was expected")
