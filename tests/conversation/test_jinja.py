@@ -353,6 +353,7 @@ def disk(tmp_path: Path) -> Make:
     [
         {"chat_template__jinja": CHATML},
         {"chat_template__json": json.dumps({"chat_template": CHATML})},
+        {"chat_template__jinja": "\n", "chat_template__json": json.dumps({"chat_template": CHATML})},
         {"tokenizer_config__json": json.dumps({"chat_template": CHATML})},
         {
             "tokenizer_config__json": json.dumps(

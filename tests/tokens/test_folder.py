@@ -172,6 +172,15 @@ def test_tokens_that_only_the_files_beside_a_tokenizer_name_are_added(
     assert found.encode("a<old>b", start=True) == [0, 1]
 
 
+def test_a_special_token_without_an_id_gets_the_next_beside_a_vocabulary_too(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1}')
+    (tmp_path / "merges.txt").write_text("")
+    (tmp_path / "added_tokens.json").write_text(json.dumps({NEW: 2}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Qwen2Tokenizer", "pad_token": PAD}))
+    found = opened(tmp_path)
+    assert (found.token(NEW), found.token(PAD)) == (2, 3)
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_an_id_that_would_take_all_memory_is_told(tmp_path: Path, whole: bool) -> None:
     vocabulary = {"a": 0, "b": 1}

@@ -23,12 +23,12 @@ def own_template(*homes: Path) -> tuple[str, Path] | None:
         CheckpointError: several of which none is the default, or a file that is damaged.
     """
     for home in homes:
-        if (home / "chat_template.jinja").is_file():
-            return _read(home / "chat_template.jinja"), home / "chat_template.jinja"
+        file = home / "chat_template.jinja"
+        if file.is_file() and (source := _read(file)).strip():
+            return source, file
         for found, file in source_of(home).chat_templates():
-            source = _chosen(found, file)
-            if source is not None:
-                return source, file
+            if (chosen := _chosen(found, file)) is not None:
+                return chosen, file
     return None
 
 
@@ -44,7 +44,7 @@ def _chosen(found: Any, file: Path) -> str | None:
                 "one into a file and name that with template (--template)"
             )
         found = named.get("default", next(iter(named.values()), None))
-    return found if isinstance(found, str) and found else None
+    return found if isinstance(found, str) and found.strip() else None
 
 
 def _read(file: Path) -> str:

@@ -243,10 +243,17 @@ def _from_pieces(file: Path, found: _Files, bos: int | None, day: object) -> Wor
     added = pieces.added()
     known = {name: at for at, name in enumerate(pieces.names)}
     added |= {token.content: token for token in found.added(known, trims=rules.trims)}
+    added |= _unlisted(found, known, added)
     backend = pieces.backend()
     add(backend, added.values())
     start = found.start(added, bos, asked=True)
     return Words(backend, PieceCoder(pieces, added, rules), added, start)
+
+
+def _unlisted(found: _Files, known: Mapping[str, int], added: Mapping[str, Added]) -> dict[str, Added]:
+    """The special tokens that have no id anywhere: slow tokenizers, too, gave them the next."""
+    held = {**known, **{name: token.id for name, token in added.items()}}
+    return {token.content: token for token in found.absent(held)}
 
 
 def _from_whole(file: Path, text: str, found: _Files, bos: int | None) -> Words:
@@ -325,6 +332,7 @@ def _from_merges(file: Path, found: _Files, bos: int | None) -> Words:
         raise CheckpointError(f"{found.folder / 'merges.txt'}: {odd[0]!r} is no pair of tokens")
     backend = byte_level(vocabulary, [(pair[0], pair[1]) for pair in pairs], CLASSES[kind])
     added = {token.content: token for token in found.added(vocabulary)}
+    added |= _unlisted(found, vocabulary, added)
     add(backend, added.values())
     return Words(backend, Whole(json.loads(backend.to_str()), added), added, found.start(added, bos, asked=False))
 
