@@ -316,6 +316,17 @@ def test_rows_of_videos(families: dict[str, tuple[Family, Path]], drawn: Drawn, 
         torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=0)
 
 
+def test_a_picture_beside_a_video_is_seen_in_tiles(families: dict[str, tuple[Family, Path]], drawn: Drawn) -> None:
+    """Several pictures are squares; transformers' image processor knows nothing of the prompt's videos."""
+    keys = {"image_aspect_ratio": "anyres_max_4", "image_grid_pinpoints": ONEVISION_PINPOINTS}
+    vision, _ = opened(families["siglip"][1], keys)
+    picture, video = drawn(3, 300, 91), from_frames([drawn(1), drawn(2)])
+    (alone,) = rows_of(vision, [picture])
+    assert torch.equal(rows_of(vision, [picture, video])[0], alone)
+    assert torch.equal(rows_of(vision, [video, picture])[1], alone)
+    assert [len(rows) for rows in rows_of(vision, [picture, video, drawn(4)])][::2] == [17, 17]
+
+
 def test_a_checkpoint_that_says_nothing_of_videos_takes_none(
     families: dict[str, tuple[Family, Path]], drawn: Drawn
 ) -> None:

@@ -56,7 +56,7 @@ class LlavaVision:
         Raises:
             BadImage: a video for a model that was not made for them.
         """
-        alone = len(images) == 1
+        alone = sum(not image.frames for image in images) == 1  # videos are not counted, as in transformers
         ways = [way_of(image, self.preprocessing, self.tower.config, alone=alone) for image in images]
         return [Look(image, (way.rows,), way) for image, way in zip(images, ways, strict=True)]
 
