@@ -163,6 +163,22 @@ def test_a_file_that_is_missing_or_one_too_many_is_told(pair: Any, tmp_path: Pat
         find_checkpoint(str(tmp_path))
 
 
+@pytest.mark.parametrize("projector", [False, True])
+def test_a_pair_is_known_by_what_its_files_say_where_their_names_tell_nothing(
+    pair: Any, tmp_path: Path, projector: bool
+) -> None:
+    shutil.copy(pair[0] / "tiny-f16.gguf", tmp_path / "a.gguf")
+    sight = shutil.copy(pair[0] / "mmproj-tiny-f16.gguf", tmp_path / "b.gguf")
+    found = find_checkpoint(str(tmp_path), projector=str(sight) if projector else None)
+    assert (found.language.source.name, found.tower.source.name) == ("a.gguf", "b.gguf")
+
+
+def test_a_later_part_is_told_to_be_one(tmp_path: Path) -> None:
+    (part := tmp_path / "m-00002-of-00003.gguf").touch()
+    with pytest.raises(CheckpointError, match="is a later part of a model in several files; name its first"):
+        find_checkpoint(str(part))
+
+
 def test_types_and_shapes_are_known_without_reading(pair: Any) -> None:
     weights = part_weights(pair[0] / "tiny-f16.gguf", "language")
     for name in weights:

@@ -18,7 +18,7 @@ __all__ = ["from_gguf", "gguf_pair"]
 
 
 def gguf_pair(folder: Path, projector: str | None) -> tuple[Path, Path] | None:
-    """The language model's GGUF file and the ``mmproj`` one: named both, or the only two of a folder.
+    """The language model's GGUF file and the ``mmproj`` one: named both, or the only two of a folder, under any names.
 
     Raises:
         CheckpointError: one of the two is missing, or there are several to choose from.
@@ -28,10 +28,13 @@ def gguf_pair(folder: Path, projector: str | None) -> tuple[Path, Path] | None:
     files = [folder] if source_of(folder).container else sorted(folder.glob("*.gguf"))
     if not files:
         return None
-    seeing = [file for file in files if "mmproj" in file.name.lower()]
-    if projector is not None:
-        seeing = [locate(projector, ("*.gguf",))]
-    speaking = [file for file in files if "mmproj" not in file.name.lower() and not _later_part(file)]
+    if _later_part(folder):
+        raise CheckpointError(
+            f"{folder}: is a later part of a model in several files; name its first (...-00001-of-...)"
+        )
+    seeing = _seeing(files) if projector is None else [locate(projector, ("*.gguf",))]
+    others = [file for file in files if not any(file.samefile(one) for one in seeing)]
+    speaking = [file for file in others if "mmproj" not in file.name.lower() and not _later_part(file)]
     for found, what in ((speaking, "language model"), (seeing, "mmproj file")):
         if len(found) != 1:
             listed = ", ".join(file.name for file in found) or "none"
@@ -40,6 +43,17 @@ def gguf_pair(folder: Path, projector: str | None) -> tuple[Path, Path] | None:
                 "and the mmproj file with projector_from (--projector-from)"
             )
     return speaking[0], seeing[0]
+
+
+def _seeing(files: list[Path]) -> list[Path]:
+    """The ``mmproj`` files among several, by their names; where none is called so, by what they say of themselves."""
+    from trifocal.gguf.container import GgufFile
+
+    named = [file for file in files if "mmproj" in file.name.lower()]
+    if named or len(files) == 1:
+        return named
+    first = (file for file in files if not _later_part(file))
+    return [file for file in first if GgufFile(file).metadata.get("general.architecture") == "clip"]
 
 
 def _later_part(file: Path) -> bool:
