@@ -41,6 +41,7 @@ PATCHES = ["<im_patch>", "<im_start>", "<im_end>"]
 TURNS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 VIDEO = {"mm_newline_position": "grid", "mm_spatial_pool_mode": "bilinear", "mm_spatial_pool_stride": 2}
 ENDS = {"bos_token_id": 400, "eos_token_id": 404}  # the first and the last of LLAMA_3 behind 400 words
+SPRING = {"mm_resampler_type": "spatial_pool", "mm_spatial_pool_mode": "average", "mm_spatial_pool_stride": 2}
 INTERLEAVE = {
     "model_type": "llava_qwen",
     "image_aspect_ratio": "anyres",
@@ -469,6 +470,7 @@ RELEASES = {
     "OneVision": Release("onevision", Merges(), "qwen_1_5", inside),
     "OneVision 0.5b": Release("onevision-tied", Merges(), "qwen_1_5", inside),
     "interleave": Release("onevision-tied", Merges(), "qwen_1_5", inside, INTERLEAVE),
+    "NeXT-Video": Release("1.6-vicuna", Pieces("4.37.2"), "llava_v1", inside, SPRING),
     "LLaVA-Video": Release("onevision", Merges(), "qwen_1_5", inside, VIDEO),
     "llava-hf 1.5": Release("1.5", None, "llava_v1", hf),
     "llava-hf BakLLaVA": Release("bakllava", None, "llava_v1", hf),

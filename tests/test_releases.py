@@ -178,18 +178,20 @@ def test_llama_3_begins_twice_where_the_original_did(way: str, release: Callable
             assert prompt_of(llava.composer, parts).ids(SENTINEL) == wanted
 
 
-@pytest.mark.parametrize("name", ["LLaVA-Video", "llava-hf NeXT-Video"])
+@pytest.mark.parametrize("name", ["NeXT-Video", "LLaVA-Video", "llava-hf NeXT-Video"])
 @torch.no_grad()
 def test_videos_are_seen_as_the_original_saw_them(
     name: str, release: Callable[[str], tuple[Made, Path]], drawn: Callable[..., Image]
 ) -> None:
-    """Three frames, as released and as ``split`` writes it; transformers pools before the projector."""
+    """Three frames, as released and as ``split`` writes it; those of NeXT-Video are pooled before the projector."""
     made, home = release(name)
     video = from_frames([drawn(seed, 90, 70) for seed in range(3)])
     if made.processor:
         views = torch.stack([original.values(frame, made.processor) for frame in video.frames])
         each = seen(made.made.model, views)
         wanted = original.video_rows(each, made.made.model.model.image_newline, made.config)
+        if name == "NeXT-Video":
+            wanted = original.seen_early(made.made.model, views, made.config).flatten(0, 1)
     else:
         views = torch.stack([original.values(frame, preprocessor(TILE)) for frame in video.frames])
         wanted = made.made.model.get_video_features(views[None]).pooler_output[0]
