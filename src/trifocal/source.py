@@ -19,6 +19,7 @@ __all__ = ["TOKENS", "FolderSource", "GgufSource", "Source", "source_of"]
 
 TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 _IN_GGUF = ("bos", "eos", "unknown", "padding")
+_INSIDE = ("extra_special_tokens", "model_specific_special_tokens")  # what a family's processor asks for by its name
 _TEMPLATE = "tokenizer.chat_template"
 
 
@@ -51,7 +52,7 @@ class Source(Protocol):
         ...
 
     def special_tokens(self) -> dict[str, str]:
-        """The names of a tokenizer's beginning and end, as templates ask for them."""
+        """A tokenizer's beginning, end and further marks (``image_token``), by the names that templates ask for."""
         ...
 
     def picture_marks(self) -> list[str]:
@@ -100,12 +101,14 @@ class FolderSource:
 
     def special_tokens(self) -> dict[str, str]:
         found = self._json("special_tokens_map.json") | self._json("tokenizer_config.json")
-        named = {name: token.get("content") if isinstance(token := found.get(name), dict) else token for name in TOKENS}
-        return {name: token for name, token in named.items() if isinstance(token, str)}
+        for key in _INSIDE:
+            found |= inside if isinstance(inside := found.get(key), dict) else {}
+        told = {name: token.get("content") if isinstance(token, dict) else token for name, token in found.items()}
+        return {name: token for name, token in told.items() if name.endswith("_token") and isinstance(token, str)}
 
     def picture_marks(self) -> list[str]:
         files = [self._json(name) for name in ("tokenizer_config.json", "processor_config.json")]
-        inside = [file.get(key) for file in files for key in ("extra_special_tokens", "model_specific_special_tokens")]
+        inside = [file.get(key) for file in files for key in _INSIDE]
         found = [each.get("image_token") for each in (*files, *inside) if isinstance(each, dict)]
         named = [each.get("content") if isinstance(each, dict) else each for each in found]
         return [mark for mark in named if isinstance(mark, str) and mark]

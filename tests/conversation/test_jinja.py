@@ -366,6 +366,18 @@ def test_a_checkpoints_own_template(disk: Make, files: dict[str, str]) -> None:
     assert written(disk(**files).render(TURNS)) == GOLDEN["chatml_hf"]
 
 
+@pytest.mark.parametrize("where", [None, "extra_special_tokens", "model_specific_special_tokens"])
+def test_a_template_may_ask_for_the_mark_by_its_name(disk: Make, where: str | None) -> None:
+    """As in transformers, which tells templates of every ``..._token``: it was a name that is not there."""
+    source = (
+        "{% for m in messages %}{% for c in m.content %}{{ c.text if c.text else image_token }}{% endfor %}{% endfor %}"
+    )
+    mark = {"image_token": "<|pic|>"}
+    config = {"bos_token": "<s>", **(mark if where is None else {where: mark})}
+    pieces = disk(chat_template__jinja=source, tokenizer_config__json=json.dumps(config)).render(TURNS[:1])
+    assert pieces == (RED, "Q1")
+
+
 def test_special_tokens_are_the_tokenizers(disk: Make) -> None:
     config = json.dumps({"bos_token": {"content": "<s>"}, "eos_token": "</s>"})
     pieces = disk(
