@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image as Pictures
 
 import original
 from checkpoint_maker import preprocessor
-from trifocal.checkpoints import CLIP_MEAN, CLIP_STD, Frames, Preprocessing, Tower
+from trifocal.checkpoints import CLIP_MEAN, CLIP_STD, Frames, Preprocessing, Tiling, Tower
 from trifocal.checkpoints.processors import preprocessing_part
 from trifocal.checkpoints.tilings import Layout
 from trifocal.errors import CheckpointError
@@ -244,3 +245,16 @@ def test_frames_are_prepared_as_pictures_where_no_file_says_otherwise(tmp_path: 
     found = preprocessing_part(tmp_path, SIGLIP, "pad", Layout(video=Frames()))
     assert found.of_frames is found
     assert found.video == Frames(fit="stretch")
+
+
+@pytest.mark.parametrize(
+    ("tower", "message"),
+    [
+        (replace(CLIP, keep_first=True), "the class token is kept"),
+        (replace(SIGLIP, keep_first=False), "SigLIP's first patch is left away"),
+    ],
+    ids=["clip", "siglip"],
+)
+def test_rows_that_are_no_grid_are_told_by_what_makes_them_so(tmp_path: Path, tower: Tower, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        preprocessing_part(tmp_path, tower, None, Layout(tiles=Tiling(pinpoints=((SIDE, SIDE),))))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from families import Pair, load_pair
+from layouts import family, save_hf
 from seeing import prompt_of, rows_of
+from trifocal import load
 from trifocal.engines.transformers import Transformers
 from trifocal.images import Image
 from trifocal.messages import Message
+from trifocal.placement import Placement
 from trifocal.vision import Showing
 
 Drawn = Callable[..., Image]
@@ -64,6 +69,19 @@ def test_each_word_is_told_of_each_picture(pair: Pair, drawn: Drawn, sizes: list
     for word in told.words:
         for look, picture in zip(word.heatmaps, told.pictures, strict=True):
             assert (len(look.grid), len(look.grid[0])) == (picture.rows, picture.columns)
+
+
+def test_a_patch_that_has_no_row_is_told_of_no_word(tmp_path: Path, drawn: Drawn) -> None:
+    """SigLIP has no class token: ``default``, which leaves the first row away, leaves away its first patch."""
+    folder = save_hf(family("interleave"), tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vision_feature_select_strategy": "default"}))
+    with load(checkpoint=str(folder), engine="transformers", language=Placement("cpu", "float32")) as llava:
+        (rows,) = rows_of(llava.gallery.vision, [drawn(1)])
+        assert len(rows) == 15
+        told = llava.explain([llava.question("What is here?", [drawn(1)]), Message("assistant", ANSWER)])
+    assert max(sum(map(sum, word.heatmaps[0].grid)) for word in told.words) > 0
+    assert all(word.heatmaps[0].grid[0][0] == 0 for word in told.words)
 
 
 def test_the_attention_is_the_models_own(pair: Pair, drawn: Drawn) -> None:

@@ -113,9 +113,11 @@ def _class_name(processor: Mapping[str, Any]) -> str:
 def _check_grid(tower: Tower, layout: Layout) -> None:
     """Rows that are put together as one grid are patches alone, and a pooled frame's are not fewer than one stride."""
     if layout.tiles is not None and layout.tiles.merge != "flat" and tower.patches != tower.side**2:
+        kept = tower.patches > tower.side**2
+        what = "the class token is kept (cls_patch, or full)" if kept else "SigLIP's first patch is left away (default)"
         raise CheckpointError(
-            "the checkpoint's config.json: the class token is kept (cls_patch, or full), which has no place in a grid "
-            f"of tiles ({layout.tiles.merge}); the original's code fails there, too"
+            f"the checkpoint's config.json: {what}, so that a tile's rows are no grid ({layout.tiles.merge}); "
+            "the original's code fails there, too"
         )
     if layout.video is not None and layout.video.pool != "bilinear" and layout.video.stride > tower.side:
         raise CheckpointError(

@@ -176,6 +176,8 @@ def _laid(weights: torch.Tensor, grids: Sequence[PatchGrid], board: PatchGrid) -
         across = _index(board.box[0], board.box[2], board.columns, grid.box[0], grid.box[2], grid.columns)
         inside = (down >= 0)[:, None] & (across >= 0)[None]
         at = grid.start + down.clamp_min(0)[:, None] * grid.step + across.clamp_min(0)[None]  # [rows, columns]
+        inside &= at >= 0  # a patch that is left away has no row
+        at = at.clamp_min(0)
         copies = torch.bincount(at[inside], minlength=weights.shape[1]).clamp_min(1)
         total += (weights / copies)[:, at] * inside
     return total
