@@ -242,3 +242,11 @@ def test_a_word_of_the_vocabulary_that_is_called_like_an_end_stays_one(tmp_path:
     }
     file = GgufFile(maker.write(tmp_path / "t.gguf", told, {"t": (np.zeros((1, 4)), "F32")}))
     assert end_tokens(file) == []
+
+
+@pytest.mark.parametrize("value", [[1, 2], "</s>", 2.0, True])
+def test_an_end_that_is_no_id_is_told_by_its_key(tmp_path: Path, value: Any) -> None:
+    told = {"general.architecture": "llama", "tokenizer.ggml.tokens": 5, "tokenizer.ggml.eot_token_id": value}
+    file = GgufFile(maker.write(tmp_path / "t.gguf", told, {"t": (np.zeros((1, 4)), "F32")}))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.ggml\.eot_token_id is"):
+        end_tokens(file)

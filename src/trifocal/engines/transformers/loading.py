@@ -136,7 +136,8 @@ def _config(language: Language) -> Any:
             file = file_of(language, name)
             raise CheckpointError(f"{file}: {name} is {list(table.shape)}, a row a token was expected")
         config.vocab_size = len(table)  # configurations are wrong about it, tensors are not
-        if (getattr(config, "pad_token_id", None) or 0) >= len(table):
+        padding = getattr(config, "pad_token_id", None)
+        if isinstance(padding, int) and not 0 <= padding < len(table):
             config.pad_token_id = None  # nothing is padded here, and its class refuses what is beyond the table
     check_blocks(getattr(config, "num_hidden_layers", None), language)
     other = sorted(set(getattr(config, "layer_types", None) or ()) - _KEYS_AND_VALUES)
