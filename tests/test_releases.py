@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -163,6 +163,53 @@ def check_answers(llava: Llava, made: Made, image: Image, rows: torch.Tensor) ->
     ends = ends_of(llava.engine)
     said = [token.id for token in llava.engine.stream(prompt, Sampling(max_tokens=32, ignore_end=True))]
     assert said == greedy(model, said, ends, inputs_embeds=spliced[None])
+
+
+TALKS = {
+    "one each": ("<image>\nWhat is it?", "A cat.", "<image>\nAnd this?"),
+    "after an answer": ("Hi there", "Hello!", "What is <image>, and <image> beside it?", "Two.", "Why?"),
+}
+
+
+@pytest.mark.parametrize("talk", TALKS.values(), ids=TALKS)
+@pytest.mark.parametrize("name", ["1.5", "1.6 Mistral", "OneVision", "interleave"])
+@torch.no_grad()
+def test_several_pictures_over_several_turns(
+    name: str, talk: Sequence[str], release: Callable[[str], tuple[Made, Path]], drawn: Callable[..., Image]
+) -> None:
+    """Ids and rows as the original cuts text at every picture; of several OneVision made padded squares."""
+    made, home = release(name)
+    pictures = [drawn(seed, *size) for seed, size in enumerate([(130, 70), (57, 170)])]
+    left = iter(pictures)
+    turns = [(text, *(next(left) for _ in range(text.count("<image>")))) for text in talk]
+    roles = ("user", "assistant") * len(turns)
+    bounded = "max" in str(made.config.get("image_aspect_ratio"))
+    config = {**made.config, **({"image_aspect_ratio": "pad"} if bounded else {})}
+    newline = getattr(made.made.model.model, "image_newline", torch.zeros(0))
+    views = [original.views(picture.pixels, config, made.processor, TILE) for picture in pictures]
+    rows = [
+        original.rows(seen(made.made.model, each), newline, config, picture.pixels.size, TILE)
+        for each, picture in zip(views, pictures, strict=True)
+    ]
+    with load(**places_of(made, home, "as released"), allow_pickle=True, **EXACT) as llava:
+        parts = llava.template.render([Message(role, turn) for role, turn in zip(roles, turns, strict=False)])
+        prompt = prompt_of(llava.composer, parts)
+        ours = rows_of(llava.gallery.vision, pictures)
+    text = "".join(getattr(part, "name", part) if not isinstance(part, Image) else "<image>" for part in parts)
+    first, *rest = text.split("<image>")
+    ids = made.words.encode(first, "", 1)
+    ids = ids[: ids.index(SENTINEL)]
+    for piece, each in zip(rest, rows, strict=True):
+        ids += [SENTINEL] * len(each) + behind(made, piece)
+    assert prompt.ids(SENTINEL) == ids
+    for wanted, found in zip(rows, ours, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+def behind(made: Made, text: str) -> list[int]:
+    """The ids of a text behind a picture."""
+    ids = made.words.encode("", text, 1)
+    return ids[ids.index(SENTINEL) + 1 :]
 
 
 @pytest.mark.parametrize("way", ["as released", "split"])
