@@ -340,7 +340,9 @@ def disk(tmp_path: Path) -> Make:
 
     def found(name: str = "checkpoint", **files: str) -> JinjaTemplate:
         for file, text in files.items():
-            (tmp_path / file.replace("__", ".")).write_text(text)
+            path = tmp_path / file.replace("__", ".")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
         template = find_template(name, tmp_path)
         assert isinstance(template, JinjaTemplate)
         return template
@@ -364,6 +366,34 @@ def disk(tmp_path: Path) -> Make:
 )
 def test_a_checkpoints_own_template(disk: Make, files: dict[str, str]) -> None:
     assert written(disk(**files).render(TURNS)) == GOLDEN["chatml_hf"]
+
+
+WITH_TOOLS = "{{ 'tools: ' + tools[0].function.name + ' ' }}" + CHATML
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {
+            "tokenizer_config__json": json.dumps(
+                {
+                    "chat_template": [
+                        {"name": "default", "template": CHATML},
+                        {"name": "tool_use", "template": WITH_TOOLS},
+                    ]
+                }
+            )
+        },
+        {"tokenizer_config__json": json.dumps({"chat_template": {"tool_use": WITH_TOOLS, "default": CHATML}})},
+        {"chat_template__jinja": CHATML, "additional_chat_templates/tool_use__jinja": WITH_TOOLS},
+    ],
+)
+def test_a_conversation_with_tools_is_written_by_the_template_for_it(disk: Make, files: dict[str, str]) -> None:
+    """As transformers chooses; the default one, which may know no tools, was taken."""
+    template = disk(**files)
+    assert written(template.render(TURNS)) == GOLDEN["chatml_hf"]
+    with_tools = template.render(TURNS, [Tool("look", "finds", "{}")])
+    assert written(with_tools) == "tools: look " + GOLDEN["chatml_hf"]
 
 
 @pytest.mark.parametrize("where", [None, "extra_special_tokens", "model_specific_special_tokens"])

@@ -8,7 +8,7 @@ from typing import Any
 from trifocal.errors import CheckpointError
 from trifocal.source import source_of
 
-__all__ = ["LARGEST", "own_template"]
+__all__ = ["LARGEST", "own_template", "tool_template"]
 
 LARGEST = 1 << 20  # bytes of a template's file
 
@@ -32,12 +32,30 @@ def own_template(*homes: Path) -> tuple[str, Path] | None:
     return None
 
 
-def _chosen(found: Any, file: Path) -> str | None:
-    """The template of what a file says: one, or several by name in either of transformers' shapes."""
+def tool_template(file: Path) -> str | None:
+    """The template called ``tool_use``, for conversations with tools, beside the one that `own_template` found there.
+
+    Raises:
+        CheckpointError: a file that is damaged.
+    """
+    if file.name == "chat_template.jinja":
+        beside = file.parent / "additional_chat_templates" / "tool_use.jinja"
+        return _read(beside) if beside.is_file() else None
+    home = file if source_of(file).container else file.parent
+    said = [_named(found) for found, where in source_of(home).chat_templates() if where == file]
+    return next((each["tool_use"] for each in said if each is not None and "tool_use" in each), None)
+
+
+def _named(found: Any) -> dict[str, str] | None:
+    """Several templates by name, in either of transformers' shapes; None where there is one without."""
     if isinstance(found, list):
         found = {str(one.get("name")): one.get("template") for one in found if isinstance(one, dict)}
-    if isinstance(found, dict):
-        named = {str(name): one for name, one in found.items() if isinstance(one, str)}
+    return {str(name): one for name, one in found.items() if isinstance(one, str)} if isinstance(found, dict) else None
+
+
+def _chosen(found: Any, file: Path) -> str | None:
+    """The template of what a file says: one, or the default of several."""
+    if (named := _named(found)) is not None:
         if len(named) > 1 and "default" not in named:
             raise CheckpointError(
                 f"{file}: it has the chat templates {', '.join(sorted(named))} and none is called default; write "

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from trifocal.conversation.brought import LARGEST, own_template
+from trifocal.conversation.brought import LARGEST, own_template, tool_template
 from trifocal.conversation.templates import (
     IMAGE_MARK,
     ChatTemplate,
@@ -68,7 +68,7 @@ def find_template(name: str, *homes: Path) -> ChatTemplate:
             )
         source, file = brought
         where = f"{file.parent.name}/{file.name}"
-        return JinjaTemplate(source, "checkpoint", where, tokens, marks)
+        return JinjaTemplate(source, "checkpoint", where, tokens, marks, tool_template(file))
     if _is_path(name):
         file = Path(name).expanduser()
         return JinjaTemplate(_read(file), file.name, file.name, tokens, marks)
@@ -96,7 +96,8 @@ class JinjaTemplate:
     content as a list of parts or as one text is found out by trying, for each role apart. Control tokens are what the
     *template* writes and the tokenizer knows; pictures stand where it writes ``<image>`` or its family's own mark. What
     people typed goes through it with every visible letter of ASCII replaced by one of private use, so that neither is
-    ever made of it.
+    ever made of it. ``with_tools`` is another one for conversations with tools, as transformers takes that of the name
+    ``tool_use``.
 
     Raises:
         UsageError: the template can't be read, or can't write a conversation with a picture down; names file and line.
@@ -106,10 +107,17 @@ class JinjaTemplate:
     pictures: Literal["first", "last"] = "first"
 
     def __init__(
-        self, source: str, name: str, file: str, tokens: Mapping[str, str] | None = None, marks: Sequence[str] = ()
+        self,
+        source: str,
+        name: str,
+        file: str,
+        tokens: Mapping[str, str] | None = None,
+        marks: Sequence[str] = (),
+        with_tools: str | None = None,
     ) -> None:
         self._mark = re.compile("|".join(map(re.escape, dict.fromkeys((*_MARKS, *marks)))))
         self.name, self._source, self._file = name, source, file
+        self._with_tools = with_tools or source
         self._tokens = dict.fromkeys(TOKENS, "") | dict(tokens or {})
         self._process = _Process()
         self._listed: dict[Role, bool] = {"tool": False}
@@ -193,7 +201,7 @@ class JinjaTemplate:
         if is_open:
             _leave_open(turns[-1], private.end)
         text = self._process.render(
-            self._source,
+            self._with_tools if tools else self._source,
             {
                 "messages": turns,
                 "add_generation_prompt": not is_open,
