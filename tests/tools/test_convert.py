@@ -20,6 +20,7 @@ from layouts import family, save_hf, save_original
 from seeing import rows_of
 from trifocal.checkpoints import find_checkpoint, language_recipe
 from trifocal.cli import cli
+from trifocal.conversation.brought import TOOLS, own_template, tool_template
 from trifocal.conversation.templates import TEMPLATES
 from trifocal.engines.language import open_language
 from trifocal.errors import CheckpointError, UsageError
@@ -368,6 +369,26 @@ def test_tiles_have_no_place_in_the_joined_layout(tmp_path: Path) -> None:
     split(find_checkpoint(str(save_hf(family("1.6-vicuna"), tmp_path / "whole"))), tmp_path / "parts")
     with pytest.raises(CheckpointError, match="no place in llava-hf"):
         join(tmp_path / "parts", tmp_path / "joined")
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_template_for_tools_comes_along(tmp_path: Path, beside: bool) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(find_checkpoint("thimble").language.source, whole)
+    plain, tools = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}", "{{ tools | length }}"
+    if beside:
+        (whole / "chat_template.jinja").write_text(plain)
+        (whole / TOOLS).parent.mkdir()
+        (whole / TOOLS).write_text(tools)
+    else:
+        settings = json.loads((whole / "tokenizer_config.json").read_text())
+        settings["chat_template"] = {"default": plain, "tool_use": tools}
+        (whole / "chat_template.jinja").unlink(missing_ok=True)
+        (whole / "tokenizer_config.json").write_text(json.dumps(settings))
+    split(find_checkpoint(str(whole)), tmp_path / "parts")
+    found = own_template(tmp_path / "parts" / "language")
+    assert found is not None
+    assert (found[0], tool_template(found[1])) == (plain, tools)
 
 
 @pytest.mark.parametrize("brought", ["none", "a processor's", "plain"])

@@ -8,9 +8,10 @@ from typing import Any
 from trifocal.errors import CheckpointError
 from trifocal.source import source_of
 
-__all__ = ["LARGEST", "own_template", "tool_template"]
+__all__ = ["LARGEST", "TOOLS", "own_template", "tool_template"]
 
 LARGEST = 1 << 20  # bytes of a template's file
+TOOLS = Path("additional_chat_templates", "tool_use.jinja")
 
 
 def own_template(*homes: Path) -> tuple[str, Path] | None:
@@ -39,8 +40,7 @@ def tool_template(file: Path) -> str | None:
         CheckpointError: a file that is damaged.
     """
     if file.name == "chat_template.jinja":
-        beside = file.parent / "additional_chat_templates" / "tool_use.jinja"
-        return _read(beside) if beside.is_file() else None
+        return _read(file.parent / TOOLS) if (file.parent / TOOLS).is_file() else None
     home = file if source_of(file).container else file.parent
     said = [_named(found) for found, where in source_of(home).chat_templates() if where == file]
     return next((each["tool_use"] for each in said if each is not None and "tool_use" in each), None)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trifocal.checkpoints import Checkpoint, Preprocessing, Release, Text, Tiling, Tower, read_json
-from trifocal.conversation.brought import own_template
+from trifocal.conversation.brought import TOOLS, own_template, tool_template
 from trifocal.conversation.exported import exported, takes_text
 from trifocal.conversation.templates import ALIASES, TEMPLATES
 from trifocal.errors import CheckpointError, UsageError
@@ -575,10 +575,12 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def _copy_files(source: Path, target: Path, extra: Sequence[str] = ()) -> None:
     """The tokenizer's and generation's small files, and the chat template; never weights or code."""
-    for pattern in (*_COPIED, *extra):
+    for pattern in (*_COPIED, str(TOOLS), *extra):
         for file in sorted(source.glob(pattern)):
             if file.is_file() and file.suffix in (".json", ".model", ".txt", ".jinja"):
-                shutil.copyfile(file, target / file.name)
+                copy = target / file.relative_to(source)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)
     brought = own_template(source) if source.is_dir() else None
     if brought and brought[1].name == "processor_config.json":  # which says more than belongs to this part
         (target / "chat_template.jinja").write_text(brought[0], "utf-8")
@@ -604,9 +606,13 @@ def _write_template(checkpoint: Checkpoint, language: Path) -> None:
     """
     template = TEMPLATES.get(ALIASES.get(checkpoint.template, checkpoint.template))
     brought = own_template(language)
-    source = brought[0] if brought and takes_text(brought[0]) else exported(template) if template else None
+    kept = brought is not None and takes_text(brought[0])
+    source = brought[0] if brought and kept else exported(template) if template else None
     if source is None:
         return
+    if brought and kept and (for_tools := tool_template(brought[1])):
+        (language / TOOLS).parent.mkdir(exist_ok=True)
+        (language / TOOLS).write_text(for_tools, "utf-8")
     (language / "chat_template.json").unlink(missing_ok=True)
     (language / "chat_template.jinja").write_text(source, "utf-8")
     tokenizer = language / "tokenizer_config.json"
