@@ -97,7 +97,9 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """The tokenizer's files, as a hub repository has them."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    known = {name: token for name, token in named.items() if tokenizer.token_to_id(token) is not None}
+    settings = {**known, "add_bos_token": "bos_token" in known}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
