@@ -85,16 +85,25 @@ def on_canvas(
         return on_canvas(levels.transpose(1, 2), down, across, how, colour).transpose(1, 2)
     device = levels.device
     around = torch.tensor(colour, dtype=torch.float64, device=device)[:, None, None]
-    own, rest = _weights(across, how, device)  # [width, kept], [kept]
+    own, rest = _there(across, how, device)  # [width, kept], [kept]
     rows = max(1, _AT_ONCE // (3 * across.size))
     narrow = torch.cat([part.double() @ own + around * rest for part in torch.split(levels, rows, 1)], 1)
-    own, rest = _weights(down, how, device)
+    own, rest = _there(down, how, device)
     return _cut(own.T @ _cut(narrow) + around * rest[:, None]).byte()
 
 
 def _cut(sums: torch.Tensor) -> torch.Tensor:
     """From sums to levels, as PIL rounds and clips them."""
     return ((sums + (1 << _PLACES - 1)) * 2.0**-_PLACES).floor_().clamp_(0, 255)
+
+
+def _there(axis: Axis, how: Resampling, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """`_weights`, whose memory stays theirs until this stream has read them: another vision may have made them."""
+    told = _weights(axis, how, device)
+    if device.type == "cuda":
+        for each in told:
+            each.record_stream(torch.cuda.current_stream(device))
+    return told
 
 
 @functools.lru_cache(maxsize=4)  # those of two pictures; a large one's are some 10 MB
