@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from trifocal.engines.native.graphs import SIZES, fill
-from trifocal.engines.native.kernels import LEAST, plan
+from trifocal.engines.native.kernels import LEAST, Kernels, plan
+from trifocal.engines.native.memory import Pool
 from trifocal.engines.native.prompt_graphs import BEFORE
 from trifocal.engines.native.prompt_graphs import SIZES as PROMPTS
 from trifocal.engines.native.prompt_graphs import fill as fill_prompt
+from trifocal.engines.shape import Shape
 
 COLUMNS, MOST = 8, SIZES[-1]
 
@@ -77,6 +80,16 @@ def test_blocks_for_runs_fit_every_card(dim: int, in_bytes: bool) -> None:
         assert shared >= stages * 2 * 16 * warps * (2 * dim + 16)  # keys and values of a stage
         assert shared >= 16 * warps * (dim + 4) * 4  # then the warps' results
         assert warps == (4 if memory == 100 << 10 and dim > 80 and not in_bytes else 8)
+
+
+def test_what_stands_in_front_may_be_longer_than_a_grid_is_high() -> None:
+    shape = Shape(1, 8, 1, 1, 8, 8, 1e-5, 0, 80_000, False, {})
+    operations, grids = object.__new__(Kernels), []
+    operations.pool = Pool(shape, 1, torch.bfloat16, torch.device("cpu"), in_bytes=True)
+    operations._line_up_kernel = lambda grid, *_: grids.append(grid)  # type: ignore[assignment]
+    keys, _ = operations._together(torch.zeros(3, 1, 8), torch.zeros(70_000, dtype=torch.int32), 0)
+    assert keys.shape == (70_003, 1, 8)
+    assert grids == [(70_003, 1, 1)]  # y and z end at 65,535
 
 
 def test_ids_that_only_the_device_knows_are_left_out() -> None:

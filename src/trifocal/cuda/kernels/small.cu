@@ -138,14 +138,14 @@ extern "C" __global__ void __launch_bounds__(128) rotate(
 
 // ---- what neighbouring rows see, end to end: keys and values of the positions in front, as they are kept in the slots
 // `before`, then those of the rows themselves, the values behind the keys, rows `stride` numbers apart. Out [front + rows,
-// kv_heads, dim] twice; a block 1,024 numbers of a row.
+// kv_heads, dim] twice; a block 1,024 numbers of a row. Rows are counted by x: the others end at 65,535.
 extern "C" __global__ void __launch_bounds__(128) line_up(
     const u16* own, const u16* keys, const u16* values, const u16* scales, const int* before, u16* all_keys,
     u16* all_values, int front, int stride, int kv_heads, int dim) {
   let_next_start();
   wait_for_previous();
-  const int width = kv_heads * dim, row = blockIdx.y;
-  int i = (blockIdx.x * 128 + threadIdx.x) * 8;
+  const int width = kv_heads * dim, row = blockIdx.x;
+  int i = (blockIdx.y * 128 + threadIdx.x) * 8;
   if (i >= 2 * width) return;
   if (row >= front) {
     uint4* to = (uint4*)(i < width ? all_keys + (u64)row * width + i : all_values + (u64)row * width + i - width);

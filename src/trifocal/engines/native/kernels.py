@@ -215,7 +215,7 @@ class Kernels(Plain):
         front, (rows, kv_heads, dim) = len(before), own.shape
         keys, values = own.new_empty(2, front + rows, kv_heads, dim)
         self._line_up_kernel(
-            (-(-2 * kv_heads * dim // 1024), front + rows, 1),
+            (front + rows, -(-2 * kv_heads * dim // 1024), 1),
             *(own, *self._memory(index), before, keys, values, front, own.stride(0), kv_heads, dim),
         )
         return keys, values
