@@ -19,7 +19,18 @@ import torch
 
 from trifocal.errors import EngineError
 
-__all__ = ["Kernel", "Macros", "Source", "captured", "compiled", "hopper", "prepare", "shared_memory", "supported"]
+__all__ = [
+    "Kernel",
+    "Macros",
+    "Source",
+    "captured",
+    "compiled",
+    "give_back",
+    "hopper",
+    "prepare",
+    "shared_memory",
+    "supported",
+]
 
 Macros = tuple[tuple[str, int | str], ...]
 Source = tuple[str, Macros]  # a file of kernels, and the macros with which it is compiled
@@ -111,9 +122,18 @@ def captured(run: Callable[[], torch.Tensor], memory: Any) -> tuple[torch.cuda.C
         own.synchronize()
         stream = _capturing_stream(torch.cuda.current_device()) if own == torch.cuda.default_stream() else own
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=memory, stream=stream, capture_error_mode="thread_local"):
+        with (
+            torch.cuda.stream(own),  # torch's own context stays on its stream where a capture can't be ended
+            torch.cuda.graph(graph, pool=memory, stream=stream, capture_error_mode="thread_local"),
+        ):
             given = run()
     return graph, given
+
+
+def give_back() -> None:
+    """Gives the memory that torch keeps for later back to the cards, once nobody captures: torch may refuse it then."""
+    with _capturing:
+        torch.cuda.empty_cache()
 
 
 def prepare(wanted: list[Source], device: torch.device) -> None:

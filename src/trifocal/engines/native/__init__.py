@@ -173,7 +173,7 @@ def _started(recipe: Recipe, placement: Placement, options: _Options) -> Model:
     # a step begun ahead has ids that only the device knows
     overlap = not apart and (device.type == "cuda" if options.overlap is None else options.overlap)
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # a gigabyte of what reading needed, which other programs of the card may want
+        cuda.give_back()  # a gigabyte of what reading needed, which other programs of the card may want
     seconds = time.perf_counter() - began
     log.info("language model: %.1f MB on %s in %s, %.2f s", runner.part.nbytes / 1e6, device, dtype, seconds)
     rows = len(model.embedding)
