@@ -12,14 +12,14 @@ from trifocal.vision.graphed import Graphed
 class Named(Graphed):
     """Captures nothing: tells for which numbers it was asked."""
 
-    def __init__(self, room: int = 8) -> None:
+    def __init__(self, room: int = 8, error: Exception | None = None) -> None:
         super().__init__(nn.Linear(1, 1))
         self.captured: list[int] = []
-        self._room = room
+        self._room, self._error = room, error or torch.OutOfMemoryError("no room")
 
     def _captured(self, shape: torch.Size) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
         if shape[0] > self._room:
-            raise torch.OutOfMemoryError("no room")
+            raise self._error
         self.captured.append(shape[0])
         taken = torch.zeros(shape)
         return None, taken, taken  # type: ignore[return-value]
@@ -44,7 +44,8 @@ def test_more_squares_than_a_tower_sees_at_once_have_their_own() -> None:
 
 
 @pytest.mark.parametrize("first", [1, 5])
-def test_where_there_is_no_room_for_more_each_number_has_its_own(first: int) -> None:
-    part = Named(room=6)
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), RuntimeError("CUDA error: out of memory")])
+def test_where_there_is_no_room_for_more_each_number_has_its_own(first: int, error: Exception) -> None:
+    part = Named(6, error)
     assert [part.takes(n) for n in (first, 3, 3, 6)] == [first, 3, 3, 6]
     assert part.captured == [first, 3, 6]

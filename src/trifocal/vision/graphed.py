@@ -53,7 +53,7 @@ class Graphed:
                 return self._graphs[most]
             self._graphs[shape] = self._captured(shape)
             if most not in self._graphs and self._met[shape] == 1:
-                with suppress(torch.OutOfMemoryError):  # then each number has its own
+                with suppress(RuntimeError):  # no room, which torch may say in words alone: each number has its own
                     self._graphs[most] = self._captured(most)
         return self._graphs[shape]
 
