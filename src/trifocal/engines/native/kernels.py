@@ -137,7 +137,7 @@ class Kernels(Plain):
     @property
     def prompted(self) -> bool:
         """Whether rows of a prompt may attend whose number only the device knows."""
-        return not self.shape.window and self.shape.dim % 8 == 0
+        return not self.shape.window
 
     def use(self, places: Places) -> None:
         """Where the rows of the next step stand; its `Step` then needs no places of single rows."""
