@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -195,19 +196,21 @@ def test_more_requests_than_sequences_and_blocks_take_turns(language: Recipe) ->
 
 
 def test_a_fault_ends_those_under_way_and_no_others(engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = ids_of(engine, PROMPTS[0])
-    failures = iter([EngineError("a fault"), OutOfMemory("no room")])
-
-    def fails(self: Any, *_: Any) -> Any:
-        monkeypatch.undo()
-        raise next(failures)
-
+    wanted, decode = ids_of(engine, PROMPTS[0]), library.Context.decode
     for kind in (EngineError, OutOfMemory):
-        stream = engine.stream(PROMPTS[0], LONG)
-        next(stream)
-        monkeypatch.setattr(library.Context, "decode", fails)
-        with pytest.raises(kind):
-            list(stream)
+        calls = count()
+
+        def fails(self: Any, *told: Any, kind: type[Exception] = kind, calls: Iterator[int] = calls) -> Any:
+            if next(calls) == 3:  # the prompt is through, its first token told, and most of them are not
+                raise kind("a fault")
+            return decode(self, *told)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(library.Context, "decode", fails)
+            stream = engine.stream(PROMPTS[0], LONG)
+            next(stream)
+            with pytest.raises(kind):
+                list(stream)
         assert ids_of(engine, PROMPTS[0]) == wanted
         assert engine.state().phase == "ready"
 
