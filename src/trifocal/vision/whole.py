@@ -37,9 +37,8 @@ class OneSquare:
 
     def grids(self) -> list[PatchGrid]:
         side = self.tower.side
-        first = (
-            self.tower.patches - side**2
-        )  # a class token that is kept is no patch; below 0 the first patch has no row
+        # a class token that is kept is no patch; below 0 the first patch has no row
+        first = self.tower.patches - side**2
         return [PatchGrid(first, side, side, side, upper_left(self._box(), self.tower.looked_at))]
 
     def block(self, features: torch.Tensor, newline: torch.Tensor | None) -> torch.Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from trifocal import cuda
-from trifocal.engines.native.memory import BLOCK, FEW, Piece, Pool, Step
+from trifocal.engines.native.memory import BLOCK, Piece, Pool, Step
 from trifocal.engines.native.model import Layer, Plain
 from trifocal.engines.shape import Shape
 
@@ -203,7 +203,7 @@ class Kernels(Plain):
         """As `Plain` has it, in one kernel for a dozen."""
         if self.pool.scales is None:
             return super()._lined_up(piece, keys, values, index)
-        own = keys if piece.rows > FEW else keys[:0]
+        own = keys if piece.exact else keys[:0]
         all_keys, all_values = self._together(own, self._kept[piece], index)
         return all_keys.transpose(0, 1)[None], all_values.transpose(0, 1)[None]
 

@@ -76,12 +76,17 @@ class Piece:
     begins: int = 0
 
     @property
-    def kept(self) -> torch.Tensor | slice:
-        """The slots of those of them that its rows see as they are kept: of a prompt's rows not each other.
+    def exact(self) -> bool:
+        """Whether its rows see each other as they are, not as they are kept: a prompt's do.
 
         Few rows may be guessed ids, which see what they would see one by one.
         """
-        many = self.start - self.begins + (self.rows if self.rows <= FEW else 0)
+        return self.rows > FEW
+
+    @property
+    def kept(self) -> torch.Tensor | slice:
+        """The slots of those of them that its rows see as they are kept."""
+        many = self.start - self.begins + (0 if self.exact else self.rows)
         return slice(self.slots.start, self.slots.start + many) if isinstance(self.slots, slice) else self.slots[:many]
 
 

@@ -101,7 +101,7 @@ class Plain:
 
         Its own are ``[rows, kv_heads, dim]``, which a prompt's rows see as they are where they are kept as bytes.
         """
-        if self.pool.scales is None or piece.rows <= FEW:
+        if self.pool.scales is None or not piece.exact:
             keys, values = self.pool.read(index, piece.slots)
         else:
             known_keys, known_values = self.pool.read(index, piece.kept)
