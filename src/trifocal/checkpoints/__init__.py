@@ -17,6 +17,7 @@ from trifocal.checkpoints.parts import (
     Text,
     Tiling,
     Tower,
+    layers_of,
 )
 from trifocal.checkpoints.reading import read_json
 
@@ -40,5 +41,6 @@ __all__ = [
     "find_checkpoint",
     "from_folder",
     "language_recipe",
+    "layers_of",
     "read_json",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,8 +29,10 @@ __all__ = [
     "Text",
     "Tiling",
     "Tower",
+    "layers_of",
 ]
 
+_PERCEPTRON = re.compile(r"mlp(\d+)x(?:_res(\d+)x)?")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 CLIP_TOWER = "openai/clip-vit-large-patch14"
@@ -108,6 +111,12 @@ class Projector:
     kind: str
     act: str = "gelu"
     adapter: Path | None = None
+
+
+def layers_of(kind: str) -> tuple[int, int]:
+    """How many linear layers a kind of projector has, and residual blocks behind them: 2 and 3 of ``mlp2x_res3x``."""
+    found = _PERCEPTRON.fullmatch(kind)
+    return (int(found[1]), int(found[2] or 0)) if found else (1, 0)
 
 
 @dataclass(frozen=True, slots=True)

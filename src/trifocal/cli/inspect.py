@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from trifocal.checkpoints import (
     Preprocessing,
     Release,
     language_recipe,
+    layers_of,
     read_json,
 )
 from trifocal.cli.configuration import Configured
@@ -146,8 +146,7 @@ def expected_numbers(checkpoint: Checkpoint, part: str) -> int:
         block = 4 * wide * (wide + 1) + 2 * wide * tower.mlp + tower.mlp + 5 * wide
         return patches + places + (tower.layers if clip else tower.blocks) * block + 2 * wide
     hidden = checkpoint.language.hidden
-    layers = re.fullmatch(r"mlp(\d+)x(?:_res(\d+)x)?", checkpoint.projector.kind)
-    linears, blocks = (int(layers[1]), int(layers[2] or 0)) if layers else (1, 0)
+    linears, blocks = layers_of(checkpoint.projector.kind)
     newline = hidden * checkpoint.preprocessing.has_newline
     square = hidden * (hidden + 1)
     return hidden * (tower.width + 1) + (linears - 1) * square + blocks * 2 * (square + hidden) + newline

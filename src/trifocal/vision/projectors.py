@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from trifocal.checkpoints import layers_of
 from trifocal.errors import CheckpointError
 from trifocal.vision.activations import Activation
 from trifocal.weights.tensors import Weights
@@ -25,7 +25,7 @@ def _mlp(weights: Weights, act: str, kind: str) -> nn.Module:
 
     Of ``mlp2x_res3x`` the last three, counted on from there, are residual blocks.
     """
-    linears, blocks = (int(number) for number in re.findall(r"\d+", f"{kind}_res0x")[:2])
+    linears, blocks = layers_of(kind)
     layers: list[nn.Module] = []
     for at in range(linears):
         layers += [_layer(weights, f"{2 * at}."), Activation(act)]
